@@ -1,0 +1,38 @@
+# One command set for laptop, hook and CI. `make demo` and `make test` do all the set-up they need.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+WORKERS ?= 2
+
+.PHONY: demo test lint format docs clean setup
+.DEFAULT_GOAL := demo
+
+demo: setup
+	$(BIN)/edvit demo -o edvit-demo
+
+test: setup
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+lint: setup
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix src tests benchmarks
+	$(BIN)/ruff format src tests benchmarks
+
+docs: setup
+	$(BIN)/python -m edvit.cli.reference docs/cli.md
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf edvit-demo edvit-work .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,5 @@
+"""`python -m edvit` is the `edvit` command."""
+
+from edvit.cli import main
+
+main()

@@ -1,0 +1,111 @@
+"""The shape of a Vision Transformer, whole or pruned: numbers only, no tensors and no torch.
+
+Both worlds share it: the build world cuts models to these widths, the plan counts what they cost, and the
+bundle records them.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+AttentionMode = Literal["dims", "heads"]
+
+WIDTH_MULTIPLE = 8
+"""Widths are multiples of this: odd ones run slower on SIMD kernels, not faster."""
+
+
+class BlockWidths(BaseModel):
+    """Widths of one transformer block."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    heads: int = Field(gt=0)
+    head_dim: int = Field(gt=0)
+    hidden: int = Field(gt=0)
+    """FFN hidden units."""
+
+    @property
+    def attention(self) -> int:
+        """Attention width: heads x head_dim."""
+        return self.heads * self.head_dim
+
+
+class Widths(BaseModel):
+    """Every width that pruning can change."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dim: int = Field(gt=0, strict=True)
+    """Embedding dimension, shared by every block."""
+    blocks: tuple[BlockWidths, ...] = Field(min_length=1)
+
+
+class Architecture(BaseModel):
+    """A timm `VisionTransformer`, as far as its cost and its surgery depend on it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    """timm model name of the base, e.g. `deit_tiny_patch16_224`."""
+    image_size: int = Field(gt=0)
+    """Height and width of the input, pixels."""
+    patch_size: int = Field(gt=0)
+    channels: int = Field(gt=0)
+    """Input channels: 1 or 3."""
+    prefix_tokens: int = Field(ge=0)
+    """Class token and register tokens."""
+    classes: int = Field(ge=0)
+    """Outputs of the classifier head; 0 where the model ends at its feature."""
+    qkv_bias: bool = True
+    qk_norm: bool = False
+    layer_scale: bool = False
+    pre_norm: bool = False
+    widths: Widths
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in the residual stream, prefix tokens included."""
+        return (self.image_size // self.patch_size) ** 2 + self.prefix_tokens
+
+    @property
+    def heads(self) -> int:
+        """Heads per block of an unpruned model; the keep ratio counts in these."""
+        return self.widths.blocks[0].heads
+
+
+def round_width(width: float) -> int:
+    """Nearest multiple of `WIDTH_MULTIPLE`, at least one of it."""
+    return max(WIDTH_MULTIPLE, int(width / WIDTH_MULTIPLE + 0.5) * WIDTH_MULTIPLE)
+
+
+def pruned_widths(base: Widths, heads_pruned: int, mode: AttentionMode = "dims") -> Widths:
+    """Widths at keep ratio `s = (h - h_p) / h` (ED-ViT, arXiv 2410.11650): dim, attention and hidden all x s.
+
+    Args:
+        base: widths of the base model, the same heads in every block.
+        heads_pruned: `h_p`, 0 to h - 1. 0 returns `base` itself.
+        mode: `"dims"` keeps every head and narrows it, `"heads"` keeps whole heads.
+
+    Raises:
+        ValueError: `heads_pruned` is out of range, or blocks differ in their heads.
+    """
+    heads = base.blocks[0].heads
+    if any(block.heads != heads for block in base.blocks):
+        raise ValueError("blocks differ in their number of heads: this is not a base model")
+    if not 0 <= heads_pruned < heads:
+        raise ValueError(f"heads_pruned must be 0..{heads - 1}, not {heads_pruned}")
+    if heads_pruned == 0:
+        return base
+    keep = (heads - heads_pruned) / heads
+
+    def shrink(width: int) -> int:
+        return min(width, round_width(width * keep))
+
+    def shrink_block(block: BlockWidths) -> BlockWidths:
+        if mode == "heads":
+            return BlockWidths(heads=heads - heads_pruned, head_dim=block.head_dim, hidden=shrink(block.hidden))
+        return BlockWidths(heads=heads, head_dim=shrink(block.head_dim), hidden=shrink(block.hidden))
+
+    return Widths(dim=shrink(base.dim), blocks=tuple(shrink_block(block) for block in base.blocks))

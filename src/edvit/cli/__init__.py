@@ -1,0 +1,30 @@
+"""The command line: one file per command group, imports of the build world only inside its commands."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from edvit.errors import EdvitError
+
+app = typer.Typer(
+    name="edvit",
+    help="Split a Vision Transformer into small class-specific models that run in parallel on edge devices.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """Entry point of the `edvit` command: an `EdvitError` becomes one line on stderr and an exit code."""
+    from edvit.cli import commands  # noqa: F401  (registers every command on `app`)
+
+    try:
+        app()
+    except EdvitError as error:
+        print(f"edvit: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

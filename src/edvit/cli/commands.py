@@ -1,0 +1,3 @@
+"""Imports every command module, which registers its commands on `edvit.cli.app`, in the order of `--help`."""
+
+from __future__ import annotations

@@ -1,0 +1,162 @@
+"""One tree of exceptions for the library, the command line and the wire.
+
+Every class carries how it is told to the outside: `code` names it on the wire, `http_status` is its answer
+over HTTP, `exit_code` is the exit code of the command line. A message is one line: what is wrong, and what
+to do. What is not an `EdvitError` is a defect, and its detail never leaves the process.
+"""
+
+from __future__ import annotations
+
+
+class EdvitError(Exception):
+    """Root of the tree. Raise a subclass."""
+
+    code = "internal"
+    http_status = 500
+    exit_code = 1
+
+
+# --- what the user gave ------------------------------------------------------------------------------------
+
+
+class UserError(EdvitError):
+    """Something the user gave cannot be used as it is."""
+
+    code = "bad-input"
+    http_status = 400
+    exit_code = 2
+
+
+class ConfigError(UserError):
+    """A setting or a combination of settings makes no sense."""
+
+    code = "bad-config"
+
+
+class FleetError(UserError):
+    """A fleet file cannot be read, or describes no possible fleet."""
+
+    code = "bad-fleet"
+
+
+class DataError(UserError):
+    """A data set is missing, incomplete or unusable."""
+
+    code = "bad-data"
+
+
+class ModelError(UserError):
+    """A model is unknown, or of a kind that cannot be split."""
+
+    code = "bad-model"
+
+
+class WeightsError(UserError):
+    """A weights file is unreadable, unsafe or of another architecture."""
+
+    code = "bad-weights"
+
+
+class BundleError(UserError):
+    """A bundle is incomplete, altered or of an unknown version."""
+
+    code = "bad-bundle"
+
+
+class InfeasibleError(UserError):
+    """No assignment meets the fleet's limits.
+
+    Attributes:
+        submodel: id of the sub-model that fits nowhere.
+        constraint: `"memory"` (bytes) or `"energy"` (joules).
+        shortfall: by how much the roomiest device fails, in the constraint's unit.
+    """
+
+    code = "infeasible"
+
+    def __init__(self, message: str, *, submodel: int, constraint: str, shortfall: float) -> None:
+        super().__init__(message)
+        self.submodel = submodel
+        self.constraint = constraint
+        self.shortfall = shortfall
+
+
+class ImageError(UserError):
+    """A request's image cannot be decoded, or is not of the expected shape."""
+
+    code = "bad-image"
+
+
+class UnsupportedMediaError(ImageError):
+    """A request's body is not of a kind that is understood."""
+
+    code = "unsupported-media"
+    http_status = 415
+
+
+class TooLargeError(ImageError):
+    """A request's body or image is larger than what is accepted."""
+
+    code = "too-large"
+    http_status = 413
+
+
+class MissingExtraError(UserError):
+    """A command needs an optional part of the package that is not installed."""
+
+    code = "missing-extra"
+
+
+class PortInUseError(UserError):
+    """An address to listen on is taken."""
+
+    code = "port-in-use"
+
+
+# --- what happened at run time -----------------------------------------------------------------------------
+
+
+class ServiceError(EdvitError):
+    """A running system could not do what was asked."""
+
+    code = "service"
+    http_status = 503
+
+
+class WireError(ServiceError):
+    """A message from a peer is malformed, too large, or contradicts itself."""
+
+    code = "bad-message"
+    http_status = 502
+
+
+class DeadlineError(ServiceError):
+    """An answer did not come in time."""
+
+    code = "deadline"
+    http_status = 504
+
+
+class UnavailableError(ServiceError):
+    """No device, gateway or peer is there to answer."""
+
+    code = "unavailable"
+
+
+class MemoryLimitError(ServiceError):
+    """A device refuses a sub-model that would pass its memory limit."""
+
+    code = "memory-limit"
+
+
+class DigestError(ServiceError):
+    """Bytes that arrived do not have the digest they were asked for by."""
+
+    code = "digest-mismatch"
+    http_status = 502
+
+
+class BuildError(EdvitError):
+    """A build stage ended with a result that must not be used (an export that differs, say)."""
+
+    code = "build"

@@ -1,0 +1,84 @@
+"""From an image file to the uint8 array a sub-model takes; the same code when training and when serving.
+
+Normalisation is not here: it is inside every exported graph.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+from pydantic import BaseModel, ConfigDict, Field
+
+from edvit.errors import ImageError, TooLargeError, UnsupportedMediaError
+
+UInt8 = npt.NDArray[np.uint8]
+
+MAX_PIXELS = 50_000_000
+"""Images with more pixels are refused before they are decoded."""
+
+_RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+class Preprocessing(BaseModel):
+    """How an image becomes a sub-model's input `[channels, image_size, image_size]`, uint8."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    image_size: int = Field(gt=0)
+    channels: Literal[1, 3]
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    mean: tuple[float, ...]
+    """Per channel, on a scale of 0 to 1; applied inside the graph, recorded here for the reader."""
+    std: tuple[float, ...]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return (self.channels, self.image_size, self.image_size)
+
+
+def image_to_array(image: Image.Image, how: Preprocessing) -> UInt8:
+    """Orient by EXIF, convert, resize (the short side to `image_size`, centre crop); `[channels, size, size]`."""
+    image = ImageOps.exif_transpose(image)
+    image = image.convert("L" if how.channels == 1 else "RGB")
+    if image.size != (how.image_size, how.image_size):
+        image = ImageOps.fit(image, (how.image_size, how.image_size), method=_RESAMPLE[how.interpolation])
+    array = np.asarray(image, dtype=np.uint8)
+    array = array[None] if how.channels == 1 else array.transpose(2, 0, 1)
+    return np.ascontiguousarray(array)
+
+
+def decode_image(data: bytes, how: Preprocessing) -> UInt8:
+    """Decode an image file (anything Pillow reads) to `[channels, size, size]`, uint8.
+
+    Raises:
+        UnsupportedMediaError: the bytes are no image.
+        TooLargeError: the image has more than `MAX_PIXELS` pixels.
+        ImageError: the image is truncated or damaged, or there are no bytes.
+    """
+    if not data:
+        raise ImageError("the image is empty: send the bytes of an image file")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        try:
+            image = Image.open(io.BytesIO(data))
+        except (UnidentifiedImageError, Image.DecompressionBombError) as error:
+            if isinstance(error, Image.DecompressionBombError):
+                raise TooLargeError(f"the image has more than {MAX_PIXELS:,} pixels: send a smaller one") from None
+            raise UnsupportedMediaError("not an image file: send PNG, JPEG or another common format") from None
+        except Exception:
+            raise ImageError("the image is damaged: it cannot be decoded") from None
+        if image.width * image.height > MAX_PIXELS:
+            raise TooLargeError(
+                f"the image is {image.width}x{image.height}, over {MAX_PIXELS:,} pixels: send a smaller one"
+            )
+        try:
+            image.draft("RGB" if how.channels == 3 else "L", (how.image_size, how.image_size))
+            image.load()
+            return image_to_array(image, how)
+        except Exception:
+            raise ImageError("the image is truncated or damaged: it cannot be decoded") from None
