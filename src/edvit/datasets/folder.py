@@ -1,0 +1,67 @@
+"""torchvision's ImageFolder layout: `DIR/train/<class>/...` and `DIR/test/<class>/...`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from edvit.datasets.images import FileImages, Split, shorten
+from edvit.errors import DataError
+
+EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))
+"""torchvision's, lower case."""
+
+
+def read_imagefolder(root: Path, split: Split) -> FileImages:
+    """Classes are the sorted names of the folders under `train/`, or under the split where there is no `train/`.
+
+    `val/` stands in for a missing `test/`. A folder with neither `train/`, `test/` nor `val/` is itself read as the
+    test split: class folders right under it.
+
+    Raises:
+        DataError: a folder is missing or holds no image, or the split has a class that `train/` lacks.
+    """
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder")
+    folder = _split_folder(root, split)
+    found = _class_names(folder)
+    train = root / "train"
+    classes = _class_names(train) if train.is_dir() else found
+    unknown = [name for name in found if name not in classes]
+    if unknown:
+        raise DataError(f"{folder}: has classes that {train} lacks: {shorten(unknown)}")
+
+    paths: list[Path] = []
+    labels: list[int] = []
+    for name in found:
+        images = _images_under(folder / name)
+        if not images:
+            raise DataError(f"{folder / name}: a class folder with no images; fill it or remove it")
+        paths += images
+        labels += [classes.index(name)] * len(images)
+    return FileImages(classes=classes, labels=np.array(labels, dtype=np.int64), paths=tuple(paths))
+
+
+def _split_folder(root: Path, split: Split) -> Path:
+    names = ("train",) if split == "train" else ("test", "val")
+    for name in names:
+        if (root / name).is_dir():
+            return root / name
+    if split == "test" and not (root / "train").is_dir():
+        return root
+    raise DataError(f"{root}: has no {' or '.join(f'{name}/' for name in names)} with a folder of images per class")
+
+
+def _class_names(folder: Path) -> tuple[str, ...]:
+    try:
+        names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read ({type(error).__name__})") from None
+    if not names:
+        raise DataError(f"{folder}: has no class folders; the layout is {folder}/<class>/<image>")
+    return tuple(names)
+
+
+def _images_under(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())

@@ -1,0 +1,126 @@
+"""One split of a data set: labels in memory, images by index."""
+
+from __future__ import annotations
+
+import io
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, cast
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from edvit.errors import DataError
+from edvit.preprocess import MAX_PIXELS, UInt8
+
+Split = Literal["train", "test"]
+Labels = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class LabelledImages(ABC):
+    """Images with their labels; picklable, safe to share between threads.
+
+    Attributes:
+        classes: class names; a label is an index into them.
+        labels: `[images]`, int64.
+    """
+
+    classes: tuple[str, ...]
+    labels: Labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """What to call an image in a message: its path, or its place in the data set."""
+
+    @abstractmethod
+    def image(self, index: int) -> Image.Image:
+        """The decoded image. Raises DataError naming the file when it is unreadable."""
+
+    @abstractmethod
+    def encoded(self, index: int) -> bytes:
+        """The image as a file: the very bytes on disk, or a lossless PNG. Raises DataError."""
+
+    def with_classes(self, classes: Sequence[str]) -> LabelledImages:
+        """The same images, labelled by the position of their class name in `classes`.
+
+        Raises:
+            DataError: a class of the data is not among `classes`.
+        """
+        position = {name: index for index, name in enumerate(classes)}
+        unknown = [name for name in self.classes if name not in position]
+        if unknown:
+            raise DataError(
+                f"the data has classes that the model does not know: {shorten(unknown)} "
+                f"(the model knows {shorten(classes)})"
+            )
+        mapping = np.array([position[name] for name in self.classes], dtype=np.int64)
+        return replace(self, classes=tuple(classes), labels=mapping[self.labels])
+
+
+@dataclass(frozen=True)
+class ArrayImages(LabelledImages):
+    """Images held in memory: `pixels` is uint8, `[images, height, width]` or `[images, height, width, 3]`."""
+
+    pixels: UInt8
+    source: str
+
+    def name(self, index: int) -> str:
+        return f"{self.source} #{index}"
+
+    def image(self, index: int) -> Image.Image:
+        return Image.fromarray(self.pixels[index])
+
+    def encoded(self, index: int) -> bytes:
+        buffer = io.BytesIO()
+        self.image(index).save(buffer, format="PNG")
+        return buffer.getvalue()
+
+
+@dataclass(frozen=True)
+class FileImages(LabelledImages):
+    """Images that stay on disk until asked for."""
+
+    paths: tuple[Path, ...]
+
+    def name(self, index: int) -> str:
+        return str(self.paths[index])
+
+    def image(self, index: int) -> Image.Image:
+        path = self.paths[index]
+        try:
+            with Image.open(path) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise DataError(f"{path}: {image.width}x{image.height} is over {MAX_PIXELS:,} pixels: shrink it")
+                image.load()
+            return cast(Image.Image, image)
+        except DataError:
+            raise
+        except Exception:  # Pillow's decoders raise many kinds on damaged files
+            raise DataError(f"{path}: not a readable image; replace or remove it") from None
+
+    def encoded(self, index: int) -> bytes:
+        path = self.paths[index]
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({type(error).__name__})") from None
+
+
+def shorten(names: Sequence[str], limit: int = 5) -> str:
+    """`a, b, c` or, when there are many, `a, b, c and 7 more`."""
+    if len(names) <= limit:
+        return ", ".join(names)
+    return f"{', '.join(names[: limit - 1])} and {len(names) - limit + 1} more"
+
+
+def check_labels(labels: Labels, classes: int, source: Path) -> None:
+    """Raises DataError when a label is not an index below `classes`."""
+    if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+        raise DataError(f"{source}: has labels outside 0..{classes - 1}; get the file again")
