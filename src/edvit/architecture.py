@@ -62,6 +62,8 @@ class Architecture(BaseModel):
     qk_norm: bool = False
     layer_scale: bool = False
     pre_norm: bool = False
+    no_embed_class: bool = False
+    """Position embeddings for the patches only, not for the prefix tokens (timm's name for it)."""
     widths: Widths
 
     @property

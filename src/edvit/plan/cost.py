@@ -1,0 +1,166 @@
+"""What a Vision Transformer costs, counted from its widths alone: parameters, operations, bytes, seconds, joules.
+
+Symbols below: `T` tokens (prefix included), `P` patches, `d` embedding dimension, `A = heads x head_dim`
+attention width, `f` FFN hidden units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from edvit.architecture import Architecture, BlockWidths
+from edvit.fleet import PROFILES, Device, Fleet
+
+ACTIVATION_BYTES = 4
+"""Activations and features are fp32."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one model costs on one image."""
+
+    params: int
+    flops: int
+    """Floating-point operations of its matrix products, a multiply-add as two."""
+    weight_bytes: int
+    peak_memory_bytes: int
+    """Weights and the largest set of activations that live at once: what counts against a device's limit."""
+    input_bytes: int
+    """The uint8 image that goes to the device."""
+    feature_bytes: int
+    """The fp32 feature that comes back."""
+
+
+def vit_cost(architecture: Architecture, bytes_per_param: int = 4) -> Cost:
+    """Cost of a whole or pruned `VisionTransformer`; blocks may differ in their widths.
+
+    Args:
+        architecture: with `classes=0` for a sub-model as it is exported (it ends at its feature).
+        bytes_per_param: 4 for fp32 weights, 1 for int8.
+    """
+    params = vit_params(architecture)
+    weight_bytes = params * bytes_per_param
+    return Cost(
+        params=params,
+        flops=vit_flops(architecture),
+        weight_bytes=weight_bytes,
+        peak_memory_bytes=weight_bytes + peak_activation_bytes(architecture),
+        input_bytes=architecture.channels * architecture.image_size**2,
+        feature_bytes=architecture.widths.dim * ACTIVATION_BYTES,
+    )
+
+
+def vit_params(architecture: Architecture) -> int:
+    """Number of parameters, equal to the timm model's."""
+    dim = architecture.widths.dim
+    embed = dim * architecture.channels * architecture.patch_size**2
+    if architecture.pre_norm:
+        embed += 2 * dim  # a LayerNorm, in place of the patch embedding's bias
+    else:
+        embed += dim
+    positions = _patches(architecture) + (0 if architecture.no_embed_class else architecture.prefix_tokens)
+    stream = (positions + architecture.prefix_tokens) * dim
+    blocks = sum(_block_params(architecture, block) for block in architecture.widths.blocks)
+    final_norm = 2 * dim
+    head = (dim + 1) * architecture.classes
+    return embed + stream + blocks + final_norm + head
+
+
+def _block_params(architecture: Architecture, block: BlockWidths) -> int:
+    dim, attention = architecture.widths.dim, block.attention
+    norms = 4 * dim
+    if architecture.qk_norm:
+        norms += 4 * block.head_dim  # two LayerNorms, shared by the heads
+    qkv = 3 * attention * (dim + (1 if architecture.qkv_bias else 0))
+    proj = (attention + 1) * dim
+    ffn = (dim + 1) * block.hidden + (block.hidden + 1) * dim
+    layer_scale = 2 * dim if architecture.layer_scale else 0
+    return norms + qkv + proj + ffn + layer_scale
+
+
+def vit_flops(architecture: Architecture) -> int:
+    """Floating-point operations per image, a multiply-add as two.
+
+    Counted: every matrix product (patch embedding, qkv, `q kᵀ`, attention times values, proj, FFN, head).
+    Not counted: biases, norms, softmax, GELU and residual additions, which take no matrix product.
+    """
+    dim, tokens = architecture.widths.dim, architecture.tokens
+    embed = 2 * _patches(architecture) * architecture.channels * architecture.patch_size**2 * dim
+    blocks = sum(
+        2 * tokens * dim * (4 * block.attention + 2 * block.hidden) + 4 * tokens * tokens * block.attention
+        for block in architecture.widths.blocks
+    )
+    head = 2 * dim * architecture.classes
+    return embed + blocks + head
+
+
+def peak_activation_bytes(architecture: Architecture) -> int:
+    """Largest set of fp32 activations that live at once for one image, the input included.
+
+    The maximum over three moments, in elements:
+
+    - embedding: the normalised image twice (before and after normalisation) and the `T x d` stream;
+    - attention: the stream, its normalised copy, q, k and v (`3 T A`), logits and softmax (`2 heads T²`);
+    - FFN: the stream, its normalised copy, and the hidden units before and after GELU (`2 T f`).
+
+    A runtime that fuses operators needs less; its own code and arena come on top and are not counted here.
+    """
+    tokens, dim = architecture.tokens, architecture.widths.dim
+    pixels = architecture.channels * architecture.image_size**2
+    stream = tokens * dim
+    moments = [2 * pixels + stream]
+    for block in architecture.widths.blocks:
+        moments.append(2 * stream + 3 * tokens * block.attention + 2 * block.heads * tokens * tokens)
+        moments.append(2 * stream + 2 * tokens * block.hidden)
+    return pixels + max(moments) * ACTIVATION_BYTES
+
+
+def _patches(architecture: Architecture) -> int:
+    return architecture.tokens - architecture.prefix_tokens
+
+
+def mlp_flops(widths: Sequence[int]) -> int:
+    """Operations of an MLP per sample, a multiply-add as two; `widths` from input to output, e.g. `(640, 256, 10)`."""
+    return sum(2 * fan_in * fan_out for fan_in, fan_out in pairwise(widths))
+
+
+def latency_s(cost: Cost, device: Device) -> float:
+    """Predicted seconds for one image on `device`: operations by its effective speed."""
+    return cost.flops / (device.gflops * 1e9)
+
+
+def energy_j(cost: Cost, device: Device) -> float:
+    """Predicted joules for one image on `device`: watts times latency."""
+    return device.watts * latency_s(cost, device)
+
+
+def uplink_s(fleet: Fleet, devices: int, input_bytes: int) -> float:
+    """Seconds for the gateway to send one input to each of `devices` devices through its shared uplink."""
+    return devices * _seconds(input_bytes, fleet.gateway.uplink_mbps)
+
+
+def communication_s(fleet: Fleet, device: Device, *, devices: int, input_bytes: int, feature_bytes: int) -> float:
+    """Predicted seconds from the first byte sent to the last feature received, less the device's own work.
+
+    One input goes to each of `devices` devices, however many sub-models each holds. All of them leave through the
+    gateway's uplink, so the last one is out after `devices` inputs; meanwhile each flows on at its link's speed:
+    the slower of the two decides. Then one round trip, and the features over the device's link.
+
+    Args:
+        devices: devices that hold a sub-model, this one included.
+        input_bytes: size of one input on the wire.
+        feature_bytes: size of this device's features together.
+    """
+    out = max(uplink_s(fleet, devices, input_bytes), _seconds(input_bytes, device.link.mbps))
+    return out + device.link.rtt_ms / 1e3 + _seconds(feature_bytes, device.link.mbps)
+
+
+def fusion_s(widths: Sequence[int], gflops: float = PROFILES["local"].gflops) -> float:
+    """Predicted seconds for the fusion MLP on the gateway; `widths` from input to output."""
+    return mlp_flops(widths) / (gflops * 1e9)
+
+
+def _seconds(size_bytes: int, mbps: float) -> float:
+    return size_bytes * 8 / (mbps * 1e6)
