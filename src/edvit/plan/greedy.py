@@ -1,0 +1,182 @@
+"""Greedy assignment, and the loop that prunes more until everything fits (ED-ViT, arXiv 2410.11650).
+
+What is the paper's: sub-models in order of decreasing demand, each to the device with the most remaining energy
+that can hold it, and a larger `h_p` where one fits nowhere. What is ours: a free device comes first, devices
+tied in energy are told apart by who is done first, and who else is pruned when the sub-model in question cannot be.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from edvit.architecture import Architecture, AttentionMode, pruned_widths
+from edvit.errors import ConfigError, InfeasibleError
+from edvit.fleet import Device, Fleet
+from edvit.plan.cost import vit_cost
+from edvit.plan.placement import Demand, Placement, Plan, PlannedSubModel
+
+FUSION_HIDDEN = 256
+
+
+@dataclass
+class _Load:
+    """What one device has taken so far."""
+
+    device: Device
+    submodels: int = 0
+    memory_bytes: int = 0
+    busy_s: float = 0.0
+
+    def seconds(self, demand: Demand) -> float:
+        return demand.flops / (self.device.gflops * 1e9)
+
+    def memory_short(self, demand: Demand) -> int:
+        """Bytes missing to hold it; not above 0 where it fits."""
+        return self.memory_bytes + demand.memory_bytes - self.device.memory_bytes
+
+    def energy_short(self, demand: Demand) -> float:
+        """Joules missing to run it; not above 0 where it fits."""
+        if self.device.energy_j is None:
+            return -math.inf
+        return (self.busy_s + self.seconds(demand)) * self.device.watts - self.device.energy_j
+
+    def fits(self, demand: Demand) -> bool:
+        return self.memory_short(demand) <= 0 and self.energy_short(demand) <= 0
+
+    def preference(self, demand: Demand) -> tuple[bool, float, float, int]:
+        """Larger is better: free, most remaining energy, done first, most remaining memory."""
+        limit = self.device.energy_j
+        remaining_energy = math.inf if limit is None else limit - self.busy_s * self.device.watts
+        remaining_memory = self.device.memory_bytes - self.memory_bytes
+        return (self.submodels == 0, remaining_energy, -(self.busy_s + self.seconds(demand)), remaining_memory)
+
+    def take(self, demand: Demand) -> None:
+        self.submodels += 1
+        self.memory_bytes += demand.memory_bytes
+        self.busy_s += self.seconds(demand)
+
+
+def place(submodels: Sequence[Demand], fleet: Fleet) -> Placement:
+    """Put each sub-model on a device, greedily; the same input gives the same answer.
+
+    In order of decreasing demand (operations, then memory) each goes to a device that can hold it within its memory
+    and its energy: a free one if there is one, then the one with the most remaining energy (no limit counts as
+    infinite), then the one that would be done first, then the one with the most remaining memory, then fleet order.
+
+    Raises:
+        InfeasibleError: a sub-model fits on no device.
+    """
+    loads = [_Load(device) for device in fleet.devices]
+    placement: dict[int, str] = {}
+    for demand in sorted(submodels, key=lambda demand: (-demand.flops, -demand.memory_bytes, demand.submodel)):
+        able = [load for load in loads if load.fits(demand)]
+        if not able:
+            raise _infeasible(demand, loads)
+        chosen = max(able, key=lambda load: load.preference(demand))
+        chosen.take(demand)
+        placement[demand.submodel] = chosen.device.name
+    return placement
+
+
+def _infeasible(demand: Demand, loads: Sequence[_Load]) -> InfeasibleError:
+    """Name the constraint: energy where some device has the memory, else memory; and the device that fails least."""
+    roomy = [load for load in loads if load.memory_short(demand) <= 0]
+    if roomy:
+        nearest = min(roomy, key=lambda load: load.energy_short(demand))
+        energy_short = nearest.energy_short(demand)
+        need = nearest.seconds(demand) * nearest.device.watts
+        lack = f"it takes {need:.3g} J, and {nearest.device.name}, the nearest to it, lacks {energy_short:.3g} J"
+        return InfeasibleError(
+            f"sub-model {demand.submodel} fits on no device: {lack}",
+            submodel=demand.submodel,
+            constraint="energy",
+            shortfall=energy_short,
+        )
+    nearest = min(loads, key=lambda load: load.memory_short(demand))
+    memory_short = nearest.memory_short(demand)
+    lack = (
+        f"it needs {demand.memory_bytes / 1e6:.3g} MB, and {nearest.device.name}, the roomiest, "
+        f"lacks {memory_short / 1e6:.3g} MB"
+    )
+    return InfeasibleError(
+        f"sub-model {demand.submodel} fits on no device: {lack}",
+        submodel=demand.submodel,
+        constraint="memory",
+        shortfall=memory_short,
+    )
+
+
+def assign(
+    base: Architecture,
+    groups: Sequence[Sequence[int]],
+    fleet: Fleet,
+    *,
+    heads_pruned: int,
+    mode: AttentionMode = "dims",
+    fusion_hidden: int = FUSION_HIDDEN,
+) -> Plan:
+    """Widths and a device for the sub-model of each class group, pruning more than asked only where it must.
+
+    Every sub-model starts at `heads_pruned`. While one fits nowhere its `h_p` is raised by one; once it cannot rise,
+    that of the sub-model with the largest demand is; once none can, no assignment was found.
+
+    Args:
+        base: the base model.
+        groups: class indices per sub-model, in the order of their ids.
+        heads_pruned: `h_p` to start from, 0 to h - 1.
+
+    Raises:
+        ConfigError: `heads_pruned` is out of range, or there is no group.
+        InfeasibleError: it names the sub-model, the constraint and by how much it fails.
+    """
+    if not groups:
+        raise ConfigError("nothing to place: give at least one class group")
+    if not 0 <= heads_pruned < base.heads:
+        raise ConfigError(f"cannot prune {heads_pruned} of {base.heads} heads: give 0 to {base.heads - 1}")
+    shapes = {
+        h_p: base.model_copy(update={"classes": 0, "widths": pruned_widths(base.widths, h_p, mode)})
+        for h_p in range(heads_pruned, base.heads)
+    }
+    costs = {h_p: vit_cost(shape) for h_p, shape in shapes.items()}
+    pruned = [heads_pruned] * len(groups)
+    while True:
+        demands = [Demand(i, costs[h_p].peak_memory_bytes, costs[h_p].flops) for i, h_p in enumerate(pruned)]
+        try:
+            placement = place(demands, fleet)
+            break
+        except InfeasibleError as error:
+            _prune_more(pruned, error, base)
+    submodels = tuple(
+        PlannedSubModel(
+            id=i,
+            classes=tuple(groups[i]),
+            heads_pruned=h_p,
+            architecture=shapes[h_p],
+            cost=costs[h_p],
+            device=placement[i],
+        )
+        for i, h_p in enumerate(pruned)
+    )
+    return Plan(base=base, mode=mode, fleet=fleet, submodels=submodels, fusion_hidden=fusion_hidden)
+
+
+def _prune_more(pruned: list[int], error: InfeasibleError, base: Architecture) -> None:
+    """Raise one entry of `pruned`: of the sub-model that failed, else of the least pruned one."""
+    most = base.heads - 1
+    if pruned[error.submodel] < most:
+        pruned[error.submodel] += 1
+        return
+    least = min(range(len(pruned)), key=lambda i: (pruned[i], -i))
+    if pruned[least] < most:
+        pruned[least] += 1
+        return
+    limit = "memory_mb" if error.constraint == "memory" else "energy_j"
+    raise InfeasibleError(
+        f"{error}, even at keep ratio 1/{base.heads} for all; raise its {limit}, add devices, split into fewer groups, "
+        "or take a smaller model or image size",
+        submodel=error.submodel,
+        constraint=error.constraint,
+        shortfall=error.shortfall,
+    ) from None
