@@ -1,0 +1,115 @@
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image
+
+from edvit.errors import ImageError, TooLargeError, UnsupportedMediaError
+from edvit.preprocess import MAX_PIXELS, Preprocessing, decode_image, image_to_array
+
+RGB = Preprocessing(image_size=16, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
+GREY = Preprocessing(image_size=16, channels=1, mean=(0.5,), std=(0.5,))
+
+
+def encode(image, form="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, format=form, **options)
+    return buffer.getvalue()
+
+
+def empty_png(width, height):
+    """A PNG whose header claims `width` x `height` pixels, without the pixels."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    pixels = zlib.compress(b"")
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+@given(arrays(np.uint8, (3, 16, 16)))
+def test_an_image_of_the_right_size_passes_unchanged(pixels):
+    assert np.array_equal(decode_image(encode(Image.fromarray(pixels.transpose(1, 2, 0))), RGB), pixels)
+
+
+@given(st.integers(1, 60), st.integers(1, 60), st.sampled_from(["L", "RGB", "RGBA", "P", "1", "CMYK", "I;16", "LA"]))
+@settings(deadline=None)
+def test_any_size_and_mode_becomes_the_same_shape(width, height, mode):
+    for how in (RGB, GREY):
+        array = image_to_array(Image.new(mode, (width, height)), how)
+        assert array.shape == how.shape
+        assert array.dtype == np.uint8
+        assert array.flags.c_contiguous
+
+
+def test_resizing_keeps_the_centre_of_the_long_side():
+    pixels = np.zeros((32, 96, 3), dtype=np.uint8)
+    pixels[:, 32:64] = 200  # the middle third
+    assert (image_to_array(Image.fromarray(pixels), RGB)[:, :, 2:-2] == 200).all()
+
+
+def test_interpolation_is_as_asked():
+    image = Image.effect_noise((50, 50), 80)
+    bilinear = GREY.model_copy(update={"interpolation": "bilinear"})
+    assert not np.array_equal(image_to_array(image, GREY), image_to_array(image, bilinear))
+
+
+def test_exif_orientation_is_obeyed():
+    pixels = np.zeros((16, 16, 3), dtype=np.uint8)
+    pixels[:8] = 255  # white on top
+    exif = Image.Exif()
+    exif[0x0112] = 3  # turned by 180 degrees
+    array = decode_image(encode(Image.fromarray(pixels), "PNG", exif=exif), RGB)
+    assert (array[:, :8] == 0).all()
+    assert (array[:, 8:] == 255).all()
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM"])
+def test_common_formats(form):
+    assert decode_image(encode(Image.new("RGB", (40, 30), (200, 0, 0)), form), RGB)[0].min() > 150
+
+
+def test_no_bytes():
+    with pytest.raises(ImageError, match="empty"):
+        decode_image(b"", RGB)
+
+
+@pytest.mark.parametrize("data", [b"hello", b"\x00" * 100, b"%PDF-1.7", b"<svg/>"])
+def test_no_image(data):
+    with pytest.raises(UnsupportedMediaError, match="not an image file"):
+        decode_image(data, RGB)
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG"])
+@pytest.mark.parametrize("part", [0.3, 0.6, 0.9])
+def test_a_truncated_image(form, part):
+    data = encode(Image.effect_noise((64, 64), 80), form)
+    with pytest.raises(ImageError, match="truncated or damaged"):
+        decode_image(data[: int(len(data) * part)], RGB)
+
+
+@pytest.mark.parametrize("size", [(40_000, 40_000), (8_000, 8_000), (1, MAX_PIXELS + 1)])
+def test_too_many_pixels_are_refused_by_the_header_alone(size):
+    with pytest.raises(TooLargeError, match="50,000,000 pixels: send a smaller one"):
+        decode_image(empty_png(*size), RGB)
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=200)
+def test_damage_anywhere_ends_in_an_array_or_an_image_error(data):
+    original = encode(
+        Image.new("RGB", (20, 20), (9, 80, 200)), data.draw(st.sampled_from(["PNG", "JPEG", "GIF", "BMP"]))
+    )
+    damaged = bytearray(original)
+    for _ in range(data.draw(st.integers(1, 4))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        assert decode_image(bytes(damaged), RGB).shape == RGB.shape
+    except ImageError as error:
+        assert "\n" not in str(error)
