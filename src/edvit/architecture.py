@@ -62,8 +62,14 @@ class Architecture(BaseModel):
     qk_norm: bool = False
     layer_scale: bool = False
     pre_norm: bool = False
-    no_embed_class: bool = False
-    """Position embeddings for the patches only, not for the prefix tokens (timm's name for it)."""
+    final_norm: bool = True
+    """A norm after the last block, before or after pooling."""
+    proj_bias: bool = True
+    """Biases in proj, fc1 and fc2."""
+    rms_norm: bool = False
+    """RmsNorm (a weight) in place of LayerNorm (a weight and a bias)."""
+    position_embeddings: Literal["all", "patches", "none"] = "all"
+    """The tokens that have one: all, those of patches but not of the prefix, or none."""
     widths: Widths
 
     @property

@@ -7,6 +7,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch.utils.flop_counter import FlopCounterMode
 
 from edvit.architecture import Architecture, BlockWidths, Widths, pruned_widths
+from edvit.build import backbone
 from edvit.fleet import Device, Fleet
 from edvit.plan import cost as costs
 
@@ -37,7 +38,7 @@ DINO = vit(
     patch_size=14,
     prefix_tokens=5,
     layer_scale=True,
-    no_embed_class=True,
+    position_embeddings="patches",
 )
 CLIP = vit("vit_base_patch16_clip_224", pre_norm=True, classes=512)
 
@@ -141,3 +142,21 @@ def test_seconds_and_joules():
 def test_fusion():
     assert costs.mlp_flops((640, 256, 10)) == 2 * (640 * 256 + 256 * 10)
     assert costs.fusion_s((100, 10), gflops=2) == pytest.approx(1e-6)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vit_digits_patch2_8",
+        "vit_base_patch14_reg4_dinov2",
+        "vit_intern300m_patch14_448",
+        "vit_little_patch16_reg4_gap_256",
+    ],
+)
+@pytest.mark.parametrize(("heads_pruned", "mode"), [(1, "dims"), (2, "heads")])
+def test_params_of_what_the_build_cuts(name, heads_pruned, mode):
+    """Whole and pruned, the plan's count is that of the model that surgery would fill."""
+    base = backbone.describe(backbone.template(name, channels=1, classes=7))
+    widths = pruned_widths(base.widths, min(heads_pruned, base.heads - 1), mode)
+    pruned = backbone.template(name, channels=1, classes=7, widths=widths)
+    assert costs.vit_cost(backbone.describe(pruned)).params == count(pruned)

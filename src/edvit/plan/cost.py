@@ -55,29 +55,32 @@ def vit_cost(architecture: Architecture, bytes_per_param: int = 4) -> Cost:
 def vit_params(architecture: Architecture) -> int:
     """Number of parameters, equal to the timm model's."""
     dim = architecture.widths.dim
+    norm = _norm_params(architecture, dim)
     embed = dim * architecture.channels * architecture.patch_size**2
-    if architecture.pre_norm:
-        embed += 2 * dim  # a LayerNorm, in place of the patch embedding's bias
-    else:
-        embed += dim
-    positions = _patches(architecture) + (0 if architecture.no_embed_class else architecture.prefix_tokens)
-    stream = (positions + architecture.prefix_tokens) * dim
+    # timm's pre-norm takes the place of the patch embedding's bias.
+    embed += norm if architecture.pre_norm else dim
+    positions = {"all": architecture.tokens, "patches": _patches(architecture), "none": 0}
+    stream = (positions[architecture.position_embeddings] + architecture.prefix_tokens) * dim
     blocks = sum(_block_params(architecture, block) for block in architecture.widths.blocks)
-    final_norm = 2 * dim
+    final_norm = norm if architecture.final_norm else 0
     head = (dim + 1) * architecture.classes
     return embed + stream + blocks + final_norm + head
 
 
+def _norm_params(architecture: Architecture, width: int) -> int:
+    return width if architecture.rms_norm else 2 * width
+
+
 def _block_params(architecture: Architecture, block: BlockWidths) -> int:
-    dim, attention = architecture.widths.dim, block.attention
-    norms = 4 * dim
+    dim, attention, hidden = architecture.widths.dim, block.attention, block.hidden
+    norms = 2 * _norm_params(architecture, dim)
     if architecture.qk_norm:
-        norms += 4 * block.head_dim  # two LayerNorms, shared by the heads
-    qkv = 3 * attention * (dim + (1 if architecture.qkv_bias else 0))
-    proj = (attention + 1) * dim
-    ffn = (dim + 1) * block.hidden + (block.hidden + 1) * dim
+        norms += 2 * _norm_params(architecture, block.head_dim)  # one for q and one for k, shared by the heads
+    weights = 4 * dim * attention + 2 * dim * hidden
+    qkv_bias = 3 * attention if architecture.qkv_bias else 0
+    other_biases = 2 * dim + hidden if architecture.proj_bias else 0
     layer_scale = 2 * dim if architecture.layer_scale else 0
-    return norms + qkv + proj + ffn + layer_scale
+    return norms + weights + qkv_bias + other_biases + layer_scale
 
 
 def vit_flops(architecture: Architecture) -> int:
