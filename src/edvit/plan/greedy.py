@@ -174,7 +174,7 @@ def _prune_more(pruned: list[int], error: InfeasibleError, base: Architecture) -
         return
     limit = "memory_mb" if error.constraint == "memory" else "energy_j"
     raise InfeasibleError(
-        f"{error}, even at keep ratio 1/{base.heads} for all; raise its {limit}, add devices, split into fewer groups, "
+        f"{error}, even at keep ratio 1/{base.heads} for all; raise {limit}, add devices, split into fewer groups, "
         "or take a smaller model or image size",
         submodel=error.submodel,
         constraint=error.constraint,
