@@ -108,3 +108,9 @@ def test_counts_and_labels_must_agree(tmp_path, images):
     write_split(tmp_path, "train", images, [0, 1, 2, 3, 4, 10])
     with pytest.raises(DataError, match=r"labels outside 0\.\.9"):
         read_split("mnist", "train", tmp_path)
+
+
+def test_a_split_without_images_is_refused(tmp_path, images):
+    write_split(tmp_path, "train", images[:0], [])
+    with pytest.raises(DataError, match="the train split holds no images"):
+        read_split("mnist", "train", tmp_path)

@@ -11,6 +11,7 @@ Under --data-root lie the files as torchvision or the data set's own site leaves
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from edvit.datasets.images import LabelledImages, Split
@@ -33,16 +34,26 @@ def read_split(spec: str, split: Split, data_root: Path | None = None) -> Labell
         DataError: the spec is unknown, or files are missing or damaged; the message names them.
         MissingExtraError: `digits` without scikit-learn.
     """
+    images = _reader(spec)(split, data_root)
+    if len(images) == 0:
+        raise DataError(f"{spec}: the {split} split holds no images")
+    return images
+
+
+def _reader(spec: str) -> Callable[[Split, Path | None], LabelledImages]:
     from edvit.datasets import cifar, digits, folder, idx
 
     kind, _, argument = spec.partition(":")
     if kind == "imagefolder":
         if not argument:
             raise DataError("imagefolder needs a folder: imagefolder:DIR")
-        return folder.read_imagefolder(Path(argument).expanduser(), split)
-    readers = {"cifar10": cifar.read_cifar10, "mnist": idx.read_mnist, "fashion-mnist": idx.read_fashion_mnist}
-    if spec == "digits":
-        return digits.read_digits(split)
-    if spec in readers:
-        return readers[spec](split, data_root)
-    raise DataError(f"unknown data spec {spec!r}; known: {', '.join(SPECS)}")
+        return lambda split, _: folder.read_imagefolder(Path(argument).expanduser(), split)
+    readers: dict[str, Callable[[Split, Path | None], LabelledImages]] = {
+        "digits": lambda split, _: digits.read_digits(split),
+        "cifar10": cifar.read_cifar10,
+        "mnist": idx.read_mnist,
+        "fashion-mnist": idx.read_fashion_mnist,
+    }
+    if spec not in readers:
+        raise DataError(f"unknown data spec {spec!r}; known: {', '.join(SPECS)}")
+    return readers[spec]
