@@ -15,7 +15,8 @@ from typing import Any, Literal
 import timm
 import torch
 from timm.layers import Attention, LayerNorm, LayerScale, Mlp, PatchEmbed, RmsNorm
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models import adapt_input_conv
+from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
 from edvit.architecture import Architecture, BlockWidths, Widths
@@ -248,6 +249,21 @@ def _layer_scale_like(scale: Any, dim: int) -> Any:
     if isinstance(scale, nn.Identity):
         return scale
     return LayerScale(dim, init_values=scale.init_values, inplace=scale.inplace)
+
+
+def fit_weights(state: dict[str, Tensor], model: VisionTransformer) -> dict[str, Tensor]:
+    """A state dict with position embeddings, patch projection and names as `model` has them, where timm knows how.
+
+    Raises:
+        Exception: of any kind, where the state is of an architecture that timm's conversion was not written for.
+    """
+    projection = "patch_embed.proj.weight"
+    with torch.no_grad():
+        fitted: dict[str, Tensor] = checkpoint_filter_fn(dict(state), model)
+        channels = model.patch_embed.proj.in_channels
+        if projection in fitted and fitted[projection].shape[1] == 3 != channels:
+            fitted[projection] = adapt_input_conv(channels, fitted[projection])
+    return fitted
 
 
 # --- reading -----------------------------------------------------------------------------------------------
