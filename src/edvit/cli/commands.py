@@ -1,3 +1,5 @@
 """Imports every command module, which registers its commands on `edvit.cli.app`, in the order of `--help`."""
 
 from __future__ import annotations
+
+from edvit.cli import evaluate, inspect, plan, predict  # noqa: F401

@@ -1,0 +1,213 @@
+"""`edvit plan`: what each device would hold, how fast, how large, how many joules; before any training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import typer
+
+from edvit.cli import app
+from edvit.errors import ConfigError, MissingExtraError
+from edvit.units import si
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from edvit.architecture import Architecture
+    from edvit.fleet import Fleet
+    from edvit.plan.placement import DeviceLoad, Plan
+
+
+@app.command()
+def plan(
+    *,
+    model: str = typer.Option(..., "--model", help="timm model name, e.g. deit_tiny_patch16_224."),
+    img_size: int | None = typer.Option(None, "--img-size", min=1, help="Pixels; default: the model's own."),
+    channels: int | None = typer.Option(None, min=1, max=3, help="Input channels, 1 or 3; default: the model's own."),
+    data: str | None = typer.Option(None, help="Data spec whose classes are split, e.g. digits or imagefolder:DIR."),
+    data_root: Path | None = typer.Option(None, help="Folder with the files of cifar10, mnist or fashion-mnist."),
+    classes: int | None = typer.Option(None, min=1, help="Number of classes, in place of --data."),
+    fleet: Path | None = typer.Option(None, help="fleet.yaml that describes the devices."),
+    devices: int | None = typer.Option(None, min=1, help="Number of equal devices, in place of --fleet."),
+    groups: int | None = typer.Option(None, min=1, help="Sub-models; default: one per device, at most one per class."),
+    keep: str | None = typer.Option(None, help="Keep ratio, e.g. 2/12; default: a third of the heads."),
+    attention: Literal["dims", "heads"] = typer.Option("dims", help="Narrow every head, or drop whole heads."),
+    seed: int = typer.Option(0, min=0, help="Seed of the class groups."),
+    as_json: bool = typer.Option(False, "--json", help="Print the plan as JSON."),
+) -> None:
+    """Show what each device would hold, how fast, how large, how many joules, before any training."""
+    from rich.console import Console
+
+    from edvit.partition import partition
+    from edvit.plan.greedy import assign
+    from edvit.plan.keep import default_keep, heads_pruned_at, parse_keep
+
+    names = _class_names(data, data_root, classes)
+    chosen = _fleet(fleet, devices)
+    base = _architecture(model, img_size, channels, len(names))
+    ratio = default_keep(base.heads) if keep is None else parse_keep(keep)
+    asked = heads_pruned_at(ratio, base.heads)
+    class_groups = partition(len(names), groups or len(chosen.devices), seed)
+    result = assign(base, class_groups, chosen, heads_pruned=asked, mode=attention)
+    if as_json:
+        typer.echo(to_json(result, names))
+        return
+    console = Console()
+    for line in headline(result):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.print(device_table(result, names))
+    for line in remarks(result, asked):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _class_names(data: str | None, data_root: Path | None, classes: int | None) -> tuple[str, ...]:
+    if (data is None) == (classes is None):
+        raise ConfigError("give either --data or --classes: the plan needs to know what is split")
+    if data is None:
+        return tuple(str(index) for index in range(classes or 0))
+    from edvit.datasets import read_split
+
+    return read_split(data, "train", data_root).classes
+
+
+def _fleet(path: Path | None, devices: int | None) -> Fleet:
+    from edvit.fleet import load_fleet, local_fleet
+
+    if (path is None) == (devices is None):
+        raise ConfigError("give either --fleet or --devices: the plan needs to know what it runs on")
+    return load_fleet(path) if path is not None else local_fleet(devices or 1)
+
+
+def _architecture(model: str, img_size: int | None, channels: int | None, classes: int) -> Architecture:
+    if channels == 2:
+        raise ConfigError("--channels is 1 (grey) or 3 (colour)")
+    try:
+        from edvit.build.backbone import describe, template
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f'planning reads the model from timm, and {error.name} is not installed: pip install "edvit[build]"'
+        ) from None
+    built = template(model, image_size=img_size, channels=channels or 3, classes=classes)
+    if channels is None:
+        own = 1 if built.pretrained_cfg["input_size"][0] == 1 else 3
+        return describe(built).model_copy(update={"channels": own})
+    return describe(built)
+
+
+def headline(plan: Plan) -> list[str]:
+    """What splitting buys: the plan's latency next to the whole model's on the fastest device."""
+    from edvit.plan.cost import communication_s, latency_s, vit_cost
+
+    fastest = max(plan.fleet.devices, key=lambda device: device.gflops)
+    whole = vit_cost(plan.base)
+    alone = latency_s(whole, fastest) + communication_s(
+        plan.fleet, fastest, devices=1, input_bytes=whole.input_bytes, feature_bytes=plan.base.classes * 4
+    )
+    fits = whole.peak_memory_bytes <= fastest.memory_bytes
+    size = f"{si(whole.peak_memory_bytes, 'B')}, {'of' if fits else 'does not fit'} {si(fastest.memory_bytes, 'B')}"
+    largest = max(submodel.cost.params for submodel in plan.submodels)
+    return [
+        f"{plan.base.classes} classes → {_count(len(plan.submodels), 'sub-model')} on "
+        f"{_count(plan.devices_used, 'device')}; predicted {si(plan.latency_s, 's')} per image",
+        f"Whole model on {fastest.name}: {si(alone, 's')}, {size}. "
+        f"Parameters: {si(whole.params)} → {si(largest)} at most per sub-model ({whole.params / largest:.1f}x fewer)",
+    ]
+
+
+def device_table(plan: Plan, names: tuple[str, ...]) -> Table:
+    """One row per sub-model; memory, compute, wire and energy are its device's, in the device's first row."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("device", no_wrap=True)
+    table.add_column("model", justify="right", no_wrap=True)
+    table.add_column("classes", min_width=10, overflow="fold")
+    for column in ("keep", "size", "memory", "compute", "wire", "energy"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for load in plan.loads:
+        for row in _device_rows(plan, load, names):
+            table.add_row(*row)
+    return table
+
+
+def _device_rows(plan: Plan, load: DeviceLoad, names: tuple[str, ...]) -> list[tuple[str, ...]]:
+    from rich.markup import escape
+
+    if not load.submodels:
+        return [(load.device.name, "–", "spare", "", "", "", "", "", "")]
+    heads = plan.base.heads
+    used = (
+        f"{load.memory_bytes / 1e6:.1f}/{load.device.memory_mb:g} MB",
+        si(load.compute_s, "s"),
+        si(load.communication_s, "s"),
+        _energy(load),
+    )
+    rows: list[tuple[str, ...]] = []
+    for position, index in enumerate(load.submodels):
+        submodel = plan.submodels[index]
+        rows.append(
+            (
+                load.device.name if position == 0 else "",
+                str(index),
+                escape(", ".join(names[c] for c in submodel.classes)),
+                f"{heads - submodel.heads_pruned}/{heads}",
+                si(submodel.cost.weight_bytes, "B"),
+                *(used if position == 0 else ("", "", "", "")),
+            )
+        )
+    return rows
+
+
+def _energy(load: DeviceLoad) -> str:
+    limit = load.device.energy_j
+    return si(load.energy_j, "J") if limit is None else f"{load.energy_j:.2g}/{limit:g} J"
+
+
+def remarks(plan: Plan, asked: int) -> list[str]:
+    """What a reader should know before building: where it was pruned more, and what the wire takes."""
+    lines = []
+    heads = plan.base.heads
+    more = [str(submodel.id) for submodel in plan.submodels if submodel.heads_pruned > asked]
+    if more:
+        lines.append(
+            f"Pruned beyond the keep ratio of {heads - asked}/{heads}, to fit the limits: sub-model {', '.join(more)}."
+        )
+    lines.append(
+        f"The gateway's uplink ({plan.fleet.gateway.uplink_mbps:g} Mbit/s, shared) takes {si(plan.uplink_s, 's')} "
+        f"for {_count(plan.devices_used, 'input')}; the fusion takes {si(plan.fusion_s, 's')}."
+    )
+    return lines
+
+
+def to_json(plan: Plan, names: tuple[str, ...]) -> str:
+    """The plan as the bundle would record it, with the sub-models and the base model."""
+    import json
+    from dataclasses import asdict
+
+    from edvit.plan.cost import vit_cost
+
+    values: dict[str, Any] = {
+        "base": {"architecture": plan.base.model_dump(mode="json"), "cost": asdict(vit_cost(plan.base))},
+        "attention": plan.mode,
+        "submodels": [
+            {
+                "id": submodel.id,
+                "classes": [names[index] for index in submodel.classes],
+                "keep": f"{plan.base.heads - submodel.heads_pruned}/{plan.base.heads}",
+                "widths": submodel.architecture.widths.model_dump(mode="json"),
+                "cost": asdict(submodel.cost),
+                "device": submodel.device,
+            }
+            for submodel in plan.submodels
+        ],
+        "plan": plan.info().model_dump(mode="json"),
+        "uplink_s": plan.uplink_s,
+        "fusion_s": plan.fusion_s,
+    }
+    return json.dumps(values, indent=1)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")

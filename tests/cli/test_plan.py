@@ -1,0 +1,125 @@
+"""`edvit plan` from the command line, in this process."""
+
+import json
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from edvit.bundle import PlanInfo
+from edvit.cli import app, commands  # noqa: F401  (registers the commands)
+from edvit.errors import ConfigError, InfeasibleError, MissingExtraError, ModelError
+from edvit.plan.cost import vit_cost
+
+MODEL = ["plan", "--model", "vit_digits_patch2_8"]
+
+
+def run(*arguments: str) -> str:
+    result = CliRunner().invoke(app, [*MODEL, *arguments])
+    if result.exception is not None:
+        raise result.exception
+    return result.output
+
+
+def test_table_names_every_device_and_class(tmp_path):
+    fleet = tmp_path / "fleet.yaml"
+    fleet.write_text(
+        "name: shelf\ngateway: {uplink_mbps: 100}\ndevices:\n"
+        "  - {name: pi-1, profile: raspberry-pi-4b, memory_mb: 180, energy_j: 4.0}\n"
+        "  - {name: pi-2, profile: raspberry-pi-4b, memory_mb: 50}\n"
+        "  - {name: pi-3, memory_mb: 0.2}\n"
+    )
+    output = run("--classes", "4", "--groups", "2", "--fleet", str(fleet), "--keep", "2/6")
+    lines = output.splitlines()
+    assert lines[0].startswith("4 classes → 2 sub-models on 2 devices; predicted ")
+    assert "Whole model on pi-3" in lines[1]
+    assert "does not fit" in lines[1]
+    assert max(len(line) for line in lines[2:-1]) <= 80
+    rows = [line.split() for line in lines if line.strip().startswith("pi-")]
+    assert [row[0] for row in rows] == ["pi-1", "pi-2", "pi-3"]
+    assert any("/4 J" in line for line in lines)
+    assert "spare" in output
+    assert "100 Mbit/s, shared" in lines[-1]
+
+
+def test_json_is_the_plan_of_the_bundle():
+    values = json.loads(run("--data", "digits", "--devices", "5", "--seed", "3", "--json"))
+    info = PlanInfo.model_validate_json(json.dumps(values["plan"]))
+    assert [line.submodel for line in info.placed] == [0, 1, 2, 3, 4]
+    assert sorted(name for submodel in values["submodels"] for name in submodel["classes"]) == list("0123456789")
+    assert values["base"]["architecture"]["channels"] == 1
+    for line, submodel in zip(info.placed, values["submodels"], strict=True):
+        assert submodel["keep"] == "2/6"
+        assert line.memory_bytes == submodel["cost"]["peak_memory_bytes"]
+
+
+def test_the_seed_draws_the_groups():
+    outputs = {run("--classes", "10", "--devices", "5", "--seed", str(seed), "--json") for seed in (0, 0, 1)}
+    assert len(outputs) == 2
+
+
+def test_more_devices_than_classes():
+    assert run("--classes", "3", "--devices", "5").count("spare") == 2
+
+
+def test_image_size_and_channels():
+    def tokens(*flags: str) -> dict:
+        return json.loads(run("--classes", "2", "--devices", "1", "--json", *flags))["base"]["architecture"]
+
+    assert tokens("--img-size", "16", "--channels", "3")["image_size"] == 16
+    assert tokens("--img-size", "16", "--channels", "3")["channels"] == 3
+
+
+def test_what_was_pruned_beyond_the_ratio_is_said():
+    output = run("--classes", "10", "--devices", "1", "--groups", "2", "--keep", "1")
+    assert "Pruned beyond" not in output
+
+
+def test_pruned_more_to_fit(tmp_path):
+    fleet = tmp_path / "fleet.yaml"
+    fleet.write_text("name: f\ndevices: [{name: a, memory_mb: 4}, {name: b, memory_mb: 1}]\n")
+    output = run("--classes", "10", "--fleet", str(fleet), "--keep", "1")
+    assert "Pruned beyond the keep ratio of 6/6, to fit the limits: sub-model 1." in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "says"),
+    [
+        (["--classes", "3"], ConfigError, "either --fleet or --devices"),
+        (["--devices", "3"], ConfigError, "either --data or --classes"),
+        (["--devices", "3", "--classes", "3", "--data", "digits"], ConfigError, "either --data or --classes"),
+        (["--devices", "3", "--classes", "3", "--keep", "0"], ConfigError, "keep ratio '0'"),
+        (["--devices", "3", "--classes", "3", "--keep", "7/6"], ConfigError, "keep ratio '7/6'"),
+        (["--devices", "3", "--classes", "3", "--keep", "1/0"], ConfigError, "is no number"),
+        (["--devices", "3", "--classes", "3", "--keep", "much"], ConfigError, "is no number"),
+        (["--devices", "3", "--classes", "3", "--channels", "2"], ConfigError, "1 .grey. or 3"),
+        (["--devices", "3", "--classes", "3", "--img-size", "7"], ModelError, "no multiple"),
+    ],
+)
+def test_bad_flags(arguments, error, says):
+    with pytest.raises(error, match=says):
+        run(*arguments)
+
+
+def test_infeasible(tmp_path):
+    fleet = tmp_path / "fleet.yaml"
+    fleet.write_text("name: f\ndevices: [{name: a, memory_mb: 0.01}]\n")
+    with pytest.raises(InfeasibleError, match=r"sub-model 0 .* a, the roomiest, lacks"):
+        run("--classes", "3", "--fleet", str(fleet))
+
+
+def test_without_the_build_extra(monkeypatch):
+    for name in [name for name in sys.modules if name.startswith(("edvit.build", "timm"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(MissingExtraError, match=r"edvit\[build\]"):
+        run("--classes", "3", "--devices", "1")
+
+
+def test_the_predicted_base_is_the_models_own():
+    from edvit.build.backbone import create, describe
+
+    model = create("vit_digits_patch2_8", channels=1, classes=10)
+    values = json.loads(run("--data", "digits", "--devices", "2", "--json"))
+    assert values["base"]["cost"]["params"] == sum(p.numel() for p in model.parameters())
+    assert values["base"]["cost"]["flops"] == vit_cost(describe(model)).flops
