@@ -8,6 +8,7 @@ from timm.models.vision_transformer import VisionTransformer
 from edvit.architecture import BlockWidths, Widths, pruned_widths
 from edvit.build import backbone
 from edvit.errors import ModelError
+from edvit.plan import cost
 from vit_variants import CLASSES, NAMES, VARIANTS, images, make
 
 torch.set_num_threads(1)
@@ -28,10 +29,14 @@ def test_describe_says_what_the_model_is():
     ("variant", "expected"),
     [
         ("qk_norm", {"qk_norm": True}),
-        ("rms_norm", {"qk_norm": True, "qkv_bias": False}),
+        ("rms_norm", {"qk_norm": True, "qkv_bias": False, "rms_norm": True}),
+        ("rms_norm_plain", {"proj_bias": False}),
+        ("no_final_norm", {"final_norm": False}),
+        ("no_position", {"position_embeddings": "none"}),
+        ("plain", {"position_embeddings": "all", "proj_bias": True, "final_norm": True, "rms_norm": False}),
         ("layer_scale", {"layer_scale": True}),
         ("pre_norm", {"pre_norm": True}),
-        ("reg_tokens", {"prefix_tokens": 4}),
+        ("reg_tokens", {"prefix_tokens": 4, "position_embeddings": "patches"}),
         ("avg_pool", {"prefix_tokens": 0}),
     ],
 )
@@ -71,6 +76,14 @@ def test_a_new_model_is_initialised_as_timm_initialises_it():
         assert a.isfinite().all(), name
         assert float(a.std(unbiased=False)) == pytest.approx(float(b.std(unbiased=False)), rel=0.2, abs=1e-5), name
         assert float(a.mean()) == pytest.approx(float(b.mean()), abs=0.02), name
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("heads_pruned", [0, 1])
+def test_the_plan_counts_the_parameters_that_the_model_has(variant, heads_pruned):
+    target = pruned_widths(backbone.describe(make(variant)).widths, heads_pruned)
+    model = backbone.create(NAMES[variant], classes=CLASSES, widths=target)
+    assert cost.vit_params(backbone.describe(model)) == sum(p.numel() for p in model.parameters())
 
 
 def test_same_seed_same_model():

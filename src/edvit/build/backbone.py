@@ -297,6 +297,12 @@ def describe(model: VisionTransformer) -> Architecture:
     )
 
 
+def _position_embeddings(model: VisionTransformer) -> Literal["all", "patches", "none"]:
+    if model.pos_embed is None:
+        return "none"
+    return "patches" if model.no_embed_class and model.num_prefix_tokens > 0 else "all"
+
+
 def norms(model: VisionTransformer) -> list[Any]:
     """Every norm of the model that is not an Identity: of the residual stream, of queries and of keys."""
     others = [model.norm_pre] + [norm for block in model.blocks for norm in (block.attn.q_norm, block.attn.k_norm)]
