@@ -56,7 +56,9 @@ def plan(
     console = Console()
     for line in headline(result):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.print()
     console.print(device_table(result, names))
+    console.print()
     for line in remarks(result, asked):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
@@ -116,13 +118,12 @@ def headline(plan: Plan) -> list[str]:
 
 
 def device_table(plan: Plan, names: tuple[str, ...]) -> Table:
-    """One row per sub-model; memory, compute, wire and energy are its device's, in the device's first row."""
-    from rich import box
+    """One row per sub-model, `#` its id; memory, compute, wire, energy are the device's, in its first row."""
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("device", no_wrap=True)
-    table.add_column("model", justify="right", no_wrap=True)
+    table.add_column("#", justify="right", no_wrap=True)
     table.add_column("classes", min_width=10, overflow="fold")
     for column in ("keep", "size", "memory", "compute", "wire", "energy"):
         table.add_column(column, justify="right", no_wrap=True)
