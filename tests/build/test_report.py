@@ -8,12 +8,13 @@ import pytest
 
 from edvit.architecture import Architecture, BlockWidths, Widths
 from edvit.build import figures
-from edvit.build.report import KeptImportance, ReportData, ResultRow, render, write_report
+from edvit.build.report import KeptImportance, ReportData, ResultRow, render, result_rows, write_report
 from edvit.bundle import (
     BaseModelInfo,
     DataInfo,
     FusionInfo,
     Manifest,
+    Metric,
     ModelFile,
     SubModelInfo,
 )
@@ -184,7 +185,7 @@ def test_every_row_is_there_with_its_figures(full):
     table = {row[0]: row[1:] for row in parse(full).rows if row}
     for row in realistic().rows:
         assert table[row.name][0] == f"{100 * row.accuracy:.1f} %"
-    assert table["fused, 5 devices"][1] == "-5.3"
+    assert table["fused, 5 devices"][1] == "−5.3"
     assert table["base, one device"][1] == ""
     assert table["sub-model 3"][2] == "93.0 %"
     assert table["N = 1, same width"][-1] == "–"
@@ -194,7 +195,7 @@ def test_every_row_is_there_with_its_figures(full):
 def test_headlines(full):
     text = " ".join(" ".join(parse(full).text).split())
     assert "82.0 % " in text
-    assert "-5.3 points" in text
+    assert "−5.3 points" in text
     assert "+31.9 points" in text
     assert "74.0 %" in text
     assert re.search(r"8\.\d×", text)
@@ -211,7 +212,16 @@ def test_plan_pruning_and_provenance(full):
     pruned = next(row for row in page.rows if len(row) == 6 and row[0] == "0")
     assert pruned[2:5] == ["6433 %", "7238 %", "25633 %"]  # width and share stand side by side
     text = "".join(page.text)
-    for part in ("fisher-kl", "recover.learning_rate", "0.0005", "1.0.31", "f" * 64, "a" * 64, "ONNX Runtime, one"):
+    for part in (
+        "fisher-kl",
+        "recover.learning_rate",
+        "0.0005",
+        "1.0.31",
+        "30 min 20 s",
+        "f" * 64,
+        "a" * 64,
+        "ONNX Runtime, one",
+    ):
         assert part in text
 
 
@@ -286,3 +296,17 @@ def test_confusion_of_any_size(classes):
 def test_a_class_without_test_images_divides_by_nothing():
     svg = figures.confusion_figure(np.array([[3, 0], [0, 0]]), ["seen", "unseen"])
     assert "nan" not in svg.lower()
+
+
+def test_rows_come_from_the_metrics():
+    names = ["base", "fused", "n1", "fused-without-pi-0", "fused-without-pi-1", "submodel-0", "submodel-1"]
+    metrics = tuple(Metric(name=name, value=0.9 - i / 10, split="test") for i, name in enumerate(names))
+    bundle = manifest(groups=2, metrics=(*metrics, Metric(name="fused", value=0.99, split="validation")))
+    rows = result_rows(bundle, own_accuracy={1: 0.97}, measured_s={"base": 0.03})
+    assert [row.kind for row in rows] == ["base", "fused", "single", "missing", "missing", "submodel", "submodel"]
+    assert [row.accuracy for row in rows] == [metric.value for metric in metrics]
+    assert rows[0].params == bundle.base.params
+    assert rows[0].measured_s == 0.03
+    assert rows[1].predicted_s == bundle.plan.latency_s
+    assert [row.own_accuracy for row in rows[-2:]] == [None, 0.97]
+    assert result_rows(manifest()) == ()

@@ -73,6 +73,58 @@ class ReportData:
     """Seconds per build stage."""
 
 
+def result_rows(
+    manifest: Manifest,
+    *,
+    own_accuracy: Mapping[int, float] | None = None,
+    predicted_s: Mapping[str, float] | None = None,
+    measured_s: Mapping[str, float] | None = None,
+) -> tuple[ResultRow, ...]:
+    """The accuracy table from the manifest's test metrics, in reading order.
+
+    Args:
+        manifest: with the metrics `base`, `fused`, `n1`, `fused-without-<device>` and `submodel-<id>`; one that was
+            not measured has no row.
+        own_accuracy: sub-model id -> accuracy on the images of its own classes.
+        predicted_s: metric name -> predicted seconds per image; that of `fused` is the plan's.
+        measured_s: metric name -> measured seconds per image.
+    """
+    own = own_accuracy or {}
+    predicted = {"fused": manifest.plan.latency_s, **(predicted_s or {})}
+    measured = measured_s or {}
+    largest = max(manifest.submodels, key=lambda submodel: submodel.params)
+    base_size = (manifest.base.params, manifest.base.bytes)
+    largest_size = (largest.params, largest.model.bytes)
+    used = [d.name for d in manifest.plan.fleet.devices if any(p.device == d.name for p in manifest.plan.placed)]
+    lines: list[tuple[RowKind, str, str, tuple[int, int], float | None]] = [
+        ("base", "base", "base, one device", base_size, None),
+        ("fused", "fused", f"fused, {len(used)} devices", largest_size, None),
+        ("single", "n1", "N = 1, same width", largest_size, None),
+        *(("missing", f"fused-without-{name}", f"fused without {name}", largest_size, None) for name in used),
+        *(
+            ("submodel", f"submodel-{s.id}", f"sub-model {s.id} alone", (s.params, s.model.bytes), own.get(s.id))
+            for s in manifest.submodels
+        ),
+    ]
+    rows = []
+    for kind, metric, name, (params, size), own_share in lines:
+        accuracy = manifest.metric(metric)
+        if accuracy is not None:
+            rows.append(
+                ResultRow(
+                    kind=kind,
+                    name=name,
+                    accuracy=accuracy,
+                    own_accuracy=own_share,
+                    params=params,
+                    size_bytes=size,
+                    predicted_s=predicted.get(metric),
+                    measured_s=measured.get(metric),
+                )
+            )
+    return tuple(rows)
+
+
 def write_report(path: Path, report: ReportData) -> None:
     """Write the report as one HTML file (UTF-8)."""
     path.write_text(render(report), encoding="utf-8")
@@ -87,7 +139,7 @@ def render(report: ReportData) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(si=si, percent=_percent, value=_value)
+    environment.filters.update(si=si, percent=_percent, value=_value, points=_points, duration=_duration)
     manifest = report.manifest
     return environment.get_template("report.html.j2").render(
         report=report,
@@ -119,11 +171,11 @@ def _headlines(report: ReportData) -> list[_Headline]:
         label = f"fused test accuracy, {len(manifest.submodels)} sub-models"
         lines.append(_Headline(_percent(fused.accuracy), label))
         if base is not None and base.accuracy is not None:
-            gap = f"{100 * (fused.accuracy - base.accuracy):+.1f} points"
-            lines.append(_Headline(gap, f"against the base model's {_percent(base.accuracy)}"))
+            gap = 100 * (fused.accuracy - base.accuracy)
+            lines.append(_Headline(f"{_points(gap)} points", f"against the base model's {_percent(base.accuracy)}"))
         if single is not None and single.accuracy is not None:
-            gap = f"{100 * (fused.accuracy - single.accuracy):+.1f} points"
-            lines.append(_Headline(gap, "against one sub-model of the same width (N = 1): what splitting buys"))
+            gap = 100 * (fused.accuracy - single.accuracy)
+            lines.append(_Headline(f"{_points(gap)} points", "against N = 1 at the same width: what splitting buys"))
     largest = max(submodel.params for submodel in manifest.submodels)
     lines.append(
         _Headline(f"{manifest.base.params / largest:.1f}×", f"fewer parameters per device, {si(largest)} each")
@@ -261,6 +313,19 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 
 def _percent(share: float, decimals: int = 1) -> str:
     return f"{100 * share:.{decimals}f} %"
+
+
+def _points(gap: float) -> str:
+    """Percentage points with their sign; a true minus, as wide as the plus."""
+    return f"{gap:+.1f}".replace("-", "−")
+
+
+def _duration(seconds: float) -> str:
+    """`4.2 s`, `6 min 52 s`, `1 h 04 min`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def _value(value: float | None, unit: str = "") -> str:
