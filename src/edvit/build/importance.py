@@ -46,6 +46,7 @@ def score(
     seed: int = 0,
     batch_size: int = 32,
     draws: int = 16,
+    exact_heads: bool = False,
     progress: Progress | None = None,
 ) -> Scores:
     """Score every residual channel, attention dimension, head and FFN unit. The model is not changed.
@@ -61,6 +62,8 @@ def score(
         batch_size: samples that go through the model at once.
         draws: with more than `EXACT_CLASSES` classes, `fisher-kl` draws so many `y ~ p(.|x)` per image instead of
             summing over all: the same expectation, with a variance that falls as 1/draws.
+        exact_heads: let `fisher-kl` score whole heads as `kl` does. A head is too large a step for a second-order term,
+            and heads are few; set it where whole heads are to be pruned.
         progress: called after every step.
 
     Raises:
@@ -83,8 +86,15 @@ def score(
     _check_images(images, architecture)
     batches = torch.split(images, batch_size)
     if criterion == "kl":
-        return _exact_kl(frozen, architecture, batches, batch_size=batch_size, report=report)
-    return _fisher_kl(frozen, architecture, batches, seed=seed, draws=draws, report=report)
+        every = range(len(_zeros(architecture)))
+        return _assemble(_exact_kl(frozen, architecture, batches, every, batch_size=batch_size, report=report), "kl")
+    rows = _fisher_kl(frozen, architecture, batches, seed=seed, draws=draws, report=report)
+    if exact_heads:
+        heads = range(2, len(rows), 3)
+        exact = _exact_kl(frozen, architecture, batches, heads, batch_size=batch_size, report=report)
+        for row in heads:
+            rows[row] = exact[row]
+    return _assemble(rows, "fisher-kl")
 
 
 def _check_model(model: VisionTransformer, architecture: Architecture) -> None:
@@ -117,7 +127,7 @@ def _fisher_kl(
     seed: int,
     draws: int,
     report: Progress,
-) -> Scores:
+) -> list[Tensor]:
     exact = architecture.classes <= EXACT_CLASSES
     passes = architecture.classes if exact else draws
     generator = torch.Generator().manual_seed(seed)
@@ -140,7 +150,7 @@ def _fisher_kl(
                 total.add_(torch.einsum("n,n...->...", weight, gradient.double().square()))
             report(number * passes + step + 1, len(batches) * passes)
     count = sum(len(batch) for batch in batches)
-    return _assemble([0.5 * total / count for total in sums], "fisher-kl")
+    return [0.5 * total / count for total in sums]
 
 
 def _leaves(gates: Gates) -> list[Tensor]:
@@ -180,20 +190,25 @@ def _exact_kl(
     model: VisionTransformer,
     architecture: Architecture,
     batches: Sequence[Tensor],
+    which: Sequence[int],
     *,
     batch_size: int,
     report: Progress,
-) -> Scores:
-    """Several components at once: the images are repeated, and every copy has another component's gate at 0."""
+) -> list[Tensor]:
+    """The rows `which`, in the order of `_leaves`; the others stay zero.
+
+    Several components at once: the images are repeated, and every copy has another component's gate at 0.
+    """
     rows = _zeros(architecture)
     owners = [None] + [block for block in range(len(architecture.widths.blocks)) for _ in range(3)]
-    total = len(batches) * sum(row.numel() for row in rows)
+    total = len(batches) * sum(rows[part].numel() for part in which)
     done = 0
     for batch in batches:
         x = _to_model(batch, model)
         streams = list(_streams(model, x))
         log_p = _checked(backbone.classify(model, streams[-1], len(model.blocks))).double().log_softmax(dim=-1)
-        for part, (row, owner) in enumerate(zip(rows, owners, strict=True)):
+        for part in which:
+            row, owner = rows[part], owners[part]
             start = owner or 0
             together = max(1, batch_size // len(x))
             for removed in torch.split(torch.arange(row.numel()), together):
@@ -209,7 +224,7 @@ def _exact_kl(
                 done += len(removed)
                 report(done, total)
     count = sum(len(batch) for batch in batches)
-    return _assemble([row / count for row in rows], "kl")
+    return [row / count for row in rows]
 
 
 def _streams(model: VisionTransformer, x: Tensor) -> Iterator[Tensor]:

@@ -1,0 +1,79 @@
+"""What a build is asked to do, with every default resolved."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from edvit.architecture import AttentionMode
+from edvit.errors import ConfigError
+from edvit.fleet import Fleet, first_problem
+
+Criterion = Literal["fisher-kl", "kl", "magnitude", "random"]
+Augment = Literal["natural", "glyphs", "none"]
+
+STAGES = ("data", "base", "teacher", "scores", "submodel", "fusion", "export", "test")
+"""Names that --force takes, in the order in which they run."""
+
+
+class BuildConfig(BaseModel):
+    """Settings of a build. What is left None is resolved from the data and the model, and recorded resolved."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: str = "digits"
+    """Data spec, see `edvit.datasets`."""
+    data_root: Path | None = None
+    model: str | None = None
+    """timm name; for digits `vit_digits_patch2_8`."""
+    weights: Path | None = None
+    image_size: int | None = Field(default=None, gt=0)
+    channels: Literal[1, 3] | None = None
+    fleet: Fleet
+    groups: int | None = Field(default=None, ge=1)
+    """Class groups, N; None is one per device, at most one per class."""
+    keep: str | None = None
+    """Keep ratio `s` to start from, such as `2/12`; None is about a third."""
+    attention: AttentionMode = "dims"
+    criterion: Criterion = "fisher-kl"
+    calibration: int = Field(default=256, ge=1)
+    """Images of its own classes that each group's components are scored on."""
+    seed: int = Field(default=0, ge=0)
+    validation: float = Field(default=0.1, gt=0, lt=0.5)
+    """Share of the training data that is held out for validation."""
+    augment: Augment | None = None
+    base_epochs: int | None = Field(default=None, ge=0)
+    """None: 0 where the weights know the classes, 6 to fine-tune, `SCRATCH_EPOCHS` without weights."""
+    recover_epochs: int = Field(default=20, ge=0)
+    views: int | None = Field(default=None, ge=1)
+    """Augmented views of the training set that the base model is run on; None is one per epoch, at most 10."""
+    batch_size: int = Field(default=64, ge=2)
+    base_lr: float | None = Field(default=None, gt=0)
+    recover_lr: float = Field(default=1e-3, gt=0)
+    baseline: bool = True
+    """Also build one sub-model for all classes at the same width (N = 1), to see what splitting buys."""
+    workers: int = Field(default_factory=lambda: max(1, len(os.sched_getaffinity(0))), ge=1)
+    """Sub-models that are trained at a time, one thread each. Does not change the result."""
+
+    @property
+    def resolved_groups(self) -> int:
+        return self.groups or len(self.fleet.devices)
+
+    @property
+    def resolved_views(self) -> int:
+        return self.views or max(1, min(10, self.recover_epochs))
+
+
+def make_config(**settings: Any) -> BuildConfig:
+    """A `BuildConfig` from keyword arguments.
+
+    Raises:
+        ConfigError: a setting is unknown or out of range; the message names it.
+    """
+    try:
+        return BuildConfig(**settings)
+    except ValidationError as error:
+        raise ConfigError(first_problem(error)) from None

@@ -1,0 +1,100 @@
+"""Decoded image sets: uint8 arrays on disk, mapped into memory, never copied whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from edvit.datasets import LabelledImages
+from edvit.preprocess import Preprocessing, image_to_array
+
+PIXELS = "pixels.npy"
+LABELS = "labels.npy"
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Some rows of a decoded image set. Cheap to pickle: pixels stay on disk.
+
+    Attributes:
+        folder: what `decode_images` wrote.
+        rows: int64 `[n]`, which of its images, in this order.
+    """
+
+    folder: Path
+    rows: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @cached_property
+    def labels(self) -> npt.NDArray[np.int64]:
+        """Class indices, int64 `[n]`."""
+        labels: npt.NDArray[np.int64] = np.load(self.folder / LABELS)[self.rows]
+        return labels
+
+    @cached_property
+    def _mapped(self) -> npt.NDArray[np.uint8]:
+        pixels: npt.NDArray[np.uint8] = np.load(self.folder / PIXELS, mmap_mode="r")
+        return pixels
+
+    def pixels(self, index: npt.NDArray[np.int64] | slice = slice(None)) -> npt.NDArray[np.uint8]:
+        """Images `index` of this set, read into memory: uint8 `[len(index), channels, size, size]`."""
+        return np.asarray(self._mapped[self.rows[index]])
+
+    def batches(self, size: int) -> Iterator[npt.NDArray[np.uint8]]:
+        """All images in order, `size` at a time."""
+        for start in range(0, len(self), size):
+            yield self.pixels(slice(start, start + size))
+
+    def take(self, index: npt.NDArray[np.int64]) -> ImageSet:
+        """The images at `index` of this set."""
+        return ImageSet(self.folder, self.rows[index])
+
+    def of_classes(self, classes: Sequence[int]) -> npt.NDArray[np.int64]:
+        """Indices of the images that belong to one of `classes`."""
+        return np.flatnonzero(np.isin(self.labels, classes))
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"folder": self.folder, "rows": self.rows}
+
+
+def decode_images(
+    images: LabelledImages, how: Preprocessing, folder: Path, progress: Callable[[int, int], None]
+) -> None:
+    """Decode and resize every image into `folder`.
+
+    Raises:
+        DataError: an image cannot be read; the message names it.
+    """
+    labels = np.asarray(images.labels, dtype=np.int64)
+    pixels = np.lib.format.open_memmap(folder / PIXELS, mode="w+", dtype=np.uint8, shape=(len(labels), *how.shape))
+    for i in range(len(labels)):
+        pixels[i] = image_to_array(images.image(i), how)
+        progress(i + 1, len(labels))
+    pixels.flush()
+    np.save(folder / LABELS, labels)
+
+
+def open_images(folder: Path) -> ImageSet:
+    """All that `decode_images` wrote."""
+    return ImageSet(folder, np.arange(len(np.load(folder / LABELS))))
+
+
+def split_validation(
+    labels: npt.NDArray[np.int64], fraction: float, seed: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Indices for training and for validation: `fraction` of each class, at least one image, drawn with `seed`."""
+    rng = np.random.default_rng(seed)
+    validation = []
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        count = min(max(1, round(fraction * len(members))), len(members) - 1)
+        validation.append(rng.permutation(members)[:count])
+    chosen = np.sort(np.concatenate(validation))
+    return np.setdiff1d(np.arange(len(labels)), chosen), chosen

@@ -1,0 +1,219 @@
+"""The last stage: the test images, read here and nowhere else, through the very files that devices will run."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+import torch
+
+from edvit.build import images, prepare, split
+from edvit.build.artifacts import Artifact, Stage
+from edvit.build.images import ImageSet
+from edvit.bundle import Metric
+from edvit.datasets import read_split
+from edvit.errors import DataError
+
+Floats = npt.NDArray[np.float32]
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class TestResult:
+    """Scores over all classes on the test images.
+
+    Attributes:
+        labels: int64 `[n]`.
+        base: float32 `[n, classes]`, the base model's.
+        fused: float32 `[n, classes]`, every feature present.
+        without: device name -> `[n, classes]`, that device's features absent.
+        alone: float32 `[submodels, n, classes]`, each sub-model's own head for all classes.
+        baseline: `[n, classes]` of N = 1 at the same width; None where it was not built.
+    """
+
+    __test__ = False  # not a test case for pytest
+
+    labels: npt.NDArray[np.int64]
+    base: Floats
+    fused: Floats
+    without: Mapping[str, Floats]
+    alone: Floats
+    baseline: Floats | None
+
+    def accuracy(self, scores: Floats) -> float:
+        """Share of test images whose highest score is their label."""
+        return float((scores.argmax(axis=1) == self.labels).mean())
+
+    def metrics(self) -> tuple[Metric, ...]:
+        """As the manifest records them."""
+        values = {"base": self.accuracy(self.base), "fused": self.accuracy(self.fused)}
+        if self.baseline is not None:
+            values["n1"] = self.accuracy(self.baseline)
+        values |= {f"submodel-{i}": self.accuracy(scores) for i, scores in enumerate(self.alone)}
+        values |= {f"fused-without-{device}": self.accuracy(scores) for device, scores in self.without.items()}
+        return tuple(Metric(name=name, value=value, split="test") for name, value in values.items())
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A split and its ONNX files."""
+
+    split: split.Split
+    files: Artifact
+
+    @cached_property
+    def _submodels(self) -> list[onnxruntime.InferenceSession]:
+        return [onnx_session(self.submodel_path(i), torch.get_num_threads()) for i in range(len(self.split.groups))]
+
+    @cached_property
+    def _fusion(self) -> onnxruntime.InferenceSession:
+        return onnx_session(self.fusion_path, torch.get_num_threads())
+
+    def submodel_path(self, submodel: int) -> Path:
+        return self.files.folder / f"submodel-{submodel}.onnx"
+
+    @property
+    def fusion_path(self) -> Path:
+        return self.files.folder / "fusion.onnx"
+
+    def features(self, pixels: npt.NDArray[np.uint8]) -> Floats:
+        """Concatenated features `[batch, sum of dims]`."""
+        return np.concatenate([session.run(None, {"image": pixels})[0] for session in self._submodels], axis=1)
+
+    def fuse(self, features: Floats, present: Floats) -> Floats:
+        """Scores `[batch, classes]`."""
+        scores: Floats = self._fusion.run(None, {"features": features, "present": present})[0]
+        return scores
+
+
+def run_test(
+    context: prepare.Context,
+    data: prepare.Data,
+    trained: prepare.Base,
+    exported: Exported,
+    *,
+    devices: Sequence[str],
+    baseline: Exported | None,
+) -> TestResult:
+    """Measure everything on the test split.
+
+    Args:
+        devices: the device of each sub-model, in their order.
+
+    Raises:
+        DataError: the test split is missing, or its classes are not those of the training split.
+    """
+    config = context.config
+    source = read_split(config.data, "test", config.data_root).with_classes(data.classes)
+    if not len(source):
+        raise DataError(f"{config.data}: the test split has no images")
+    stage = Stage(
+        "test",
+        {
+            "images": [source.name(i) for i in range(len(source))],
+            "base": trained.artifact.digest,
+            "files": exported.files.digest,
+            "devices": list(devices),
+            "baseline": baseline.files.digest if baseline else None,
+        },
+    )
+
+    def fill(folder: Path) -> dict[str, Any]:
+        with context.report.bar("test", "decoding") as bar:
+            images.decode_images(source, context.source.preprocessing, folder, bar)
+        test = images.open_images(folder)
+        with context.report.bar("test", f"{len(test):,} images") as bar:
+            np.savez(folder / "scores.npz", **_scores(context, trained, exported, devices, baseline, test, bar))
+        return {"images": len(test)}
+
+    artifact = context.work.make(stage, fill)
+    with np.load(artifact.folder / "scores.npz") as arrays:
+        without = {device: arrays[f"without/{device}"] for device in dict.fromkeys(devices)}
+        return TestResult(
+            labels=arrays["labels"],
+            base=arrays["base"],
+            fused=arrays["fused"],
+            without=without,
+            alone=arrays["alone"],
+            baseline=arrays["baseline"] if baseline else None,
+        )
+
+
+def _scores(  # noqa: PLR0917
+    context: prepare.Context,
+    trained: prepare.Base,
+    exported: Exported,
+    devices: Sequence[str],
+    baseline: Exported | None,
+    test: ImageSet,
+    progress: Any,
+) -> dict[str, Any]:
+    heads = [split.load_extractor(a, context.source.preprocessing).model.head for a in exported.split.submodels]
+    batches = list(range(0, len(test), BATCH))
+    found: dict[str, list[Floats]] = {}
+
+    def keep(name: str, scores: Floats) -> None:
+        found.setdefault(name, []).append(scores)
+
+    for step, start in enumerate(batches):
+        pixels = test.pixels(slice(start, start + BATCH))
+        with torch.inference_mode():
+            keep("base", trained.model.head(trained.extractor(torch.from_numpy(pixels))).numpy())
+        features = exported.features(pixels)
+        keep("fused", exported.fuse(features, np.ones((len(pixels), len(devices)), np.float32)))
+        for device in dict.fromkeys(devices):
+            present = np.array([[other != device for other in devices]] * len(pixels), dtype=np.float32)
+            keep(f"without/{device}", exported.fuse(features, present))
+        with torch.inference_mode():
+            widths = [head.in_features for head in heads]
+            parts = torch.split(torch.from_numpy(features), widths, dim=1)
+            keep("alone", np.stack([head(part).numpy() for head, part in zip(heads, parts, strict=True)]))
+        if baseline is not None:
+            keep("baseline", baseline.fuse(baseline.features(pixels), np.ones((len(pixels), 1), np.float32)))
+        progress(step + 1, len(batches))
+    scores = {name: np.concatenate(parts, axis=1 if name == "alone" else 0) for name, parts in found.items()}
+    return {**scores, "labels": test.labels}
+
+
+def onnx_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
+    """A session on the CPU with a fixed number of threads."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def onnx_latency_s(path: Path, runs: int = 30, **inputs: npt.NDArray[Any]) -> float:
+    """Median seconds of one run on one thread of this machine, after three to warm up."""
+    session = onnx_session(path, threads=1)
+    return _median_s(lambda: session.run(None, inputs), runs)
+
+
+def base_latency_s(trained: prepare.Base, image: npt.NDArray[np.uint8], runs: int = 30) -> float:
+    """Median seconds of the whole base model on one image `[1, channels, size, size]`, PyTorch fp32, one thread."""
+    pixels, before = torch.from_numpy(image), torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.inference_mode():
+            return _median_s(lambda: trained.model.head(trained.extractor(pixels)), runs)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _median_s(call: Any, runs: int) -> float:
+    for _ in range(3):
+        call()
+    seconds = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
