@@ -1,0 +1,102 @@
+"""What the HTTP API answers, as JSON: shared by the server, its OpenAPI page and the client."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+TOP = 5
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class Score(_Answer):
+    """One class with its probability."""
+
+    label: str
+    index: int
+    probability: float
+
+
+class ImageAnswer(Score):
+    """The most probable class of one image, and the five most probable ones, best first."""
+
+    top: tuple[Score, ...]
+
+
+class Timings(_Answer):
+    """Where the time went, milliseconds."""
+
+    total_ms: float
+    """From the last byte of the request to the answer."""
+    decode_ms: float
+    """Reading, resizing."""
+    gather_ms: float
+    """From the fan-out to the last feature, network included."""
+    fuse_ms: float
+    slowest_run_ms: float
+    """The slowest sub-model's own run on its device."""
+
+
+class _Query(_Answer):
+    degraded: bool
+    """An answer made without every feature."""
+    missing: tuple[int, ...]
+    """Sub-models whose feature is missing."""
+    timings: Timings
+
+
+class Predicted(ImageAnswer, _Query):
+    """The answer for one image."""
+
+
+class PredictedBatch(_Query):
+    """The answer for an array `[batch, channels, size, size]`."""
+
+    predictions: tuple[ImageAnswer, ...]
+
+
+class DeviceAnswer(_Answer):
+    """One device of the fleet."""
+
+    name: str
+    online: bool
+    submodels: tuple[int, ...]
+    """What it holds now."""
+    planned: tuple[int, ...]
+    """What the plan places on it."""
+    memory_bytes: int
+    """What the sub-models it holds take, as the plan counts it."""
+    memory_limit_bytes: int | None
+    host: str | None
+    problem: str | None
+    """Why it does not hold what is planned."""
+
+
+class FleetAnswer(_Answer):
+    name: str
+    classes: tuple[str, ...]
+    """Class names, in the order of their indices."""
+    devices: tuple[DeviceAnswer, ...]
+
+
+class HealthAnswer(_Answer):
+    """`ready`: every sub-model answers. `degraded`: some do. `not-ready`: none does, and `/predict` will not either."""
+
+    status: Literal["ready", "degraded", "not-ready"]
+    submodels: int
+    missing: tuple[int, ...]
+
+
+class ErrorDetail(_Answer):
+    code: str
+    message: str
+
+
+class ErrorAnswer(_Answer):
+    """Every answer with a 4xx or 5xx status."""
+
+    error: ErrorDetail

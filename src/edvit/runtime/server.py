@@ -1,0 +1,106 @@
+"""An HTTP server in a thread of this process, on a socket that is bound before anything else is started."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import threading
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from edvit.errors import ConfigError, MissingExtraError, PortInUseError, UnavailableError
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+STARTUP_S = 10.0
+CLOSE_S = 1.0
+"""How long `close` lets requests that are under way go on, at most."""
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening address, taken now. Port 0 takes any free one.
+
+    Raises:
+        PortInUseError: another program has it.
+        ConfigError: there is no such address on this machine, or the port needs more rights.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, kind, protocol)
+    except (OSError, OverflowError, UnicodeError):
+        raise ConfigError(f"{host}:{port}: not an address to listen on; check --host and --port") from None
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+        bound.listen(128)
+    except OSError as error:
+        bound.close()
+        if error.errno == errno.EADDRINUSE:
+            raise PortInUseError(
+                f"{host}:{port} is in use; choose another --port, or stop what listens there"
+            ) from None
+        raise ConfigError(f"{host}:{port}: cannot listen there ({error.strerror}); check --host and --port") from None
+    return bound
+
+
+class HttpServer:
+    """Serves `app` on `bound` until `close`; a context manager.
+
+    Attributes:
+        url: where it answers, e.g. `http://127.0.0.1:8080`.
+    """
+
+    def __init__(self, app: FastAPI, bound: socket.socket) -> None:
+        try:
+            import uvicorn
+        except ImportError:
+            raise missing_serve_extra() from None
+        host, port = bound.getsockname()[:2]
+        reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+        self.url = f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
+        config = uvicorn.Config(
+            app,
+            log_level="error",
+            access_log=False,
+            lifespan="off",
+            timeout_graceful_shutdown=1,
+            server_header=False,
+            timeout_keep_alive=30,
+        )
+        self._server = uvicorn.Server(config)
+        self._bound = bound
+        self._thread = threading.Thread(target=self._server.run, args=([bound],), name="edvit-http", daemon=True)
+
+    def start(self) -> HttpServer:
+        """Raises UnavailableError when the server does not come up."""
+        self._thread.start()
+        for _ in range(int(STARTUP_S / 0.01)):
+            if self._server.started:
+                return self
+            if not self._thread.is_alive():
+                break
+            self._thread.join(0.01)
+        raise UnavailableError(f"the HTTP server at {self.url} did not start")
+
+    def close(self) -> None:
+        """Stop listening, let requests under way end, cut off what takes longer than `CLOSE_S`."""
+        self._server.should_exit = True
+        if self._thread.is_alive():
+            self._thread.join(CLOSE_S)
+            self._server.force_exit = True
+            self._thread.join(0.5)
+        self._bound.close()
+
+    def __enter__(self) -> HttpServer:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def missing_serve_extra() -> MissingExtraError:
+    """What to tell a user whose installation lacks FastAPI, uvicorn or httpx."""
+    return MissingExtraError('this command needs the serve extra: pip install "edvit[serve]"')
