@@ -1,0 +1,78 @@
+"""`edvit device`: the agent on a device. Its imports are lean: a device has little memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Optional
+
+import typer
+
+from edvit.cli import app
+
+
+@app.command()
+def device(
+    name: str = typer.Option(..., help="Name of this device in the fleet."),
+    fleet: str = typer.Option("local", help="Name of the fleet, as in its fleet.yaml."),
+    connect: Optional[list[str]] = typer.Option(  # noqa: UP007, UP045  (typer evaluates it on Python 3.10)
+        None,
+        metavar="tcp/HOST:PORT",
+        help="Where the gateway listens; may be given more than once. Without it, peers on the local network are found.",
+    ),
+    listen: Optional[list[str]] = typer.Option(  # noqa: UP007, UP045
+        None, metavar="tcp/HOST:PORT", help="Where peers may reach this device; only needed behind some firewalls."
+    ),
+    memory_mb: Optional[float] = typer.Option(  # noqa: UP007, UP045
+        None, min=0.001, help="Memory that sub-models may use, 10^6 bytes; the fleet's limit holds as well."
+    ),
+    threads: int = typer.Option(0, min=0, help="CPU threads of one inference; 0 for one per core."),
+    cache: Optional[Path] = typer.Option(  # noqa: UP007, UP045
+        None, help="Folder for model files; ~/.cache/edvit by default."
+    ),
+    verbose: bool = typer.Option(False, "--verbose", help="Log what happens to stderr."),
+) -> None:
+    """Run the agent on a device: it loads the sub-models that the gateway plans for it, and answers.
+
+    Start it in any order with `edvit serve`; it waits for the gateway, and for the next one.
+    """
+    import contextlib
+    import logging
+    import os
+    import re
+    import signal
+
+    from edvit.errors import ConfigError
+    from edvit.fleet import NAME_PATTERN
+    from edvit.runtime.device import DeviceAgent
+    from edvit.runtime.zenoh_transport import ZenohTransport
+
+    for option, value in (("--name", name), ("--fleet", fleet)):
+        if re.match(NAME_PATTERN, value) is None:
+            raise ConfigError(f"{option} {value!r}: use letters, digits, '.', '_' and '-', at most 63")
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(levelname)s %(message)s"
+    )
+    with contextlib.ExitStack() as stack:
+        transport = ZenohTransport(connect=connect or (), listen=listen or (), scouting=not connect)
+        stack.callback(transport.close)
+        agent = DeviceAgent(
+            name,
+            fleet,
+            transport,
+            cache=cache or default_cache(),
+            memory_limit_bytes=None if memory_mb is None else int(memory_mb * 1_000_000),
+            threads=threads or len(os.sched_getaffinity(0)),
+            say=lambda line: print(f"{name}: {line}", flush=True),
+        )
+        stack.callback(agent.close)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: agent.stop())
+        print(f"{name}: ready, waiting for the gateway of fleet {fleet}", flush=True)
+        agent.run()
+
+
+def default_cache() -> Path:
+    """`$XDG_CACHE_HOME/edvit`, or `~/.cache/edvit`."""
+    import os
+
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edvit"
