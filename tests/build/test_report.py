@@ -5,10 +5,13 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+import torch
 
 from edvit.architecture import Architecture, BlockWidths, Widths
 from edvit.build import figures
-from edvit.build.report import KeptImportance, ReportData, ResultRow, render, result_rows, write_report
+from edvit.build.report import KeptImportance, ReportData, ResultRow, kept_importance, render, result_rows, write_report
+from edvit.build.scores import Scores
+from edvit.build.surgery import BlockSelection, Selection
 from edvit.bundle import (
     BaseModelInfo,
     DataInfo,
@@ -310,3 +313,17 @@ def test_rows_come_from_the_metrics():
     assert rows[1].predicted_s == bundle.plan.latency_s
     assert [row.own_accuracy for row in rows[-2:]] == [None, 0.97]
     assert result_rows(manifest()) == ()
+
+
+def test_kept_importance_is_the_share_of_the_scores():
+    scores = Scores(
+        dim=torch.tensor([1.0, 2.0, 3.0]),
+        attn=torch.tensor([[[1.0, 2.0], [3.0, 4.0]], [[0.0, 0.0], [0.0, 0.0]]]),
+        heads=torch.tensor([[3.0, 7.0], [0.0, 0.0]]),
+        hidden=torch.tensor([[1.0, 1.0, 2.0], [5.0, 0.0, 0.0]]),
+        criterion="fisher-kl",
+    )
+    one_head = BlockSelection(torch.tensor([1]), torch.tensor([[1]]), torch.tensor([2]))
+    both_heads = BlockSelection(torch.tensor([0, 1]), torch.tensor([[0], [1]]), torch.tensor([1, 2]))
+    kept = kept_importance(4, scores, Selection(torch.tensor([0, 2]), (one_head, both_heads)))
+    assert kept == KeptImportance(4, attention=(0.4, 1.0), ffn=(0.5, 0.0), channels=(True, False, True))

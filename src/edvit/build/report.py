@@ -15,6 +15,8 @@ from markupsafe import Markup
 
 from edvit.architecture import Widths
 from edvit.build import figures
+from edvit.build.scores import Scores
+from edvit.build.surgery import Selection
 from edvit.bundle import Manifest
 from edvit.units import si
 
@@ -123,6 +125,26 @@ def result_rows(
                 )
             )
     return tuple(rows)
+
+
+def kept_importance(submodel: int, scores: Scores, selection: Selection) -> KeptImportance:
+    """What a selection keeps of the scores it was made from; a block whose scores are all 0 counts as kept whole."""
+    attention, ffn = [], []
+    for index, block in enumerate(selection.blocks):
+        kept = scores.attn[index][block.heads].gather(1, block.head_dims)
+        attention.append(_share(float(kept.sum()), float(scores.attn[index].sum())))
+        ffn.append(_share(float(scores.hidden[index][block.hidden].sum()), float(scores.hidden[index].sum())))
+    channels = set(selection.dim.tolist())
+    return KeptImportance(
+        submodel=submodel,
+        attention=tuple(attention),
+        ffn=tuple(ffn),
+        channels=tuple(channel in channels for channel in range(len(scores.dim))),
+    )
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole > 0 else 1.0
 
 
 def write_report(path: Path, report: ReportData) -> None:
