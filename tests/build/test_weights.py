@@ -66,7 +66,7 @@ def test_another_number_of_classes_replaces_the_head(tmp_path):
 
 
 def test_a_file_without_head_is_fine(tmp_path):
-    loaded, head_kept = load(saved(make("plain", widths=None), tmp_path / "full.safetensors"), classes=0)
+    loaded, head_kept = load(saved(make("plain"), tmp_path / "full.safetensors"), classes=0)
     assert not head_kept
     loaded, head_kept = load(saved(loaded, tmp_path / "w.safetensors"))
     assert not head_kept

@@ -88,10 +88,21 @@ def score(
     if criterion == "kl":
         every = range(len(_zeros(architecture)))
         return _assemble(_exact_kl(frozen, architecture, batches, every, batch_size=batch_size, report=report), "kl")
-    rows = _fisher_kl(frozen, architecture, batches, seed=seed, draws=draws, report=report)
+    steps = len(batches) * _passes(architecture, draws)
+    heads = range(2, 2 + 3 * len(architecture.widths.blocks), 3) if exact_heads else range(0)
+    every_step = steps + len(batches) * len(heads) * architecture.heads
+    rows = _fisher_kl(
+        frozen, architecture, batches, seed=seed, draws=draws, report=lambda done, _: report(done, every_step)
+    )
     if exact_heads:
-        heads = range(2, len(rows), 3)
-        exact = _exact_kl(frozen, architecture, batches, heads, batch_size=batch_size, report=report)
+        exact = _exact_kl(
+            frozen,
+            architecture,
+            batches,
+            heads,
+            batch_size=batch_size,
+            report=lambda done, _: report(steps + done, every_step),
+        )
         for row in heads:
             rows[row] = exact[row]
     return _assemble(rows, "fisher-kl")
@@ -119,6 +130,12 @@ def _check_images(images: Tensor, architecture: Architecture) -> None:
 # --- fisher-kl ---------------------------------------------------------------------------------------------
 
 
+def _passes(architecture: Architecture, draws: int) -> int:
+    """Backward passes per batch: one per class, or per drawn class where there are many."""
+    return architecture.classes if architecture.classes <= EXACT_CLASSES else draws
+
+
+@torch.enable_grad()
 def _fisher_kl(
     model: VisionTransformer,
     architecture: Architecture,
@@ -129,7 +146,7 @@ def _fisher_kl(
     report: Progress,
 ) -> list[Tensor]:
     exact = architecture.classes <= EXACT_CLASSES
-    passes = architecture.classes if exact else draws
+    passes = _passes(architecture, draws)
     generator = torch.Generator().manual_seed(seed)
     sums = [row.to(model.patch_embed.proj.weight.device) for row in _zeros(architecture)]
     for number, batch in enumerate(batches):
