@@ -49,7 +49,7 @@ class _Query(_Answer):
     timings: Timings
 
 
-class Predicted(ImageAnswer, _Query):
+class Predicted(_Query, ImageAnswer):
     """The answer for one image."""
 
 

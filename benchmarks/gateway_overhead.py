@@ -1,0 +1,115 @@
+"""Gateway overhead: from HTTP request to response, less the slowest sub-model's own run.
+
+    python benchmarks/gateway_overhead.py [--bundle DIR] [--requests 300] [--runs 3]
+
+Serves a bundle with one process per device on this machine, as `edvit serve --local` does, and asks one request
+after the other: a raw uint8 array, and, apart, a JPEG of 640 x 480 pixels that the gateway decodes and resizes.
+Without --bundle, one with two sub-models at 224 pixels is made (needs the onnx package), whose graphs do next to
+nothing. On a machine with few cores a real bundle's devices compete with the gateway; the figure then shows it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from edvit.bundle import Bundle, read_bundle
+from edvit.runtime.answers import Predicted
+from edvit.runtime.client import Client
+from edvit.runtime.local import serve_locally
+
+WARM_UP = 30
+
+
+def make_bundle(folder: Path) -> Bundle:
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    from tiny_bundle import write_tiny_bundle
+
+    return write_tiny_bundle(folder / "bundle", submodels=2, classes=4, size=224)
+
+
+def jpeg(rng: np.random.Generator) -> bytes:
+    """640 x 480 pixels that compress about as well as a photograph."""
+    coarse = Image.fromarray(rng.integers(0, 256, (15, 20, 3), dtype=np.uint8)).resize(
+        (640, 480), Image.Resampling.BICUBIC
+    )
+    grain = rng.normal(0, 6, (480, 640, 3))
+    buffer = io.BytesIO()
+    Image.fromarray(np.clip(np.asarray(coarse) + grain, 0, 255).astype(np.uint8)).save(
+        buffer, format="JPEG", quality=85
+    )
+    return buffer.getvalue()
+
+
+def measure(ask: Callable[[], Predicted], requests: int) -> list[dict[str, float]]:
+    """Milliseconds per request."""
+    rows = []
+    for i in range(WARM_UP + requests):
+        start = time.perf_counter()
+        answer = ask()
+        total = (time.perf_counter() - start) * 1000
+        if answer.degraded:
+            raise SystemExit("an answer was degraded: the figures would not be comparable")
+        t = answer.timings
+        if i >= WARM_UP:
+            rows.append(
+                {
+                    "total": total,
+                    "slowest run": t.slowest_run_ms,
+                    "overhead": total - t.slowest_run_ms,
+                    "of it: decode": t.decode_ms,
+                    "of it: wire and wait": t.gather_ms - t.slowest_run_ms,
+                    "of it: fuse": t.fuse_ms,
+                    "of it: HTTP, both ends": total - t.decode_ms - t.gather_ms - t.fuse_ms,
+                }
+            )
+    return rows
+
+
+def report(name: str, runs: list[list[dict[str, float]]]) -> None:
+    print(f"\n{name}: ms, over {sum(map(len, runs))} requests in {len(runs)} runs")
+    print(f"  {'':24}{'median':>8}{'p10':>8}{'p90':>8}   medians of the runs")
+    for key in runs[0][0]:
+        values = [row[key] for run in runs for row in run]
+        low, high = np.percentile(values, [10, 90])
+        each = ", ".join(f"{statistics.median(row[key] for row in run):.2f}" for run in runs)
+        print(f"  {key:24}{statistics.median(values):8.2f}{low:8.2f}{high:8.2f}   {each}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--bundle", type=Path, help="measure this bundle instead of a made one")
+    parser.add_argument("--requests", type=int, default=300, help="per run and kind of request")
+    parser.add_argument("--runs", type=int, default=3, help="services started one after the other")
+    arguments = parser.parse_args()
+
+    rng = np.random.default_rng(0)
+    photo = jpeg(rng)
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = read_bundle(arguments.bundle) if arguments.bundle else make_bundle(Path(folder))
+        manifest = bundle.manifest
+        array = rng.integers(0, 256, manifest.preprocessing.shape, dtype=np.uint8)
+        arrays, jpegs = [], []
+        for _ in range(arguments.runs):
+            with serve_locally(bundle) as service, Client(service.url) as client:
+                arrays.append(measure(lambda: client.predict_array(array), arguments.requests))
+                jpegs.append(measure(lambda: client.predict(photo), arguments.requests))
+        devices = len({line.device for line in manifest.plan.placed})
+        print(f"{devices} devices and the gateway on this machine: {platform.machine()}, {os.cpu_count()} cores")
+        report(f"raw uint8 array {list(manifest.preprocessing.shape)}, {array.nbytes:,} bytes", arrays)
+        report(f"JPEG 640 x 480, {len(photo):,} bytes", jpegs)
+
+
+if __name__ == "__main__":
+    main()

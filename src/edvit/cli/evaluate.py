@@ -1,0 +1,107 @@
+"""`edvit evaluate`: accuracy and latency over labelled test images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from edvit.cli import app
+
+if TYPE_CHECKING:
+    from edvit.evaluate import Answer, Evaluation
+
+    Ask = Callable[[bytes], Answer]
+
+
+@app.command()
+def evaluate(
+    target: str = typer.Argument(..., metavar="URL|BUNDLE", help="A running gateway, or a bundle to run right here."),
+    *,
+    data: str = typer.Option(..., help="digits, imagefolder:DIR, cifar10, mnist or fashion-mnist."),
+    data_root: Path | None = typer.Option(None, help="Folder with the files of cifar10, mnist or fashion-mnist."),
+    split: str = typer.Option("test", help="test or train."),
+    limit: int | None = typer.Option(None, min=1, help="At most so many images, evenly spaced over the split."),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+) -> None:
+    """Measure accuracy, per class too, and latency, one image at a time."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from edvit.datasets import read_split
+    from edvit.errors import ConfigError
+    from edvit.evaluate import evaluate as measure
+
+    if split not in ("test", "train"):
+        raise ConfigError(f"--split {split}: must be test or train")
+    with answering(target) as (classes, ask):
+        images = read_split(data, "train" if split == "train" else "test", data_root).with_classes(classes)
+        with Progress(console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task("evaluate", total=None)
+            result = measure(
+                images, ask, limit=limit, progress=lambda done, total: bar.update(task, completed=done, total=total)
+            )
+    typer.echo(to_json(target, data, split, result) if as_json else to_text(result))
+
+
+@contextmanager
+def answering(target: str) -> Iterator[tuple[tuple[str, ...], Ask]]:
+    """The class names of a gateway or a bundle, and a function that classifies the bytes of an image file."""
+    from edvit.evaluate import Answer
+
+    if target.startswith(("http://", "https://")):
+        from edvit.runtime.client import Client
+
+        with Client(target) as client:
+
+            def ask_gateway(image: bytes) -> Answer:
+                answer = client.predict(image)
+                return Answer(answer.index, answer.degraded)
+
+            yield client.fleet().classes, ask_gateway
+    else:
+        from edvit.bundle import read_bundle
+        from edvit.preprocess import decode_image
+        from edvit.runtime.engine import LocalPredictor
+
+        bundle = read_bundle(Path(target))
+        predictor = LocalPredictor(bundle)
+
+        def ask_here(image: bytes) -> Answer:
+            prediction = predictor.predict(decode_image(image, bundle.manifest.preprocessing)[None])
+            return Answer(int(prediction.labels[0]), prediction.degraded)
+
+        yield bundle.manifest.data.classes, ask_here
+
+
+def to_text(result: Evaluation) -> str:
+    """A few readable lines."""
+    width = max(len(c.name) for c in result.classes)
+    lines = [
+        f"accuracy   {result.accuracy:.2%} of {result.images:,} images",
+        f"latency    p50 {result.latency_at(50) * 1000:.1f} ms, p95 {result.latency_at(95) * 1000:.1f} ms",
+        f"degraded   {result.degraded:,}",
+        "",
+        *(f"{c.name:{width}}   {c.accuracy:7.2%}   {c.correct:,} of {c.images:,}" for c in result.classes),
+    ]
+    return "\n".join(lines)
+
+
+def to_json(target: str, data: str, split: str, result: Evaluation) -> str:
+    import json
+
+    values = {
+        "target": target,
+        "data": data,
+        "split": split,
+        "images": result.images,
+        "accuracy": result.accuracy,
+        "latency_p50_ms": result.latency_at(50) * 1000,
+        "latency_p95_ms": result.latency_at(95) * 1000,
+        "degraded": result.degraded,
+        "classes": {c.name: {"accuracy": c.accuracy, "correct": c.correct, "images": c.images} for c in result.classes},
+    }
+    return json.dumps(values, indent=1)

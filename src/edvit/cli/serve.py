@@ -1,0 +1,129 @@
+"""`edvit serve`: the gateway."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import typer
+
+from edvit.cli import app
+
+if TYPE_CHECKING:
+    from edvit.bundle import Bundle, PlanInfo
+    from edvit.fleet import Fleet
+    from edvit.runtime.gateway import Gateway
+    from edvit.runtime.placement import DeviceStatus
+
+POLL_S = 0.25
+
+
+@app.command()
+def serve(
+    bundle: Path = typer.Argument(..., help="Folder that `edvit build` wrote."),
+    *,
+    fleet: Path | None = typer.Option(
+        None, help="Check that this fleet file has the devices the bundle was built for."
+    ),
+    local: bool = typer.Option(
+        False, "--local", help="Run every device on this machine, and end them with the gateway."
+    ),
+    host: str = typer.Option("127.0.0.1", help="Address for HTTP; 0.0.0.0 answers the whole network."),
+    port: int = typer.Option(8080, min=0, max=65535, help="Port for HTTP; 0 takes a free one."),
+    listen: str = typer.Option("tcp/0.0.0.0:7447", help="Zenoh endpoint that devices connect to (not with --local)."),
+    deadline_s: float = typer.Option(2.0, min=0.001, help="Seconds a prediction waits for the devices' features."),
+) -> None:
+    """Serve a bundle over HTTP: POST /predict, GET /health, GET /fleet, documentation at /docs."""
+    from edvit.bundle import read_bundle
+    from edvit.fleet import load_fleet
+    from edvit.runtime.local import serve_locally
+    from edvit.runtime.service import serve as serve_fleet
+    from edvit.runtime.service import until_signalled
+
+    verified = read_bundle(bundle)
+    if fleet is not None:
+        check_fleet(load_fleet(fleet), verified.manifest.plan, fleet)
+    with until_signalled():
+        if local:
+            with serve_locally(verified, host=host, port=port, deadline_s=deadline_s) as service:
+                typer.echo(announcement(service.url, verified))
+                report_changes(service.gateway)
+        else:
+            with serve_fleet(verified, host=host, port=port, listen=listen, deadline_s=deadline_s) as service:
+                typer.echo(announcement(service.url, verified))
+                typer.echo("\n".join(["On each device, type:", *device_commands(verified.manifest.plan, listen)]))
+                report_changes(service.gateway)
+
+
+def check_fleet(fleet: Fleet, plan: PlanInfo, path: Path) -> None:
+    """Raises ConfigError when the file's fleet is not the one that the bundle was planned for."""
+    from edvit.errors import ConfigError
+
+    if fleet.name != plan.fleet.name:
+        raise ConfigError(f"{path}: fleet {fleet.name}, but the bundle was built for fleet {plan.fleet.name}")
+    names = {device.name for device in fleet.devices}
+    missing = sorted({line.device for line in plan.placed} - names)
+    if missing:
+        raise ConfigError(f"{path}: lacks {', '.join(missing)}, where the bundle has sub-models; add it or build again")
+
+
+def device_commands(plan: PlanInfo, listen: str) -> list[str]:
+    """What to type on each device that holds something."""
+    connect = reachable(listen)
+    holders = {line.device for line in plan.placed}
+    return [
+        f"  edvit device --name {device.name} --fleet {plan.fleet.name} --connect {connect}"
+        for device in plan.fleet.devices
+        if device.name in holders
+    ]
+
+
+def reachable(endpoint: str) -> str:
+    """An endpoint as other machines see it: this machine's address in place of 0.0.0.0."""
+    import socket
+
+    protocol, _, address = endpoint.partition("/")
+    host, _, port = address.rpartition(":")
+    if host not in ("0.0.0.0", "[::]"):
+        return endpoint
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing: it only asks which interface would be used
+            host = probe.getsockname()[0]
+        except OSError:
+            host = socket.gethostname()
+    return f"{protocol}/{host}:{port}"
+
+
+def announcement(url: str, bundle: Bundle) -> str:
+    """Where it answers, and what to try."""
+    manifest = bundle.manifest
+    return (
+        f"{bundle.path}: {len(manifest.data.classes)} classes, {len(manifest.submodels)} sub-models\n"
+        f"Gateway at {url} (API documentation at {url}/docs). Ctrl-C ends it.\n"
+        f"Try: edvit predict {url} IMAGE"
+    )
+
+
+def report_changes(gateway: Gateway) -> NoReturn:
+    """Print a line whenever a device comes, is ready, fails or goes; until a signal ends it."""
+    said: dict[str, str] = {}
+    while True:
+        for device in gateway.devices():
+            line = state_line(device)
+            if said.get(device.name, "gone") != line:
+                typer.echo(f"{time.strftime('%H:%M:%S')}  {device.name}: {line}")
+            said[device.name] = line
+        time.sleep(POLL_S)
+
+
+def state_line(device: DeviceStatus) -> str:
+    """`gone`, `loading`, `ready with sub-model 0`, or what is wrong."""
+    if not device.alive:
+        return "gone"
+    if device.problem is not None:
+        return device.problem
+    if set(device.planned) - set(device.submodels):
+        return "loading"
+    return f"ready with sub-model {', '.join(map(str, device.submodels))}" if device.planned else "spare"
