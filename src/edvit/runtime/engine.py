@@ -45,7 +45,7 @@ class SubModelEngine:
             ModelError: the graph gave something else than it declares.
         """
         check_images(images, self._shape)
-        (feature,) = self._session.run(["feature"], {"image": images})
+        (feature,) = self._session.run(["feature"], {"image": images}, _run_options(len(images)))
         if feature.shape != (len(images), self._feature_dim) or feature.dtype != np.float32:
             raise ModelError("a sub-model's output is not of the shape it declares; build the bundle again")
         result: Float32 = feature
@@ -85,7 +85,8 @@ class FusionEngine:
                 joined[:, start : start + width] = features[submodel]
                 present[:, column] = 1.0
             start += width
-        (logits,) = self._session.run(["logits"], {"features": joined, "present": present})
+        inputs = {"features": joined, "present": present}
+        (logits,) = self._session.run(["logits"], inputs, _run_options(batch))
         result: Float32 = logits
         return result
 
@@ -161,8 +162,8 @@ def _open_session(path: Path, threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # Devices are small: no arena that only grows, and no threads that spin between two requests.
-    options.enable_cpu_mem_arena = False
+    # Devices are small: no plan of buffers kept per batch size, no threads that spin between two requests.
+    options.enable_mem_pattern = False
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     try:
@@ -170,6 +171,15 @@ def _open_session(path: Path, threads: int) -> Any:
     except Exception as error:
         # ONNX Runtime's exceptions have no common class, and their text is of many lines.
         raise ModelError(f"{path.name}: ONNX Runtime cannot load it ({type(error).__name__})") from None
+
+
+def _run_options(batch: int) -> Any:
+    """The arena keeps what one image needs, which is faster; what a batch needed more goes back afterwards."""
+    if batch == 1:
+        return None
+    options = onnxruntime.RunOptions()
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    return options
 
 
 def _check_values(kind: str, values: list[Any], expected: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
