@@ -2,8 +2,9 @@
 
     python benchmarks/gateway_overhead.py [--bundle DIR] [--requests 300] [--runs 3]
 
-Serves a bundle with one process per device on this machine, as `edvit serve --local` does, and asks one request
-after the other: a raw uint8 array, and, apart, a JPEG of 640 x 480 pixels that the gateway decodes and resizes.
+Runs `edvit serve --local`, one process per device and one for the gateway, and asks one request after the other
+from this process, over one connection of the standard library's http.client: a raw uint8 array, and, apart, a JPEG
+of 640 x 480 pixels that the gateway decodes and resizes.
 Without --bundle, one with two sub-models at 224 pixels is made (needs the onnx package), whose graphs do next to
 nothing. On a machine with few cores a real bundle's devices compete with the gateway; the figure then shows it.
 """
@@ -11,23 +12,27 @@ nothing. On a machine with few cores a real bundle's devices compete with the ga
 from __future__ import annotations
 
 import argparse
+import contextlib
+import http.client
 import io
+import json
 import os
 import platform
+import re
+import signal
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from edvit.bundle import Bundle, read_bundle
-from edvit.runtime.answers import Predicted
-from edvit.runtime.client import Client
-from edvit.runtime.local import serve_locally
+from edvit.runtime.body import NPY, to_npy
 
 WARM_UP = 30
 
@@ -52,26 +57,45 @@ def jpeg(rng: np.random.Generator) -> bytes:
     return buffer.getvalue()
 
 
-def measure(ask: Callable[[], Predicted], requests: int) -> list[dict[str, float]]:
+@contextlib.contextmanager
+def serving(bundle: Path) -> Iterator[str]:
+    """HOST:PORT of `edvit serve --local`, in a process of its own as in real use."""
+    command = [sys.executable, "-u", "-m", "edvit", "serve", str(bundle), "--local", "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        for line in process.stdout or ():
+            if found := re.search(r"Gateway at http://(\S+)", line):
+                yield found.group(1)
+                return
+        raise SystemExit("edvit serve did not start")
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+
+
+def measure(address: str, body: bytes, media_type: str, requests: int) -> list[dict[str, float]]:
     """Milliseconds per request."""
+    connection = http.client.HTTPConnection(address)
     rows = []
     for i in range(WARM_UP + requests):
         start = time.perf_counter()
-        answer = ask()
+        connection.request("POST", "/predict", body, {"content-type": media_type})
+        answer = connection.getresponse().read()
         total = (time.perf_counter() - start) * 1000
-        if answer.degraded:
-            raise SystemExit("an answer was degraded: the figures would not be comparable")
-        t = answer.timings
+        values = json.loads(answer)
+        if values.get("degraded", True):
+            raise SystemExit(f"no whole answer, so the figures would mean nothing: {answer.decode()}")
+        t = values["timings"]
         if i >= WARM_UP:
             rows.append(
                 {
                     "total": total,
-                    "slowest run": t.slowest_run_ms,
-                    "overhead": total - t.slowest_run_ms,
-                    "of it: decode": t.decode_ms,
-                    "of it: wire and wait": t.gather_ms - t.slowest_run_ms,
-                    "of it: fuse": t.fuse_ms,
-                    "of it: HTTP, both ends": total - t.decode_ms - t.gather_ms - t.fuse_ms,
+                    "slowest run": t["slowest_run_ms"],
+                    "overhead": total - t["slowest_run_ms"],
+                    "of it: HTTP": total - t["total_ms"],
+                    "of it: decode": t["decode_ms"],
+                    "of it: wire and wait": t["gather_ms"] - t["slowest_run_ms"],
+                    "of it: fuse": t["fuse_ms"],
                 }
             )
     return rows
@@ -79,12 +103,12 @@ def measure(ask: Callable[[], Predicted], requests: int) -> list[dict[str, float
 
 def report(name: str, runs: list[list[dict[str, float]]]) -> None:
     print(f"\n{name}: ms, over {sum(map(len, runs))} requests in {len(runs)} runs")
-    print(f"  {'':24}{'median':>8}{'p10':>8}{'p90':>8}   medians of the runs")
+    print(f"  {'':22}{'median':>8}{'p10':>8}{'p90':>8}   medians of the runs")
     for key in runs[0][0]:
         values = [row[key] for run in runs for row in run]
         low, high = np.percentile(values, [10, 90])
         each = ", ".join(f"{statistics.median(row[key] for row in run):.2f}" for run in runs)
-        print(f"  {key:24}{statistics.median(values):8.2f}{low:8.2f}{high:8.2f}   {each}")
+        print(f"  {key:22}{statistics.median(values):8.2f}{low:8.2f}{high:8.2f}   {each}")
 
 
 def main() -> None:
@@ -102,9 +126,9 @@ def main() -> None:
         array = rng.integers(0, 256, manifest.preprocessing.shape, dtype=np.uint8)
         arrays, jpegs = [], []
         for _ in range(arguments.runs):
-            with serve_locally(bundle) as service, Client(service.url) as client:
-                arrays.append(measure(lambda: client.predict_array(array), arguments.requests))
-                jpegs.append(measure(lambda: client.predict(photo), arguments.requests))
+            with serving(bundle.path) as address:
+                arrays.append(measure(address, to_npy(array), NPY, arguments.requests))
+                jpegs.append(measure(address, photo, "image/jpeg", arguments.requests))
         devices = len({line.device for line in manifest.plan.placed})
         print(f"{devices} devices and the gateway on this machine: {platform.machine()}, {os.cpu_count()} cores")
         report(f"raw uint8 array {list(manifest.preprocessing.shape)}, {array.nbytes:,} bytes", arrays)
