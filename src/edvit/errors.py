@@ -160,3 +160,20 @@ class BuildError(EdvitError):
     """A build stage ended with a result that must not be used (an export that differs, say)."""
 
     code = "build"
+
+
+def error_from(code: str, message: str) -> EdvitError:
+    """The error that a peer reported by its `code`; `ServiceError` where this version does not know the code."""
+    kind = _by_code().get(code, ServiceError)
+    return kind(message)
+
+
+def _by_code() -> dict[str, type[EdvitError]]:
+    """Every class that is made from a message alone; where a subclass shares its parent's code, the parent."""
+    kinds: dict[str, type[EdvitError]] = {}
+    waiting: list[type[EdvitError]] = [EdvitError]
+    for kind in waiting:
+        waiting += kind.__subclasses__()
+        if kind.__init__ is EdvitError.__init__:  # else it wants more than a message
+            kinds.setdefault(kind.code, kind)
+    return kinds

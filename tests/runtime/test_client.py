@@ -3,26 +3,9 @@ import threading
 
 import pytest
 
-from edvit import errors
-from edvit.errors import ConfigError, DeadlineError, ServiceError, UnavailableError, WireError
-from edvit.runtime.answers import ErrorAnswer, ErrorDetail
-from edvit.runtime.client import Client, error_from
+from edvit.errors import ConfigError, DeadlineError, UnavailableError, WireError
+from edvit.runtime.client import Client
 from edvit.runtime.server import HttpServer, bind
-
-
-def all_errors():
-    return [value for value in vars(errors).values() if isinstance(value, type) and value.__module__ == errors.__name__]
-
-
-@pytest.mark.parametrize("kind", all_errors())
-def test_an_error_comes_back_as_the_class_that_was_raised(kind):
-    back = error_from(ErrorAnswer(error=ErrorDetail(code=kind.code, message="what is wrong")))
-    assert str(back) == "what is wrong"
-    assert isinstance(back, ServiceError if kind is errors.InfeasibleError else kind)
-
-
-def test_an_unknown_code_is_a_service_error():
-    assert type(error_from(ErrorAnswer(error=ErrorDetail(code="newer", message="m")))) is ServiceError
 
 
 @pytest.mark.parametrize("url", ["", "somewhere", "127.0.0.1:8080", "ftp://host", "http://", "http://h:x"])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from edvit.errors import ConfigError, DeadlineError, EdvitError, ServiceError, UnavailableError, WireError
+from edvit.errors import ConfigError, DeadlineError, UnavailableError, WireError, error_from
 from edvit.preprocess import UInt8
 from edvit.runtime.answers import ErrorAnswer, FleetAnswer, HealthAnswer, Predicted, PredictedBatch
 from edvit.runtime.body import NPY, to_npy
@@ -100,7 +100,8 @@ class Client:
     def _checked(self, response: httpx.Response) -> httpx.Response:
         if response.is_success:
             return response
-        raise error_from(self._read(response, ErrorAnswer))
+        error = self._read(response, ErrorAnswer).error
+        raise error_from(error.code, error.message)
 
     def _read(self, response: httpx.Response, answer: type[A]) -> A:
         try:
@@ -109,20 +110,3 @@ class Client:
             raise WireError(
                 f"{self.url}: what answers there is no edvit gateway (status {response.status_code}); check the URL"
             ) from None
-
-
-def error_from(answer: ErrorAnswer) -> EdvitError:
-    """The error that a gateway described, as the class whose `code` it gave."""
-    kind = _by_code(EdvitError).get(answer.error.code, ServiceError)
-    try:
-        return kind(answer.error.message)
-    except TypeError:  # a class that wants more than a message
-        return ServiceError(answer.error.message)
-
-
-def _by_code(root: type[EdvitError]) -> dict[str, type[EdvitError]]:
-    """Every class of the tree by its code; where a subclass shares its parent's code, the parent's."""
-    found: dict[str, type[EdvitError]] = {}
-    for child in root.__subclasses__():
-        found = {**_by_code(child), **found}
-    return {**found, root.code: root}

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from edvit.errors import EdvitError, ServiceError, WireError
+from edvit.errors import EdvitError, WireError, error_from
 from edvit.fleet import NAME_PATTERN, first_problem
 from edvit.runtime.transport import Packet
 
@@ -237,14 +237,6 @@ class ErrorHeader(Header):
     message: str = Field(max_length=MAX_ERROR_CHARS)
 
 
-def _classes(root: type[EdvitError]) -> list[type[EdvitError]]:
-    return [root, *(found for child in root.__subclasses__() for found in _classes(child))]
-
-
-# A class that needs more than a message to be made cannot be made from the wire.
-_BY_CODE = {cls.code: cls for cls in _classes(EdvitError) if cls.__init__ is EdvitError.__init__}
-
-
 def encode_error(error: Exception) -> bytes:
     """Pack an error. What is not an `EdvitError` is told as `internal`, without any detail."""
     if isinstance(error, EdvitError) and error.code != EdvitError.code:
@@ -260,4 +252,4 @@ def decode_error(data: bytes) -> EdvitError:
         header = decode(ErrorHeader, Packet(header=data))
     except WireError:
         return WireError("a peer answered with a malformed error")
-    return _BY_CODE.get(header.code, ServiceError)(header.message)
+    return error_from(header.code, header.message)
