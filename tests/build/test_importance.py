@@ -180,6 +180,7 @@ def test_scoring_works_under_no_grad():
     assert torch.equal(inside.hidden, score(model, x).hidden)
 
 
+@torch.no_grad()
 def test_magnitude_is_the_norm_of_what_reads_and_writes_the_component():
     model = make("plain")
     scores = score(model, images(1), criterion="magnitude")

@@ -185,12 +185,10 @@ def _why_not_block(block: Any) -> str | None:
         return f"its attention is {type(block.attn).__name__}"
     if getattr(block.attn, "gate", None) is not None:
         return "its attention is gated"
-    if not isinstance(block.attn.norm, nn.Identity) or not isinstance(getattr(block.mlp, "norm", None), nn.Identity):
-        if type(block.mlp) is Mlp:
-            return "it normalises inside attention or FFN (scale_norm)"
-        return f"its FFN is {type(block.mlp).__name__}, not two plain layers"
     if type(block.mlp) is not Mlp or not isinstance(block.mlp.fc1, nn.Linear):
         return f"its FFN is {type(block.mlp).__name__}, not two plain layers"
+    if not isinstance(block.attn.norm, nn.Identity) or not isinstance(block.mlp.norm, nn.Identity):
+        return "it normalises inside attention or FFN (scale_norm)"
     return None
 
 

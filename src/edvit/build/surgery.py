@@ -1,6 +1,6 @@
 """Cutting a model to the components that are kept: tensors only, and always into a new model.
 
-Three kinds of component (ED-ViT, arXiv 2410.11650, section on pruning): residual channels, shared by every
+Three kinds of component (ED-ViT, arXiv 2410.11650): residual channels, shared by every
 block; attention, as whole heads or as dimensions inside them; FFN units. A dimension of a head is one
 component of its query, key and value together.
 """
