@@ -1,0 +1,205 @@
+"""The HTTP API over a bundle that runs in this process; tests/system has it over real devices."""
+
+import io
+import threading
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from edvit.errors import DeadlineError, UnavailableError
+from edvit.preprocess import decode_image
+from edvit.runtime.client import Client
+from edvit.runtime.engine import LocalPredictor
+from edvit.runtime.http import WORKERS, create_app, fleet_of, health_of, image_answers
+from edvit.runtime.placement import DeviceStatus
+from edvit.runtime.prediction import Prediction, Timings
+from edvit.runtime.server import HttpServer, bind
+from tiny_bundle import write_tiny_bundle
+
+IMAGE = np.full((3, 16, 16), 77, dtype=np.uint8)
+NO_TIME = Timings(total_s=0.0, gather_s=0.0, slowest_run_s=0.0, fuse_s=0.0)
+
+
+def status(name, submodels, *, alive=True, planned=None, **changes):
+    values = {
+        "name": name,
+        "alive": alive,
+        "planned": submodels if planned is None else planned,
+        "submodels": submodels,
+        "memory_bytes": 5,
+        "memory_limit_bytes": 10,
+        "host": "here",
+        "pid": 1,
+        "problem": None,
+    }
+    return DeviceStatus(**{**values, **changes})
+
+
+def png():
+    buffer = io.BytesIO()
+    Image.fromarray(IMAGE.transpose(1, 2, 0)).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+class OneProcess(LocalPredictor):
+    """A `LocalPredictor` that also says which devices there are."""
+
+    def devices(self):
+        return (status("dev-1", (0,)), status("dev-2", (1,)))
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return write_tiny_bundle(tmp_path_factory.mktemp("http") / "bundle", submodels=2, classes=7)
+
+
+@pytest.fixture(scope="module")
+def predictor(bundle):
+    return OneProcess(bundle)
+
+
+@pytest.fixture
+def serve(bundle, predictor):
+    """Starts the API over a predictor, the bundle's own unless another is given; returns its URL."""
+    servers = []
+
+    def start(over=predictor):
+        server = HttpServer(create_app(over, bundle.manifest), bind("127.0.0.1", 0))
+        servers.append(server)
+        return server.start().url
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+def test_predict_agrees_with_the_predictor(serve, predictor):
+    with Client(serve()) as client:
+        answer = client.predict_array(IMAGE)
+    expected = predictor.predict(IMAGE[None])
+    assert answer.index == expected.labels[0]
+    assert [score.probability for score in answer.top] == sorted(map(float, expected.probabilities[0]))[:-6:-1]
+    assert answer.timings.total_ms >= answer.timings.gather_ms >= answer.timings.slowest_run_ms >= 0
+
+
+def test_the_label_comes_first_for_people_who_read_json(serve):
+    with Client(serve()) as client:
+        assert next(iter(client.predict_array(IMAGE).model_dump())) == "label"
+
+
+class Failing(OneProcess):
+    def __init__(self, bundle, error):
+        super().__init__(bundle)
+        self.error = error
+
+    def predict(self, images):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (DeadlineError("too late"), (504, "deadline"), "too late"),
+        (UnavailableError("nobody there"), (503, "unavailable"), "nobody there"),
+        (
+            RuntimeError("secret /home/me/password"),
+            (500, "internal"),
+            "internal error; the gateway's log has the detail",
+        ),
+    ],
+)
+def test_errors_have_their_status_and_defects_keep_their_detail(serve, bundle, error, code, text):
+    response = httpx.post(serve(Failing(bundle, error)) + "/predict", files={"file": ("x.png", png())})
+    assert (response.status_code, response.json()["error"]["code"]) == code
+    assert response.json() == {"error": {"code": code[1], "message": text}}
+
+
+def test_health_answers_while_every_worker_is_busy(serve, bundle, predictor):
+    begun, release = threading.Semaphore(0), threading.Event()
+
+    class Slow(OneProcess):
+        def predict(self, images):
+            begun.release()
+            assert release.wait(60)
+            return predictor.predict(images)
+
+    url = serve(Slow(bundle))
+    indices = []
+
+    def ask():
+        with Client(url, timeout_s=60) as client:
+            indices.append(client.predict_array(IMAGE).index)
+
+    askers = [threading.Thread(target=ask) for _ in range(WORKERS + 4)]
+    for asker in askers:
+        asker.start()
+    try:
+        for _ in range(WORKERS):
+            assert begun.acquire(timeout=30)
+        with Client(url) as client:
+            assert client.health().status == "ready"
+    finally:
+        release.set()
+    for asker in askers:
+        asker.join(30)
+    assert indices == [predictor.predict(IMAGE[None]).labels[0]] * len(askers)
+
+
+def test_a_refused_body_is_read_to_its_end_so_that_the_refusal_arrives(serve):
+    response = httpx.post(serve() + "/predict", content=bytes(50_000_000), headers={"content-type": "image/png"})
+    assert (response.status_code, response.json()["error"]["code"]) == (413, "too-large")
+
+
+def test_openapi_describes_every_body_and_answer(serve):
+    api = httpx.get(serve() + "/openapi.json").json()
+    post = api["paths"]["/predict"]["post"]
+    assert set(post["requestBody"]["content"]) == {"multipart/form-data", "image/*", "application/x-npy"}
+    assert "[3, 16, 16]" in str(post["requestBody"])
+    assert {"Predicted", "PredictedBatch", "ErrorAnswer", "FleetAnswer", "HealthAnswer"} <= set(
+        api["components"]["schemas"]
+    )
+
+
+def test_equal_scores_are_ordered_by_class():
+    prediction = Prediction(logits=np.zeros((1, 7), dtype=np.float32), missing=(), timings=NO_TIME)
+    (answer,) = image_answers(prediction, tuple("abcdefg"))
+    assert [score.label for score in answer.top] == list("abcde")
+    assert answer.index == prediction.labels[0]
+
+
+def test_fewer_classes_than_five():
+    prediction = Prediction(logits=np.array([[0.0, 9.0]], dtype=np.float32), missing=(), timings=NO_TIME)
+    (answer,) = image_answers(prediction, ("no", "yes"))
+    assert [score.label for score in answer.top] == ["yes", "no"]
+
+
+@pytest.mark.parametrize(
+    ("devices", "expected", "missing"),
+    [
+        ((status("a", (0,)), status("b", (1,))), "ready", ()),
+        ((status("a", (0, 1)), status("b", (), alive=False)), "ready", ()),
+        ((status("a", (0,)), status("b", (1,), alive=False)), "degraded", (1,)),
+        ((status("a", (), planned=(0,)), status("b", (1,))), "degraded", (0,)),
+        ((status("a", (), alive=False), status("b", ())), "not-ready", (0, 1)),
+        ((), "not-ready", (0, 1)),
+    ],
+)
+def test_health(bundle, devices, expected, missing):
+    answer = health_of(bundle.manifest, devices)
+    assert (answer.status, answer.missing, answer.submodels) == (expected, missing, 2)
+
+
+def test_fleet_tells_what_is_wrong_with_a_device(bundle):
+    device = status("a", (), planned=(0,), problem="too little memory")
+    (answer,) = fleet_of(bundle.manifest, (device,)).devices
+    assert (answer.name, answer.online, answer.planned, answer.problem) == ("a", True, (0,), "too little memory")
+    assert (answer.memory_bytes, answer.memory_limit_bytes) == (5, 10)
+
+
+def test_an_image_file_and_its_pixels_get_the_same_answer(serve, bundle):
+    with Client(serve()) as client:
+        by_file = client.predict(png())
+        by_array = client.predict_array(decode_image(png(), bundle.manifest.preprocessing))
+    assert by_file.top == by_array.top
