@@ -52,9 +52,11 @@ class MemoryTransport:
         replies: queue.SimpleQueue[Answer | Failure | None] = queue.SimpleQueue()
 
         def send(answer: Answer | Exception) -> None:
-            # Through the same bytes as on the wire, so that nothing more than on the wire gets through.
-            failed = isinstance(answer, Exception)
-            replies.put(Failure(decode_error(encode_error(answer))) if failed else answer)  # type: ignore[arg-type]
+            if isinstance(answer, Exception):
+                # Through the same bytes as on the wire, so that nothing more than on the wire gets through.
+                replies.put(Failure(decode_error(encode_error(answer))))
+            elif matches(key, answer.key):
+                replies.put(answer)
 
         with self._network.lock:
             lanes = [lane for served, lane in self._network.served if matches(served, key)]
