@@ -5,7 +5,6 @@ import shutil
 
 import pytest
 
-from serving import run
 from tiny_bundle import write_tiny_bundle
 
 
@@ -55,19 +54,19 @@ COMMANDS = {
 }
 
 
-def assert_refused(done, message):
-    assert done.returncode == 2
-    assert done.stderr.startswith("edvit: ")
-    assert message in done.stderr
-    assert done.stderr.count("\n") == 1
-    assert done.stdout == ""
+def assert_refused(done, message, exit_code=2):
+    code, out, err = done
+    assert (code, out) == (exit_code, "")
+    assert err.startswith("edvit: ")
+    assert message in err
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: damage.__name__)
-def test_a_bad_bundle(folder, damage, command):
+def test_a_bad_bundle(edvit, folder, damage, command):
     damage(folder)
-    assert_refused(run(command, folder, *COMMANDS[command]), DAMAGE[damage])
+    assert_refused(edvit(command, folder, *COMMANDS[command]), DAMAGE[damage])
 
 
 @pytest.mark.parametrize(
@@ -80,21 +79,18 @@ def test_a_bad_bundle(folder, damage, command):
         ("name: shelf\ndevices: [{name: dev-1}, {name: dev-2}]", "was built for fleet local"),
     ],
 )
-def test_a_bad_fleet(original, tmp_path, text, message):
+def test_a_bad_fleet(edvit, original, tmp_path, text, message):
     path = tmp_path / "fleet.yaml"
     path.write_text(text)
-    assert_refused(run("serve", original.path, "--local", "--port", "0", "--fleet", path), message)
+    assert_refused(edvit("serve", original.path, "--local", "--port", "0", "--fleet", path), message)
 
 
-def test_an_address_that_is_none(original):
-    assert_refused(run("serve", original.path, "--local", "--host", "no.such.host.invalid"), "check --host")
+def test_an_address_that_is_none(edvit, original):
+    assert_refused(edvit("serve", original.path, "--local", "--host", "no.such.host.invalid"), "check --host")
 
 
-def test_nothing_answers(tmp_path):
-    done = run("evaluate", "http://127.0.0.1:9", "--data", "digits")
-    assert done.returncode == 1
-    assert "nothing answers there" in done.stderr
-    assert done.stderr.count("\n") == 1
+def test_nothing_answers(edvit):
+    assert_refused(edvit("evaluate", "http://127.0.0.1:9", "--data", "digits"), "nothing answers there", exit_code=1)
 
 
 @pytest.mark.parametrize(
@@ -106,5 +102,5 @@ def test_nothing_answers(tmp_path):
         (["--data", "digits"], "classes that the model does not know"),
     ],
 )
-def test_bad_data(original, arguments, message):
-    assert_refused(run("evaluate", original.path, *arguments), message)
+def test_bad_data(edvit, original, arguments, message):
+    assert_refused(edvit("evaluate", original.path, *arguments), message)

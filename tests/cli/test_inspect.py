@@ -1,10 +1,8 @@
 import json
-import sys
 
 import pytest
 
 from edvit.bundle import Metric, read_bundle
-from edvit.cli import main
 from edvit.cli.inspect import to_json
 from tiny_bundle import write_tiny_bundle
 
@@ -12,19 +10,6 @@ from tiny_bundle import write_tiny_bundle
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
     return write_tiny_bundle(tmp_path_factory.mktemp("inspect") / "bundle", submodels=3, classes=5)
-
-
-@pytest.fixture
-def edvit(monkeypatch, capsys):
-    """Runs a command as the `edvit` script does; returns (exit code, stdout, stderr)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["edvit", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        return caught.value.code, *capsys.readouterr()
-
-    return run
 
 
 def test_shows_every_submodel_class_and_device(edvit, bundle):

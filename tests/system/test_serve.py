@@ -5,19 +5,23 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import numpy as np
 import psutil
 import pytest
-from edvit.runtime.engine import LocalPredictor
 from PIL import Image
 
 from edvit.errors import EdvitError
+from edvit.fleet import Device, Fleet
 from edvit.preprocess import decode_image
 from edvit.runtime.body import NPY, to_npy
 from edvit.runtime.client import Client
-from serving import alive, run, serving, wait_for
+from edvit.runtime.engine import LocalPredictor
+from serving import EDVIT, alive, run, serving, wait_for
 from tiny_bundle import write_tiny_bundle
 
 CLASSES = 6
@@ -276,6 +280,42 @@ def test_a_lost_device_makes_answers_degraded_not_errors(bundle, local):
             client.predict_array(array)
         assert caught.value.http_status in (503, 504)
         assert served.process.poll() is None
+
+
+def test_a_device_killed_in_mid_request_costs_its_feature_and_no_waiting(bundle):
+    array = np.full((3, 16, 16), 90, dtype=np.uint8)
+    # With a deadline of ten minutes, only the death of the device can end the request.
+    with serving(bundle.path, "--local", "--deadline-s", "600") as served:
+        device = served.devices["dev-3"]
+        device.suspend()
+        with ThreadPoolExecutor(1) as pool, Client(served.url, timeout_s=60) as client:
+            pending = pool.submit(client.predict_array, array)
+            assert not wait_for(pending.done, within_s=0.5)
+            device.kill()
+            assert pending.result(60).missing == (2,)
+
+
+def test_a_device_that_hangs_is_waited_for_until_the_deadline(bundle):
+    array = np.full((3, 16, 16), 90, dtype=np.uint8)
+    with serving(bundle.path, "--local", "--deadline-s", "0.3") as served, Client(served.url) as client:
+        served.devices["dev-1"].suspend()
+        assert client.predict_array(array).missing == (0,)
+        served.devices["dev-1"].resume()
+        assert wait_for(lambda: not client.predict_array(array).degraded)
+
+
+@pytest.mark.parametrize("delay_s", [0.2, 0.5, 0.8, 1.1, 1.4])
+def test_a_signal_while_it_starts_leaves_nothing(tmp_path, delay_s):
+    name = f"f{os.getpid()}-{delay_s}"
+    devices = tuple(Device.model_validate({"name": f"d{i}"}) for i in range(2))
+    bundle = write_tiny_bundle(tmp_path / "bundle", fleet=Fleet(name=name, devices=devices))
+    command = [*EDVIT, "serve", str(bundle.path), "--local", "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    time.sleep(delay_s)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=20)
+    assert "Traceback" not in said
+    assert wait_for(lambda: not [p for p in psutil.process_iter(["cmdline"]) if name in (p.info["cmdline"] or [])])
 
 
 def test_a_port_in_use_starts_nothing(bundle):

@@ -1,0 +1,100 @@
+import sys
+from pathlib import Path
+
+import pytest
+
+from edvit.cli.serve import announcement, check_fleet, device_commands, reachable, state_line
+from edvit.errors import ConfigError
+from edvit.fleet import Device, Fleet
+from edvit.runtime.placement import DeviceStatus
+from tiny_bundle import write_tiny_bundle
+
+
+def fleet(*names, name="shelf"):
+    return Fleet(name=name, devices=tuple(Device.model_validate({"name": device}) for device in names))
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    """Two sub-models on a fleet of three: pi-3 stays free."""
+    return write_tiny_bundle(tmp_path_factory.mktemp("cli") / "bundle", fleet=fleet("pi-1", "pi-2", "pi-3"))
+
+
+def test_a_fleet_that_has_what_the_bundle_needs_passes(bundle):
+    check_fleet(fleet("pi-2", "pi-1"), bundle.manifest.plan, Path("f.yaml"))
+    check_fleet(fleet("pi-1", "pi-2", "new"), bundle.manifest.plan, Path("f.yaml"))
+
+
+def test_another_fleet_is_refused(bundle):
+    with pytest.raises(ConfigError, match=r"f\.yaml: lacks pi-2, where the bundle has sub-models"):
+        check_fleet(fleet("pi-1", "pi-3"), bundle.manifest.plan, Path("f.yaml"))
+    with pytest.raises(ConfigError, match=r"f\.yaml: fleet other, but the bundle was built for fleet shelf"):
+        check_fleet(fleet("pi-1", "pi-2", name="other"), bundle.manifest.plan, Path("f.yaml"))
+
+
+def test_one_command_per_device_that_holds_something(bundle):
+    assert device_commands(bundle.manifest.plan, "tcp/192.168.1.10:7447") == [
+        "  edvit device --name pi-1 --fleet shelf --connect tcp/192.168.1.10:7447",
+        "  edvit device --name pi-2 --fleet shelf --connect tcp/192.168.1.10:7447",
+    ]
+
+
+@pytest.mark.parametrize("endpoint", ["tcp/127.0.0.1:7447", "tcp/192.168.1.10:99", "tls/gateway.lan:7447"])
+def test_an_endpoint_that_can_be_reached_is_kept(endpoint):
+    assert reachable(endpoint) == endpoint
+
+
+@pytest.mark.parametrize("endpoint", ["tcp/0.0.0.0:7447", "tcp/[::]:7447"])
+def test_an_endpoint_of_every_address_names_this_machine(endpoint):
+    protocol, _, address = reachable(endpoint).partition("/")
+    host, _, port = address.rpartition(":")
+    assert (protocol, port) == ("tcp", "7447")
+    assert host not in ("", "0.0.0.0", "[::]")
+
+
+def test_the_announcement_says_what_to_try(bundle):
+    text = announcement("http://127.0.0.1:8080", bundle)
+    assert "Gateway at http://127.0.0.1:8080 " in text
+    assert "edvit predict http://127.0.0.1:8080 IMAGE" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"alive": False, "submodels": ()}, "gone"),
+        ({"problem": "too little memory"}, "too little memory"),
+        ({"submodels": (0,)}, "loading"),
+        ({}, "ready with sub-model 0, 2"),
+        ({"planned": (), "submodels": ()}, "spare"),
+    ],
+)
+def test_state_line(changes, line):
+    values = {
+        "name": "pi-1",
+        "alive": True,
+        "planned": (0, 2),
+        "submodels": (0, 2),
+        "memory_bytes": 1,
+        "memory_limit_bytes": None,
+        "host": None,
+        "pid": None,
+        "problem": None,
+    }
+    assert state_line(DeviceStatus(**{**values, **changes})) == line
+
+
+@pytest.mark.parametrize(
+    ("command", "module"),
+    [
+        (["serve", "BUNDLE", "--local", "--port", "0"], "fastapi"),
+        (["serve", "BUNDLE", "--local", "--port", "0"], "uvicorn"),
+        (["predict", "http://127.0.0.1:9", "x.png"], "httpx"),
+        (["evaluate", "http://127.0.0.1:9", "--data", "digits"], "httpx"),
+    ],
+)
+def test_a_missing_extra_is_named(edvit, bundle, monkeypatch, command, module):
+    monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
+    monkeypatch.delitem(sys.modules, "edvit.runtime.http", raising=False)
+    code, out, err = edvit(*[bundle.path if word == "BUNDLE" else word for word in command])
+    assert (code, out) == (2, "")
+    assert err == 'edvit: this command needs the serve extra: pip install "edvit[serve]"\n'
