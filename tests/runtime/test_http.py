@@ -1,7 +1,9 @@
 """The HTTP API over a bundle that runs in this process; tests/system has it over real devices."""
 
 import io
+import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import numpy as np
@@ -10,6 +12,7 @@ from PIL import Image
 
 from edvit.errors import DeadlineError, UnavailableError
 from edvit.preprocess import decode_image
+from edvit.runtime import http
 from edvit.runtime.client import Client
 from edvit.runtime.engine import LocalPredictor
 from edvit.runtime.http import WORKERS, create_app, fleet_of, health_of, image_answers
@@ -145,6 +148,41 @@ def test_health_answers_while_every_worker_is_busy(serve, bundle, predictor):
     for asker in askers:
         asker.join(30)
     assert indices == [predictor.predict(IMAGE[None]).labels[0]] * len(askers)
+
+
+def test_too_many_requests_at_once_are_refused_until_some_are_done(serve, bundle, predictor, monkeypatch):
+    monkeypatch.setattr(http, "MAX_REQUESTS", 1)
+    begun, release = threading.Event(), threading.Event()
+
+    class Slow(OneProcess):
+        def predict(self, images):
+            begun.set()
+            assert release.wait(60)
+            return predictor.predict(images)
+
+    url = serve(Slow(bundle))
+    with ThreadPoolExecutor(1) as pool, Client(url, timeout_s=60) as first, Client(url) as second:
+        pending = pool.submit(first.predict_array, IMAGE)
+        try:
+            assert begun.wait(30)
+            with pytest.raises(UnavailableError, match="try again in a moment"):
+                second.predict_array(IMAGE)
+        finally:
+            release.set()
+        expected = pending.result()
+        assert second.predict_array(IMAGE).index == expected.index
+
+
+@pytest.mark.parametrize("announced", [1_000, 30_000_000], ids=["accepted", "refused"])
+def test_a_client_that_hangs_up_in_mid_body_is_no_defect(serve, caplog, announced):
+    url = httpx.URL(serve())
+    with socket.create_connection((url.host, url.port)) as connection:
+        head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {announced}\r\n\r\n"
+        connection.sendall(head.encode() + bytes(100))
+    with Client(str(url)) as client:
+        for _ in range(3):
+            client.predict_array(IMAGE)
+    assert [record for record in caplog.records if record.exc_info] == []
 
 
 def test_a_refused_body_is_read_to_its_end_so_that_the_refusal_arrives(serve):

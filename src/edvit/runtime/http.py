@@ -5,8 +5,10 @@ Its routes live on one router, so that another protocol can be mounted beside it
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from functools import partial
 from typing import Any, Literal, Protocol
 
@@ -19,9 +21,10 @@ from pydantic import BaseModel
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
 
 from edvit.bundle import Manifest
-from edvit.errors import EdvitError, ImageError
+from edvit.errors import EdvitError, ImageError, TooLargeError, UnavailableError
 from edvit.preprocess import UInt8
 from edvit.runtime.answers import (
     TOP,
@@ -42,6 +45,9 @@ from edvit.runtime.prediction import Prediction
 
 WORKERS = 16
 """Requests worked on at once; each mostly waits for devices. More wait their turn, without blocking `/health`."""
+
+MAX_REQUESTS = 64
+"""Predictions under way or waiting; more are refused, or their bodies would fill the memory."""
 
 DRAIN_BYTES = 100_000_000
 DRAIN_S = 5.0
@@ -71,16 +77,21 @@ def create_app(predictor: Predictor, manifest: Manifest) -> FastAPI:
 
 def _router(predictor: Predictor, manifest: Manifest) -> APIRouter:
     router = APIRouter(responses={"4XX": {"model": ErrorAnswer}, "5XX": {"model": ErrorAnswer}})
-    limiter = CapacityLimiter(WORKERS)
+    workers = CapacityLimiter(WORKERS)
+    places = asyncio.Semaphore(MAX_REQUESTS)
 
     @router.post("/predict", response_model=Predicted | PredictedBatch, openapi_extra=_request_body(manifest))
     async def predict(request: Request) -> Response:
         """Classify one image, or a batch given as an array."""
-        data, media_type = await _read_upload(request)
-        start = time.perf_counter()
-        # One hop to a worker thread for all of it: decoding and waiting for devices would both stall the event loop.
-        work = partial(_predict, predictor, manifest, data, media_type, start)
-        return _json(await anyio.to_thread.run_sync(work, limiter=limiter))
+        if places.locked():
+            await _drain(request, request.stream())
+            raise UnavailableError(f"{MAX_REQUESTS} requests are waiting already: try again in a moment")
+        async with places:
+            data, media_type = await _read_upload(request)
+            start = time.perf_counter()
+            # One hop to a worker thread for all of it: decoding and waiting for devices would stall the event loop.
+            work = partial(_predict, predictor, manifest, data, media_type, start)
+            return _json(await anyio.to_thread.run_sync(work, limiter=workers))
 
     @router.get("/health", response_model=HealthAnswer)
     async def health() -> Response:
@@ -126,28 +137,32 @@ async def _read_upload(request: Request) -> tuple[bytes, str]:
 
 async def _read_body(request: Request) -> bytes:
     """Never holds more than `MAX_BODY_BYTES`. Raises TooLargeError."""
-    stream = request.stream()
     announced = request.headers.get("content-length", "")
+    stream = request.stream()
+    body = bytearray()
     try:
         check_size(int(announced) if announced.isdecimal() else 0)
-        body = bytearray()
         async for chunk in stream:
             check_size(len(body) + len(chunk))
             body += chunk
-        return bytes(body)
-    except EdvitError:
-        if "expect" not in request.headers:  # a client that asks first has not sent anything
-            await _drain(stream)
+    except TooLargeError:
+        await _drain(request, stream)
         raise
+    except ClientDisconnect:
+        raise ImageError("the connection closed before the end of the body") from None
+    return bytes(body)
 
 
-async def _drain(stream: AsyncIterator[bytes]) -> None:
+async def _drain(request: Request, stream: AsyncIterator[bytes]) -> None:
+    """Throw the rest of a refused body away."""
+    if "expect" in request.headers:
+        return  # a client that asks before it sends has not sent anything
     drained = 0
-    with move_on_after(DRAIN_S):
+    with move_on_after(DRAIN_S), suppress(ClientDisconnect):
         async for chunk in stream:
             drained += len(chunk)
             if drained > DRAIN_BYTES:
-                break
+                return
 
 
 def _predict(
