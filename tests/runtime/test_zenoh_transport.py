@@ -13,7 +13,8 @@ def test_endpoints_that_are_fine(endpoint):
 
 
 @pytest.mark.parametrize(
-    "endpoint", ["", "127.0.0.1:7447", "tcp/", "tcp/host", "tcp/host:", "tcp/:7447", "tcp/h:99999", "ftp/h:1", "tcp/h:²"]
+    "endpoint",
+    ["", "127.0.0.1:7447", "tcp/", "tcp/host", "tcp/host:", "tcp/:7447", "tcp/h:99999", "ftp/h:1", "tcp/h:²"],
 )
 def test_endpoints_that_are_refused(endpoint):
     with pytest.raises(ConfigError, match="endpoint|port"):
