@@ -6,6 +6,7 @@ Its routes live on one router, so that another protocol can be mounted beside it
 from __future__ import annotations
 
 import asyncio
+import io
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -25,7 +26,7 @@ from starlette.requests import ClientDisconnect
 
 from edvit.bundle import Manifest
 from edvit.errors import EdvitError, ImageError, TooLargeError, UnavailableError
-from edvit.preprocess import UInt8
+from edvit.preprocess import Preprocessing, UInt8, decode_image
 from edvit.runtime.answers import (
     TOP,
     DeviceAnswer,
@@ -66,13 +67,20 @@ def create_app(predictor: Predictor, manifest: Manifest) -> FastAPI:
     """The application. Thread-safe as far as `predictor` is."""
     from edvit import __version__
 
-    Image.preinit()  # else the first request would wait for Pillow to load its decoders
+    _warm_up(manifest.preprocessing)
     app = FastAPI(title="edvit gateway", version=__version__, description="Predictions by a fleet of edge devices.")
     app.include_router(_router(predictor, manifest))
     app.add_exception_handler(EdvitError, _on_edvit_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(Exception, _on_defect)
     return app
+
+
+def _warm_up(how: Preprocessing) -> None:
+    """Pillow loads its decoders when it first needs them: not while a user waits."""
+    image = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(image, format="JPEG")
+    decode_image(image.getvalue(), how)
 
 
 def _router(predictor: Predictor, manifest: Manifest) -> APIRouter:
