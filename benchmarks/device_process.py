@@ -25,12 +25,11 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from free_port import free_endpoint
-from tiny_bundle import write_tiny_bundle
-
 from edvit.bundle import Bundle
 from edvit.runtime.gateway import Gateway
 from edvit.runtime.zenoh_transport import ZenohTransport
+from free_port import free_endpoint
+from tiny_bundle import write_tiny_bundle
 
 TARGETS = {"found_s": 2.0, "ready_s": None, "resident_mb": 120.0, "end_s": 2.0}
 

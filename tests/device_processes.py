@@ -63,10 +63,8 @@ class ProcessFleet:
 
     def device(self, name, *arguments):
         fleet = self.bundle.manifest.plan.fleet.name
-        device = DeviceProcess(
-            ["--name", name, "--fleet", fleet, "--connect", self.endpoint, "--cache", self.cache, "--threads", 1]
-            + [*arguments]
-        )
+        here = ["--name", name, "--fleet", fleet, "--connect", self.endpoint, "--cache", self.cache]
+        device = DeviceProcess([*here, "--threads", 1, *arguments])
         self._stack.callback(device.kill)
         return device
 

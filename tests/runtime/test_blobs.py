@@ -4,7 +4,6 @@ import hashlib
 import os
 
 import pytest
-from tiny_bundle import write_tiny_bundle
 
 from edvit.errors import ConfigError, DigestError, ServiceError, UnavailableError, WireError
 from edvit.runtime import blobs
@@ -13,6 +12,7 @@ from edvit.runtime.memory_transport import MemoryNetwork, MemoryTransport
 from edvit.runtime.messages import BLOB_CHUNK_BYTES, BlobReply, encode
 from edvit.runtime.topics import BLOB
 from edvit.runtime.transport import Answer, Packet
+from tiny_bundle import write_tiny_bundle
 
 DATA = os.urandom(2 * BLOB_CHUNK_BYTES + 123)
 DIGEST = hashlib.sha256(DATA).hexdigest()

@@ -6,9 +6,6 @@ import time
 
 import numpy as np
 import pytest
-from fleet_in_memory import memory_fleet, some_images
-from tiny_bundle import FEATURE_DIM, write_tiny_bundle
-from waiting import eventually
 
 from edvit.errors import (
     ConfigError,
@@ -39,6 +36,9 @@ from edvit.runtime.messages import (
 )
 from edvit.runtime.topics import BLOB, INFER, INFO, LOAD, REFUSE
 from edvit.runtime.transport import Answer, Failure, Packet
+from fleet_in_memory import memory_fleet, some_images
+from tiny_bundle import FEATURE_DIM, write_tiny_bundle
+from waiting import eventually
 
 PLACE = {"fleet": "local", "device": "dev-1"}
 
@@ -98,7 +98,7 @@ def load(node, agent, bundle, *submodels, specs=None, digest=None, **changes):
     return decode(DeviceInfo, reply.packet)
 
 
-def infer(node, bundle, images, submodel="*", digest=None, deadline_s=60.0):
+def infer(node, bundle, images, *, submodel="*", digest=None, deadline_s=60.0):
     header = InferRequest(shape=images.shape, bundle=digest or bundle.digest, deadline_s=deadline_s)
     return ask(node, INFER.key(**PLACE, submodel=submodel), encode(header, to_payload(images)))
 
@@ -262,7 +262,7 @@ GOOD = {"wire": 1, "dtype": "uint8", "shape": [1, 3, 16, 16], "deadline_s": 60.0
 
 
 @pytest.mark.parametrize(
-    ("changes", "payload", "error"),
+    "lie",
     [
         ({}, b"", WireError),
         ({}, bytes(3 * 16 * 16 + 1), WireError),
@@ -276,7 +276,8 @@ GOOD = {"wire": 1, "dtype": "uint8", "shape": [1, 3, 16, 16], "deadline_s": 60.0
     ],
     ids=str,
 )
-def test_lies_are_refused_and_the_device_lives_on(fleet, node, bundle, changes, payload, error):
+def test_lies_are_refused_and_the_device_lives_on(fleet, node, bundle, lie):
+    changes, payload, error = lie
     agent = fleet.device("dev-1")
     load(node, agent, bundle, 0)
     header = json.dumps({**GOOD, "bundle": bundle.digest, **changes}).encode()

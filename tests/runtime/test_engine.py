@@ -3,10 +3,10 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from tiny_bundle import FEATURE_DIM, write_submodel, write_tiny_bundle
 
 from edvit.errors import BundleError, ConfigError, ImageError, ModelError
 from edvit.runtime.engine import FusionEngine, LocalPredictor, SubModelEngine
+from tiny_bundle import FEATURE_DIM, write_submodel, write_tiny_bundle
 
 
 @pytest.fixture(scope="module")

@@ -7,14 +7,15 @@ import threading
 import time
 
 import pytest
-from free_port import free_endpoint
-from waiting import eventually
 
 from edvit.errors import EdvitError, MemoryLimitError
 from edvit.runtime.memory_transport import MemoryNetwork, MemoryTransport
 from edvit.runtime.transport import MAX_WAITING, Answer, Failure, Packet
 from edvit.runtime.zenoh_transport import ZenohTransport
+from free_port import free_endpoint
+from waiting import eventually
 
+EMPTY = Packet(b"{}")
 LONG_S = 120.0
 """A deadline that no test may wait for."""
 
@@ -64,11 +65,11 @@ def net(request):
     net.close()
 
 
-def ask(node, key, packet=Packet(b"{}"), deadline_s=LONG_S):
+def ask(node, key, packet=EMPTY, deadline_s=LONG_S):
     return list(node.ask(key, packet, deadline_s=deadline_s))
 
 
-def ask_served(node, key, packet=Packet(b"{}")):
+def ask_served(node, key, packet=EMPTY):
     """Ask until someone serves the key: it takes a moment until others know of it."""
     return eventually(lambda: ask(node, key, packet))
 

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import pytest
-from free_port import free_endpoint
 
 from edvit.errors import ConfigError, PortInUseError
 from edvit.runtime.zenoh_transport import ZenohTransport, check_endpoint
+from free_port import free_endpoint
 
 
 @pytest.mark.parametrize("endpoint", ["tcp/127.0.0.1:7447", "tls/gateway.local:1", "tcp/[::1]:65535", "quic/h:0"])
@@ -17,7 +17,7 @@ def test_endpoints_that_are_fine(endpoint):
     ["", "127.0.0.1:7447", "tcp/", "tcp/host", "tcp/host:", "tcp/:7447", "tcp/h:99999", "ftp/h:1", "tcp/h:²"],
 )
 def test_endpoints_that_are_refused(endpoint):
-    with pytest.raises(ConfigError, match="endpoint|port"):
+    with pytest.raises(ConfigError, match=r"endpoint|port"):
         check_endpoint(endpoint)
 
 

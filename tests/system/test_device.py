@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -175,6 +176,29 @@ def test_a_signal_ends_it_cleanly(fleet, bundle, number, state):
     assert not any(child.is_running() for child in children)
 
 
+def test_a_signal_ends_it_cleanly_in_mid_inference(fleet, tmp_path):
+    fleet.bundle = write_tiny_bundle(tmp_path / "large", submodels=1, classes=2, size=224)
+    device = fleet.device("dev-1")
+    gateway = fleet.gateway()
+    images = some_images(fleet.bundle, batch=100)
+    stop = threading.Event()
+
+    def work():
+        while not stop.is_set():
+            with contextlib.suppress(UnavailableError):
+                gateway.predict(images)
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.3)
+    code = device.end()
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert (code, device.errors) == (0, [])
+
+
 def test_the_last_device_leaving_is_told(fleet, bundle):
     one, two = fleet.device("dev-1"), fleet.device("dev-2")
     gateway = fleet.gateway()
@@ -194,6 +218,11 @@ def test_a_second_device_of_one_name_is_refused(fleet, bundle):
     assert second.errors[0].startswith("edvit: a device named dev-1 is already alive in fleet local")
     assert first.process.poll() is None
     assert not gateway.predict(some_images(bundle)).degraded
+
+
+def run_device(*arguments):
+    command = [*EDVIT, "device", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
 @pytest.mark.parametrize(
@@ -232,9 +261,7 @@ def test_a_taken_port_and_an_impossible_cache_are_refused(tmp_path):
             (["--listen", endpoint, "--connect", free_endpoint()], "in use"),
             (["--cache", str(tmp_path / "file" / "x"), "--connect", free_endpoint()], "--cache"),
         ):
-            done = subprocess.run(
-                [*EDVIT, "device", "--name", "d", *arguments], capture_output=True, text=True, timeout=60, check=False
-            )
+            done = run_device("--name", "d", *arguments)
             assert done.returncode == 2, done.stderr
             assert done.stderr.count("\n") == 1
             assert message in done.stderr

@@ -38,6 +38,7 @@ def device(
     import os
     import re
     import signal
+    import sys
 
     from edvit.errors import ConfigError
     from edvit.fleet import NAME_PATTERN
@@ -68,6 +69,9 @@ def device(
             signal.signal(number, lambda *_: agent.stop())
         print(f"{name}: ready, waiting for the gateway of fleet {fleet}", flush=True)
         agent.run()
+    # An inference may still run in its thread, and its C++ frames do not survive the end of the interpreter.
+    sys.stdout.flush()
+    os._exit(0)
 
 
 def give_memory_back() -> None:

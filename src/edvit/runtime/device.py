@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import queue
 import secrets
 import socket
 import threading
@@ -14,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from edvit import __version__
-from edvit.errors import ConfigError, DeadlineError, MemoryLimitError, UnavailableError
+from edvit.errors import ConfigError, DeadlineError, EdvitError, MemoryLimitError, UnavailableError
 from edvit.runtime.blobs import ModelCache, fetch_part
 from edvit.runtime.engine import SubModelEngine
 from edvit.runtime.messages import (
@@ -85,8 +86,9 @@ class DeviceAgent:
         self._bundle: str | None = None
         self._held: dict[int, Held] = {}
         self._inferring: Registration | None = None
-        self._ended = threading.Event()
-        self._refused = False
+        self._closed = False
+        # Not an Event: only a SimpleQueue may be told from a signal handler.
+        self._end: queue.SimpleQueue[EdvitError | None] = queue.SimpleQueue()
         here = {"fleet": fleet, "device": name}
         self._registrations = [
             transport.serve(INFO.key(**here), self._on_info),
@@ -102,24 +104,21 @@ class DeviceAgent:
         Raises:
             ConfigError: another device of the fleet has the same name.
         """
-        self._ended.wait()
-        if self._refused:
-            raise ConfigError(
-                f"a device named {self.name} is already alive in fleet {self._fleet}: "
-                "choose another --name, or stop that one"
-            )
+        error = self._end.get()
+        if error is not None:
+            raise error
 
     def stop(self) -> None:
         """Let `run` return; safe to call from a signal handler."""
-        self._ended.set()
+        self._end.put(None)
 
     def close(self) -> None:
         """Leave the fleet. Whoever waits for an answer from here is told at once."""
-        self.stop()
+        with self._lock:
+            self._closed = True
+            self._serve_inference(False)
         for registration in reversed(self._registrations):
             registration.close()
-        with self._lock:
-            self._serve_inference(False)
 
     def info(self) -> DeviceInfo:
         """What this device is and holds."""
@@ -149,8 +148,12 @@ class DeviceAgent:
         if decode(RefuseRequest, request.packet).instance != self.instance:
             return
         yield Answer(REFUSE.key(fleet=self._fleet, device=self.name), encode(RefuseReply()))
-        self._refused = True
-        self.stop()
+        self._end.put(
+            ConfigError(
+                f"a device named {self.name} is already alive in fleet {self._fleet}: "
+                "choose another --name, or stop that one"
+            )
+        )
 
     def _on_load(self, request: Request) -> Iterator[Answer]:
         asked = decode(LoadRequest, request.packet)
@@ -221,7 +224,7 @@ class DeviceAgent:
 
     def _serve_inference(self, wanted: bool) -> None:
         """Only while something is held: inputs are not sent to a device that has no use for them."""
-        if wanted and self._inferring is None and not self._ended.is_set():
+        if wanted and self._inferring is None and not self._closed:
             key = INFER.key(fleet=self._fleet, submodel=ANY, device=self.name)
             self._inferring = self._transport.serve(key, self._on_infer)
         elif not wanted and self._inferring is not None:

@@ -174,6 +174,7 @@ class Placement:
     def _keep_loading(self, name: str, device: _Device, instance: str) -> None:
         """Load and try one device until it is ready, gone, or refuses for good."""
         pause = RETRY_FIRST_S
+        problem: EdvitError | None = None
         while not self._closing.is_set():
             info, problem = None, None
             try:
