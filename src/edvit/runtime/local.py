@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -135,7 +136,13 @@ def last_line(folder: Path, name: str) -> str:
 
 
 def free_port() -> int:
-    """A TCP port of the loopback interface that is free right now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port of the loopback interface that is free now, and likely to stay so.
+
+    It lies below the range from which Linux gives outgoing connections theirs: one of them could take it before it
+    is listened on.
+    """
+    for port in random.SystemRandom().sample(range(20_000, 32_768), 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise UnavailableError("no free port on the loopback interface")
