@@ -93,14 +93,14 @@ def test_same_seed_same_model():
 
 def _seeded() -> VisionTransformer:
     torch.manual_seed(7)
-    return backbone.create("vit_digits_patch2_8", channels=1, classes=10)
+    return backbone.create("vit_digits_patch4_8", channels=1, classes=10)
 
 
 def test_the_digits_model():
     architecture = backbone.describe(_seeded())
     assert (architecture.image_size, architecture.patch_size, architecture.channels) == (8, 2, 1)
     assert architecture.widths == Widths(dim=96, blocks=(BlockWidths(heads=6, head_dim=16, hidden=384),) * 6)
-    assert backbone.create("vit_digits_patch2_8", classes=10)(torch.zeros(1, 3, 8, 8)).shape == (1, 10)
+    assert backbone.create("vit_digits_patch4_8", classes=10)(torch.zeros(1, 3, 8, 8)).shape == (1, 10)
 
 
 @pytest.mark.parametrize(

@@ -288,7 +288,7 @@ def trained_on_digits(epochs: int = 8, batch: int = 32):
     pixels = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 8 - 1
     labels = torch.tensor(digits.target)
     blocks = (BlockWidths(heads=6, head_dim=16, hidden=192),) * 6
-    model = backbone.create("vit_digits_patch2_8", channels=1, classes=10, widths=Widths(dim=96, blocks=blocks))
+    model = backbone.create("vit_digits_patch4_8", channels=1, classes=10, widths=Widths(dim=96, blocks=blocks))
     model.blocks = model.blocks[:3]
     steps = epochs * (len(labels) // batch)
     optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.05)

@@ -11,7 +11,7 @@ from edvit.cli import app, commands  # noqa: F401  (registers the commands)
 from edvit.errors import ConfigError, InfeasibleError, MissingExtraError, ModelError
 from edvit.plan.cost import vit_cost
 
-MODEL = ["plan", "--model", "vit_digits_patch2_8"]
+MODEL = ["plan", "--model", "vit_digits_patch4_8"]
 
 
 def run(*arguments: str) -> str:
@@ -119,7 +119,7 @@ def test_without_the_build_extra(monkeypatch):
 def test_the_predicted_base_is_the_models_own():
     from edvit.build.backbone import create, describe
 
-    model = create("vit_digits_patch2_8", channels=1, classes=10)
+    model = create("vit_digits_patch4_8", channels=1, classes=10)
     values = json.loads(run("--data", "digits", "--devices", "2", "--json"))
     assert values["base"]["cost"]["params"] == sum(p.numel() for p in model.parameters())
     assert values["base"]["cost"]["flops"] == vit_cost(describe(model)).flops

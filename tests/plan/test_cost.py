@@ -147,7 +147,7 @@ def test_fusion():
 @pytest.mark.parametrize(
     "name",
     [
-        "vit_digits_patch2_8",
+        "vit_digits_patch4_8",
         "vit_base_patch14_reg4_dinov2",
         "vit_intern300m_patch14_448",
         "vit_little_patch16_reg4_gap_256",

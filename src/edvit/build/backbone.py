@@ -8,6 +8,7 @@ narrower parts, and its forward is timm's own.
 from __future__ import annotations
 
 import difflib
+from collections import OrderedDict
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
@@ -86,6 +87,7 @@ def create(
     channels: int = 3,
     classes: int,
     widths: Widths | None = None,
+    rotated: bool = False,
 ) -> VisionTransformer:
     """A freshly initialised timm VisionTransformer, float32 on the CPU.
 
@@ -95,18 +97,27 @@ def create(
         channels: input channels.
         classes: outputs of the classifier head; 0 leaves the head out.
         widths: of a pruned model; the named model's own by default.
+        rotated: of the form that `Architecture.rotated` describes.
 
     Raises:
         ModelError: no such model, it cannot be split, or it takes no such image.
     """
-    model = template(name, image_size=image_size, channels=channels, classes=classes, widths=widths)
+    model = template(
+        name, image_size=image_size, channels=channels, classes=classes, widths=widths, rotated=rotated
+    )
     model.to_empty(device="cpu")
     model.init_weights(needs_reset=True)
     return model
 
 
 def template(
-    name: str, *, image_size: int | None = None, channels: int = 3, classes: int, widths: Widths | None = None
+    name: str,
+    *,
+    image_size: int | None = None,
+    channels: int = 3,
+    classes: int,
+    widths: Widths | None = None,
+    rotated: bool = False,
 ) -> VisionTransformer:
     """As `create`, on torch's meta device: every name and shape, no memory and no values."""
     name = name.strip()
@@ -132,6 +143,8 @@ def template(
             if len(widths.blocks) != len(model.blocks):
                 raise ModelError(f"{name} has {len(model.blocks)} blocks, the widths have {len(widths.blocks)}")
             _narrow(model, widths)
+        if rotated:
+            _make_rotated(model, probe.embed_dim)
     return model
 
 
@@ -249,6 +262,30 @@ def _layer_scale_like(scale: Any, dim: int) -> Any:
     return LayerScale(dim, init_values=scale.init_values, inplace=scale.inplace)
 
 
+def _make_rotated(model: VisionTransformer, base_dim: int) -> None:
+    """Give a freshly built model, in place, the parts of a rotated one.
+
+    RmsNorm divides by the root of the mean over its own width; over `d` of `D` rotated channels the base's mean is
+    `d/D` of that, so epsilon grows by `D/d` (the factor `sqrt(D/d)` on the output is in the norm's weight).
+    """
+    model.rotated = True
+    dim = model.embed_dim
+
+    def rms(norm: Any) -> Any:
+        return norm if isinstance(norm, nn.Identity) else RmsNorm(dim, eps=norm.eps * base_dim / dim)
+
+    if not isinstance(model.norm_pre, nn.Identity):
+        # Gains after a norm are a diagonal matrix; once what it writes is rotated, they are a full one.
+        model.norm_pre = nn.Sequential(OrderedDict(norm=rms(model.norm_pre), mix=nn.Linear(dim, dim)))
+    model.norm, model.fc_norm = rms(model.norm), rms(model.fc_norm)
+    for block in model.blocks:
+        block.norm1, block.norm2 = rms(block.norm1), rms(block.norm2)
+        block.ls1, block.ls2 = nn.Identity(), nn.Identity()
+        for layer, name in ((block.attn, "qkv"), (block.attn, "proj"), (block.mlp, "fc1"), (block.mlp, "fc2")):
+            linear = getattr(layer, name)
+            setattr(layer, name, nn.Linear(linear.in_features, linear.out_features))
+
+
 def fit_weights(state: dict[str, Tensor], model: VisionTransformer) -> dict[str, Tensor]:
     """A state dict with position embeddings, patch projection and names as `model` has them, where timm knows how.
 
@@ -270,6 +307,8 @@ def fit_weights(state: dict[str, Tensor], model: VisionTransformer) -> dict[str,
 def describe(model: VisionTransformer) -> Architecture:
     """The shape of a model that `create` or surgery made, pruned or not."""
     first = model.blocks[0]
+    rotated = getattr(model, "rotated", False)
+    qk_norm = not isinstance(first.attn.q_norm, nn.Identity)
     return Architecture(
         name=model.pretrained_cfg["architecture"],
         image_size=model.patch_embed.img_size[0],
@@ -278,12 +317,13 @@ def describe(model: VisionTransformer) -> Architecture:
         prefix_tokens=model.num_prefix_tokens,
         classes=model.num_classes,
         qkv_bias=first.attn.qkv.bias is not None,
-        qk_norm=not isinstance(first.attn.q_norm, nn.Identity),
+        qk_norm=qk_norm,
         layer_scale=isinstance(first.ls1, LayerScale),
         pre_norm=not isinstance(model.norm_pre, nn.Identity),
         final_norm=not (isinstance(model.norm, nn.Identity) and isinstance(model.fc_norm, nn.Identity)),
         proj_bias=first.attn.proj.bias is not None,
-        rms_norm=isinstance(first.norm1, RmsNorm),
+        rms_norm=isinstance(first.attn.q_norm if rotated and qk_norm else first.norm1, RmsNorm),
+        rotated=rotated,
         position_embeddings=("none" if model.pos_embed is None else "patches" if model.no_embed_class else "all"),
         widths=Widths(
             dim=model.embed_dim,

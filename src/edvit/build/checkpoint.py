@@ -37,6 +37,7 @@ def load_model(path: Path) -> VisionTransformer:
         channels=architecture.channels,
         classes=architecture.classes,
         widths=architecture.widths,
+        rotated=architecture.rotated,
     )
     model.load_state_dict(state, strict=True)
     return model.eval()

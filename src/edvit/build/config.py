@@ -28,7 +28,7 @@ class BuildConfig(BaseModel):
     """Data spec, see `edvit.datasets`."""
     data_root: Path | None = None
     model: str | None = None
-    """timm name; for digits `vit_digits_patch2_8`."""
+    """timm name; for digits `vit_digits_patch4_8`."""
     weights: Path | None = None
     image_size: int | None = Field(default=None, gt=0)
     channels: Literal[1, 3] | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ import torch
 from edvit.build import images, prepare, split
 from edvit.build.artifacts import Artifact, Stage
 from edvit.build.images import ImageSet
+from edvit.build.parallel import torch_threads
 from edvit.bundle import Metric
 from edvit.datasets import read_split
 from edvit.errors import DataError
@@ -51,6 +52,11 @@ class TestResult:
     def accuracy(self, scores: Floats) -> float:
         """Share of test images whose highest score is their label."""
         return float((scores.argmax(axis=1) == self.labels).mean())
+
+    def own_accuracy(self, submodel: int, classes: Sequence[int]) -> float:
+        """As `accuracy`, of a sub-model alone on the images of its own classes, told from every other class."""
+        own = np.isin(self.labels, classes)
+        return float((self.alone[submodel][own].argmax(axis=1) == self.labels[own]).mean()) if own.any() else 0.0
 
     def metrics(self) -> tuple[Metric, ...]:
         """As the manifest records them."""
@@ -191,25 +197,36 @@ def onnx_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def onnx_latency_s(path: Path, runs: int = 30, **inputs: npt.NDArray[Any]) -> float:
-    """Median seconds of one run on one thread of this machine, after three to warm up."""
+def latencies_s(trained: prepare.Base, exported: Exported, data: prepare.Data) -> dict[str, float]:
+    """Median seconds per image on one thread of this machine, by the name of the metric it belongs to.
+
+    The base in PyTorch fp32; each sub-model in ONNX Runtime; `fused` is the slowest of them and the fusion, as on
+    devices that work side by side, without a network.
+    """
+    image = data.validation.pixels(slice(0, 1))
+    features = exported.features(image)
+    present = np.ones((1, len(exported.split.groups)), np.float32)
+    seconds = {
+        f"submodel-{i}": _onnx_s(exported.submodel_path(i), image=image) for i in range(len(exported.split.groups))
+    }
+    slowest = max(seconds.values())
+    fusion = _onnx_s(exported.fusion_path, features=features, present=present)
+    return {"base": _base_s(trained, image), "fused": slowest + fusion, "n1": slowest, **seconds}
+
+
+def _onnx_s(path: Path, **inputs: npt.NDArray[Any]) -> float:
     session = onnx_session(path, threads=1)
-    return _median_s(lambda: session.run(None, inputs), runs)
+    return _median_s(lambda: session.run(None, inputs))
 
 
-def base_latency_s(trained: prepare.Base, image: npt.NDArray[np.uint8], runs: int = 30) -> float:
-    """Median seconds of the whole base model on one image `[1, channels, size, size]`, PyTorch fp32, one thread."""
-    pixels, before = torch.from_numpy(image), torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.inference_mode():
-            return _median_s(lambda: trained.model.head(trained.extractor(pixels)), runs)
-    finally:
-        torch.set_num_threads(before)
+def _base_s(trained: prepare.Base, image: npt.NDArray[np.uint8]) -> float:
+    pixels = torch.from_numpy(image)
+    with torch_threads(1), torch.inference_mode():
+        return _median_s(lambda: trained.model.head(trained.extractor(pixels)))
 
 
-def _median_s(call: Any, runs: int) -> float:
-    for _ in range(3):
+def _median_s(call: Callable[[], Any], warm_up: int = 3, runs: int = 30) -> float:
+    for _ in range(warm_up):
         call()
     seconds = []
     for _ in range(runs):

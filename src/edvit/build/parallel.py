@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing import get_context
 from multiprocessing.queues import SimpleQueue
 from typing import Any, TypeVar
@@ -46,12 +47,8 @@ def run_jobs(
         BuildError: a process was killed (out of memory, most likely). What `work` raises is raised here.
     """
     if workers <= 1 or len(jobs) <= 1:
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        try:
+        with torch_threads(threads):
             return [work(job, _scaled(progress, i, len(jobs))) for i, job in enumerate(jobs)]
-        finally:
-            torch.set_num_threads(before)
     context = get_context("spawn")
     queue: SimpleQueue[Any] = context.SimpleQueue()
     listener = threading.Thread(target=_listen, args=(queue, len(jobs), progress), daemon=True)
@@ -72,6 +69,17 @@ def run_jobs(
         pool.shutdown(wait=True, cancel_futures=True)
         queue.put(None)
         listener.join()
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Torch's threads within the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _scaled(progress: Progress, index: int, jobs: int) -> Progress:

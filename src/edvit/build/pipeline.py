@@ -11,12 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edvit import __version__
-from edvit.build import backbone, measure, prepare, split
+from edvit.build import backbone, measure, prepare, split, surgery
 from edvit.build.artifacts import WorkFolder
 from edvit.build.config import BuildConfig
 from edvit.build.measure import Exported, TestResult
 from edvit.build.progress import Reporter
+from edvit.build.report import ReportData, kept_importance, result_rows, write_report
+from edvit.build.scores import Scores
 from edvit.bundle import (
     BaseModelInfo,
     Bundle,
@@ -34,14 +38,14 @@ from edvit.plan.greedy import assign
 from edvit.plan.keep import default_keep, heads_pruned_at, parse_keep
 from edvit.plan.placement import Plan
 
+REPORT = "report.html"
 LIBRARIES = ("numpy", "onnx", "onnxruntime", "timm", "torch", "torchvision")
 
 
 @dataclass(frozen=True)
 class Built:
-    """All that a build made, for the report and for the demo."""
+    """All that the stages of a build made."""
 
-    bundle: Bundle
     context: prepare.Context
     data: prepare.Data
     base: prepare.Base
@@ -59,7 +63,7 @@ def build(
     force: frozenset[str] = frozenset(),
     flags: Mapping[str, Any] | None = None,
     report: Reporter | None = None,
-) -> Built:
+) -> tuple[Bundle, Built]:
     """Build a bundle at `out`; what an earlier run with the same settings has finished is not done again.
 
     Args:
@@ -78,24 +82,27 @@ def build(
     plan = make_plan(config, source)
     context = prepare.Context(config, source, WorkFolder(work or out.with_name(out.name + "-work"), force), report)
 
+    durations: dict[str, float] = {}
+
+    def done(stage: str, text: str) -> None:
+        durations[stage] = time.monotonic() - start - sum(durations.values())
+        report.line(stage, text, durations[stage])
+
     start = time.monotonic()
     data = prepare.prepare_data(context)
-    report.line("data", _describe_data(context, data), time.monotonic() - start)
+    done("data", _describe_data(context, data))
 
-    start = time.monotonic()
     trained = prepare.prepare_base(context, data)
-    report.line("base", _describe_base(context, trained), time.monotonic() - start)
+    done("base", _describe_base(context, trained))
     report.line("split", _describe_groups(plan, data))
 
-    start = time.monotonic()
     taught = prepare.run_teacher(context, data, trained)
     groups = [split.Group(submodel.classes, submodel.architecture.widths) for submodel in plan.submodels]
     everything = split.Group(tuple(range(len(data.classes))), groups[0].widths)
     with_baseline = config.baseline and len(groups) > 1
     scores = split.score(context, data, trained, [*groups, everything] if with_baseline else groups)
-    report.line("prune", _describe_widths(plan), time.monotonic() - start)
+    done("prune", _describe_widths(plan))
 
-    start = time.monotonic()
     submodels = split.recover_submodels(
         context,
         data,
@@ -104,9 +111,8 @@ def build(
         groups=[*groups, everything] if with_baseline else groups,
         scores=scores,
     )
-    report.line("recover", _describe_submodels(len(groups), with_baseline, config), time.monotonic() - start)
+    done("recover", _describe_submodels(len(groups), with_baseline, config))
 
-    start = time.monotonic()
     n = len(groups)
     made = _finish(context, data, taught, split.Made(tuple(groups), scores[:n], submodels[:n]), plan.fusion_hidden)
     baseline = None
@@ -114,17 +120,22 @@ def build(
         only = split.Made((everything,), scores[n:], submodels[n:])
         baseline = _finish(context, data, taught, only, plan.fusion_hidden)
     fused = float(made.split.fusion.record()["validation"])
-    report.line("fuse", f"exported and compared with PyTorch · {fused:.1%} on validation", time.monotonic() - start)
+    done("fuse", f"exported and compared with PyTorch · {fused:.1%} on validation")
 
-    start = time.monotonic()
     devices = [submodel.device for submodel in plan.submodels]
     test = measure.run_test(context, data, trained, made, devices=devices, baseline=baseline)
-    report.line("test", _describe_test(test), time.monotonic() - start)
+    done("test", _describe_test(test))
 
-    bundle = write_bundle(
-        out, lambda folder: _fill_bundle(folder, context, data, trained, plan, made, test, dict(flags or {}))
-    )
-    return Built(bundle, context, data, trained, plan, made, baseline, test)
+    built = Built(context, data, trained, plan, made, baseline, test)
+
+    def fill(folder: Path) -> Manifest:
+        manifest = _fill_bundle(folder, built, dict(flags or {}))
+        write_report(folder / REPORT, report_data(built, manifest, durations))
+        return manifest
+
+    bundle = write_bundle(out, fill)
+    report.line("bundle", f"{bundle.path} · {REPORT} inside")
+    return bundle, built
 
 
 def make_plan(config: BuildConfig, source: prepare.Source) -> Plan:
@@ -153,17 +164,9 @@ def _finish(context: prepare.Context, data: prepare.Data, taught: Any, made: spl
     return Exported(whole, split.export_models(context, data, whole, hidden))
 
 
-def _fill_bundle(  # noqa: PLR0917
-    folder: Path,
-    context: prepare.Context,
-    data: prepare.Data,
-    trained: prepare.Base,
-    plan: Plan,
-    made: Exported,
-    test: TestResult,
-    flags: dict[str, Any],
-) -> Manifest:
-    config, source = context.config, context.source
+def _fill_bundle(folder: Path, built: Built, flags: dict[str, Any]) -> Manifest:
+    config, source, data = built.context.config, built.context.source, built.data
+    plan, made = built.plan, built.split
     infos = []
     for submodel in plan.submodels:
         path = folder / f"submodel-{submodel.id}.onnx"
@@ -191,14 +194,14 @@ def _fill_bundle(  # noqa: PLR0917
             params=base_cost.params,
             flops=base_cost.flops,
             bytes=base_cost.weight_bytes,
-            weights_sha256=sha256_of(prepare.weights_path(trained.artifact)),
+            weights_sha256=sha256_of(prepare.weights_path(built.base.artifact)),
         ),
         data=DataInfo(
             spec=config.data,
             classes=data.classes,
             train=len(data.train),
             validation=len(data.validation),
-            test=len(test.labels),
+            test=len(built.test.labels),
         ),
         preprocessing=source.preprocessing,
         submodels=tuple(infos),
@@ -208,7 +211,7 @@ def _fill_bundle(  # noqa: PLR0917
             params=int(made.files.record()["fusion_params"]),
         ),
         plan=plan.info(),
-        metrics=test.metrics(),
+        metrics=built.test.metrics(),
         flags=flags,
         config={**config.model_dump(mode="json", exclude={"fleet", "workers"}), "model": source.model},
         versions={
@@ -216,6 +219,35 @@ def _fill_bundle(  # noqa: PLR0917
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in LIBRARIES},
         },
+    )
+
+
+def report_data(built: Built, manifest: Manifest, durations: Mapping[str, float]) -> ReportData:
+    """What the report shows, with latencies measured here and now."""
+    test, made, architecture = built.test, built.split, built.plan.base
+    classes = len(built.data.classes)
+    confusion = np.zeros((classes, classes), dtype=np.int64)
+    np.add.at(confusion, (test.labels, test.fused.argmax(axis=1)), 1)
+    kept = []
+    for submodel, artifact in zip(built.plan.submodels, made.split.scores, strict=True):
+        scores = Scores.load(artifact.folder / "scores.safetensors")
+        selection = surgery.select(scores, architecture, submodel.architecture.widths)
+        kept.append(kept_importance(submodel.id, scores, selection))
+    rows = result_rows(
+        manifest,
+        own_accuracy={s.id: test.own_accuracy(s.id, s.classes) for s in built.plan.submodels},
+        measured_s=measure.latencies_s(built.base, made, built.data),
+    )
+    return ReportData(
+        manifest=manifest,
+        rows=rows,
+        confusion=confusion,
+        importance=tuple(kept),
+        criterion=built.context.config.criterion,
+        seeds={"seed": built.context.config.seed},
+        measured_on=f"{platform.machine()}, one thread, one image at a time: the base in PyTorch fp32, "
+        "sub-models in ONNX Runtime fp32; fused is the slowest sub-model and the fusion, without a network",
+        durations_s=durations,
     )
 
 

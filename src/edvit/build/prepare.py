@@ -23,11 +23,13 @@ from edvit.build.weights import load_weights
 from edvit.bundle import sha256_of
 from edvit.datasets import LabelledImages, read_split
 from edvit.errors import DataError
+from edvit.plan.cost import vit_cost
 from edvit.preprocess import Preprocessing
 
-DEFAULT_MODELS = {"digits": "vit_digits_patch2_8"}
+DEFAULT_MODELS = {"digits": "vit_digits_patch4_8"}
 GREY = ("digits", "mnist", "fashion-mnist")
-SCRATCH_EPOCHS = 60
+SCRATCH_EPOCHS = 100
+SMALL_FLOPS = 50_000_000
 FINE_TUNE_EPOCHS = 6
 WEIGHTS = "model.safetensors"
 AUGMENTATIONS = {"natural": NATURAL, "glyphs": GLYPHS, "none": Augmentation()}
@@ -148,6 +150,8 @@ def prepare_base(context: Context, data: Data) -> Base:
         ),
         batch_size=32 if scratch else config.batch_size,
     )
+    # The matrix products of a very small model are too small to share out between threads.
+    threads = 1 if vit_cost(backbone.describe(model)).flops < SMALL_FLOPS else torch.get_num_threads()
     stage = Stage(
         "base",
         {
@@ -158,11 +162,11 @@ def prepare_base(context: Context, data: Data) -> Base:
             "augment": asdict(augmentation(config)),
             "seed": config.seed,
             "validation": config.validation,
-            "threads": torch.get_num_threads(),
+            "threads": threads,
         },
     )
     how_seen = source.preprocessing
-    with context.report.bar("base", source.model) as bar:
+    with context.report.bar("base", source.model) as bar, parallel.torch_threads(threads):
 
         def fill(folder: Path) -> dict[str, Any]:
             views = Views(data.train, augmentation(config), config.seed)

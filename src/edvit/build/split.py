@@ -65,12 +65,15 @@ class _ScoreJob:
     images: ImageSet
     preprocessing: Preprocessing
     criterion: Criterion
+    exact_heads: bool
     seed: int
 
 
 def score(context: Context, data: Data, trained: Base, groups: Sequence[Group]) -> tuple[Artifact, ...]:
     """Importance of every component of the base model for each class group, on images of its own classes."""
     config = context.config
+    # Fisher-KL ranks whole heads poorly, and there are few of them.
+    exact_heads = config.attention == "heads" and config.criterion == "fisher-kl"
     jobs = []
     for group in groups:
         own = data.train.of_classes(group.classes)
@@ -81,6 +84,7 @@ def score(context: Context, data: Data, trained: Base, groups: Sequence[Group]) 
                 "base": trained.artifact.digest,
                 "classes": group.classes,
                 "criterion": config.criterion,
+                "exact_heads": exact_heads,
                 "images": np.sort(chosen).tolist(),
                 "seed": config.seed,
             },
@@ -93,6 +97,7 @@ def score(context: Context, data: Data, trained: Base, groups: Sequence[Group]) 
                 images=data.train.take(np.sort(chosen)),
                 preprocessing=context.source.preprocessing,
                 criterion=config.criterion,
+                exact_heads=exact_heads,
                 seed=config.seed,
             )
         )
@@ -104,7 +109,9 @@ def _score_job(job: _ScoreJob, progress: parallel.Progress) -> dict[str, Any]:
     model = checkpoint.load_model(job.base)
     how = FeatureExtractor(model, job.preprocessing.mean, job.preprocessing.std)
     pixels = (torch.from_numpy(job.images.pixels()).float() / 255.0 - how.mean) / how.std
-    scores = importance.score(model, pixels, criterion=job.criterion, seed=job.seed, progress=progress)
+    scores = importance.score(
+        model, pixels, criterion=job.criterion, exact_heads=job.exact_heads, seed=job.seed, progress=progress
+    )
     scores.save(job.scratch / "scores.safetensors")
     return {"images": len(pixels)}
 

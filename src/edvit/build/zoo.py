@@ -9,7 +9,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 default_cfgs = generate_default_cfgs(
     {
-        "vit_digits_patch2_8": {
+        "vit_digits_patch4_8": {
             "url": "",
             "num_classes": 10,
             "input_size": (1, 8, 8),
@@ -26,7 +26,7 @@ default_cfgs = generate_default_cfgs(
 
 
 @register_model  # type: ignore[untyped-decorator]
-def vit_digits_patch2_8(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
-    """ViT for 8x8 images: 16 patches of 2x2, dim 96, 6 blocks of 6 heads, hidden 384; 0.68 M parameters."""
-    shape = {"img_size": 8, "patch_size": 2, "embed_dim": 96, "depth": 6, "num_heads": 6, "mlp_ratio": 4.0}
-    return build_model_with_cfg(VisionTransformer, "vit_digits_patch2_8", pretrained, **{**shape, **kwargs})
+def vit_digits_patch4_8(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
+    """ViT for 8x8 images: 4 patches of 4x4, dim 96, 6 blocks of 6 heads, hidden 384; 0.67 M parameters."""
+    shape = {"img_size": 8, "patch_size": 4, "embed_dim": 96, "depth": 6, "num_heads": 6, "mlp_ratio": 4.0}
+    return build_model_with_cfg(VisionTransformer, "vit_digits_patch4_8", pretrained, **{**shape, **kwargs})

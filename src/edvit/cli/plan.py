@@ -44,7 +44,7 @@ def plan(
     from edvit.plan.keep import default_keep, heads_pruned_at, parse_keep
 
     names = _class_names(data, data_root, classes)
-    chosen = _fleet(fleet, devices)
+    chosen = chosen_fleet(fleet, devices)
     base = _architecture(model, img_size, channels, len(names))
     ratio = default_keep(base.heads) if keep is None else parse_keep(keep)
     asked = heads_pruned_at(ratio, base.heads)
@@ -73,7 +73,8 @@ def _class_names(data: str | None, data_root: Path | None, classes: int | None) 
     return read_split(data, "train", data_root).classes
 
 
-def _fleet(path: Path | None, devices: int | None) -> Fleet:
+def chosen_fleet(path: Path | None, devices: int | None) -> Fleet:
+    """The fleet of `--fleet` or of `--devices`. Raises ConfigError unless exactly one is given."""
     from edvit.fleet import load_fleet, local_fleet
 
     if (path is None) == (devices is None):

@@ -55,10 +55,11 @@ def vit_cost(architecture: Architecture, bytes_per_param: int = 4) -> Cost:
 def vit_params(architecture: Architecture) -> int:
     """Number of parameters, equal to the timm model's."""
     dim = architecture.widths.dim
-    norm = _norm_params(architecture, dim)
+    norm = _stream_norm_params(architecture)
     embed = dim * architecture.channels * architecture.patch_size**2
     # timm's pre-norm takes the place of the patch embedding's bias.
     embed += norm if architecture.pre_norm else dim
+    embed += dim * (dim + 1) if _mixes(architecture) else 0
     positions = {"all": architecture.tokens, "patches": _patches(architecture), "none": 0}
     stream = (positions[architecture.position_embeddings] + architecture.prefix_tokens) * dim
     blocks = sum(_block_params(architecture, block) for block in architecture.widths.blocks)
@@ -71,9 +72,18 @@ def _norm_params(architecture: Architecture, width: int) -> int:
     return width if architecture.rms_norm else 2 * width
 
 
+def _stream_norm_params(architecture: Architecture) -> int:
+    return architecture.widths.dim if architecture.rotated else _norm_params(architecture, architecture.widths.dim)
+
+
+def _mixes(architecture: Architecture) -> bool:
+    """Whether a `d x d` layer follows the norm before the blocks."""
+    return architecture.rotated and architecture.pre_norm
+
+
 def _block_params(architecture: Architecture, block: BlockWidths) -> int:
     dim, attention, hidden = architecture.widths.dim, block.attention, block.hidden
-    norms = 2 * _norm_params(architecture, dim)
+    norms = 2 * _stream_norm_params(architecture)
     if architecture.qk_norm:
         norms += 2 * _norm_params(architecture, block.head_dim)  # one for q and one for k, shared by the heads
     weights = 4 * dim * attention + 2 * dim * hidden
@@ -91,6 +101,7 @@ def vit_flops(architecture: Architecture) -> int:
     """
     dim, tokens = architecture.widths.dim, architecture.tokens
     embed = 2 * _patches(architecture) * architecture.channels * architecture.patch_size**2 * dim
+    embed += 2 * tokens * dim * dim if _mixes(architecture) else 0
     blocks = sum(
         2 * tokens * dim * (4 * block.attention + 2 * block.hidden) + 4 * tokens * tokens * block.attention
         for block in architecture.widths.blocks

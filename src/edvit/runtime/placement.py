@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 
 INFO_DEADLINE_S = 1.0
 PROBE_DEADLINE_S = 10.0
+PROBE_PAUSES_S = (0.0, 0.05, 0.2, 1.0)
+"""Before each try: the network may take a moment to tell of a key that is newly served."""
 LOAD_BASE_S = 60.0
 SLOWEST_LINK_BYTES_PER_S = 50_000
 RETRY_FIRST_S = 0.1
@@ -232,18 +234,24 @@ class Placement:
 
     def _try_once(self, name: str, device: _Device) -> None:
         """A first inference from end to end: what is called ready has answered."""
-        shape = self._bundle.manifest.preprocessing.shape
-        tried = gather(
-            self._transport,
-            self._fleet,
-            self._bundle.digest,
-            np.zeros((1, *shape), np.uint8),
-            {submodel: self.expected[submodel] for submodel in device.planned},
-            device=name,
-            deadline_s=PROBE_DEADLINE_S,
-        )
-        if len(tried.features) < len(device.planned):
-            raise tried.problems[0] if tried.problems else UnavailableError("it did not answer a first inference")
+        images = np.zeros((1, *self._bundle.manifest.preprocessing.shape), np.uint8)
+        expected = {submodel: self.expected[submodel] for submodel in device.planned}
+        for pause in PROBE_PAUSES_S:
+            self._closing.wait(pause)
+            tried = gather(
+                self._transport,
+                self._fleet,
+                self._bundle.digest,
+                images,
+                expected,
+                device=name,
+                deadline_s=PROBE_DEADLINE_S,
+            )
+            if len(tried.features) == len(expected):
+                return
+            if tried.problems:
+                raise tried.problems[0]
+        raise UnavailableError("it did not answer a first inference")
 
 
 def _spec(manifest: Manifest, submodel_id: int) -> SubModelSpec:

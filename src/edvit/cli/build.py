@@ -1,0 +1,99 @@
+"""`edvit build`: from training data to a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import typer
+
+from edvit.cli import app
+from edvit.errors import ConfigError, MissingExtraError
+
+NOT_RECORDED = {"out", "work", "force", "workers"}
+"""Flags that do not change what is built; recording them would change the bundle's digest."""
+
+
+@app.command()
+def build(
+    context: typer.Context,
+    *,
+    out: Path = typer.Option(..., "--out", "-o", help="Folder of the bundle."),
+    data: str = typer.Option("digits", help="digits, imagefolder:DIR, cifar10, mnist or fashion-mnist."),
+    data_root: Path | None = typer.Option(None, help="Folder with the files of cifar10, mnist or fashion-mnist."),
+    model: str | None = typer.Option(None, help="timm model name; for digits a small ViT is the default."),
+    weights: Path | None = typer.Option(None, help="Base weights: .safetensors, or .pth/.pt without code in it."),
+    img_size: int | None = typer.Option(None, "--img-size", min=1, help="Pixels; default: the model's own."),
+    channels: int | None = typer.Option(None, min=1, max=3, help="1 or 3; default: what suits the data."),
+    fleet: Path | None = typer.Option(None, help="fleet.yaml that describes the devices."),
+    devices: int | None = typer.Option(None, min=1, help="Number of equal devices, in place of --fleet."),
+    groups: int | None = typer.Option(None, min=1, help="Sub-models; default: one per device, at most one per class."),
+    keep: str | None = typer.Option(None, help="Keep ratio, e.g. 2/12; default: a third of the heads."),
+    attention: Literal["dims", "heads"] = typer.Option("dims", help="Narrow every head, or drop whole heads."),
+    criterion: Literal["fisher-kl", "kl", "magnitude", "random"] = typer.Option(
+        "fisher-kl", help="How components are scored."
+    ),
+    calibration: int = typer.Option(256, min=1, help="Images that each group's components are scored on."),
+    augment: Literal["natural", "glyphs", "none"] | None = typer.Option(None, help="Default: what suits the data."),
+    base_epochs: int | None = typer.Option(None, min=0, help="Epochs of training the base; default: as needed."),
+    base_lr: float | None = typer.Option(None, help="Peak learning rate of the base."),
+    recover_epochs: int = typer.Option(20, min=0, help="Epochs of training each sub-model after pruning."),
+    recover_lr: float = typer.Option(1e-3, help="Peak learning rate of recovery."),
+    batch_size: int = typer.Option(64, min=2, help="Images a training step."),
+    validation: float = typer.Option(0.1, help="Share of the training data held out for validation."),
+    seed: int = typer.Option(0, min=0, help="Of the groups, the draws and the training."),
+    baseline: bool = typer.Option(True, help="Also build N = 1 at the same width, to compare."),
+    workers: int | None = typer.Option(None, min=1, help="Sub-models trained at a time; default: one per core."),
+    work: Path | None = typer.Option(None, help="Where stages are kept for resuming; default: OUT-work."),
+    force: list[str] = typer.Option([], help="Redo this stage: data, base, teacher, scores, submodel, fusion, ..."),
+) -> None:
+    """Build a bundle: train, split, prune, recover, assign, fuse, export, measure. Run again to resume."""
+    try:
+        from edvit.build.config import STAGES, make_config
+        from edvit.build.pipeline import build as run
+        from edvit.build.progress import Reporter
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(f"edvit build needs {error.name}: pip install 'edvit[build]'") from None
+    from edvit.cli.plan import chosen_fleet
+
+    unknown = sorted(set(force) - set(STAGES))
+    if unknown:
+        raise ConfigError(f"--force {unknown[0]}: no such stage; stages: {', '.join(STAGES)}")
+    settings: dict[str, Any] = {
+        "data": data,
+        "data_root": data_root,
+        "model": model,
+        "weights": weights,
+        "image_size": img_size,
+        "channels": channels,
+        "fleet": chosen_fleet(fleet, devices),
+        "groups": groups,
+        "keep": keep,
+        "attention": attention,
+        "criterion": criterion,
+        "calibration": calibration,
+        "augment": augment,
+        "base_epochs": base_epochs,
+        "base_lr": base_lr,
+        "recover_epochs": recover_epochs,
+        "recover_lr": recover_lr,
+        "batch_size": batch_size,
+        "validation": validation,
+        "seed": seed,
+        "baseline": baseline,
+    }
+    if workers is not None:
+        settings["workers"] = workers
+    bundle, _ = run(
+        make_config(**settings), out, work=work, force=frozenset(force), flags=given_flags(context), report=Reporter()
+    )
+    typer.echo(f"\nNext: edvit serve {bundle.path} --local")
+
+
+def given_flags(context: typer.Context) -> dict[str, Any]:
+    """What the user typed, as JSON values; what does not change the result is left out."""
+    return {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in sorted(context.params.items())
+        if name not in NOT_RECORDED and getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+    }

@@ -1,0 +1,118 @@
+"""`edvit demo`: the whole of it on this machine, on data that ships with scikit-learn."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from edvit.cli import app
+from edvit.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from edvit.build.pipeline import Built
+    from edvit.bundle import Bundle
+    from edvit.evaluate import Evaluation
+
+DEVICES = 5
+KEEP = "2/6"
+RECOVER_EPOCHS = 40
+
+
+@app.command()
+def demo(
+    *,
+    out: Path = typer.Option(Path("edvit-demo"), "--out", "-o", help="Folder of the bundle and the report."),
+    seed: int = typer.Option(0, min=0, help="Of the groups, the draws and the training."),
+    port: int = typer.Option(0, min=0, max=65535, help="HTTP port of the gateway; 0 takes a free one."),
+) -> None:
+    """Train on digits, split over 5 devices, prune, fuse, serve with 5 device processes, evaluate over HTTP."""
+    try:
+        from edvit.build.config import make_config
+        from edvit.build.pipeline import build
+        from edvit.build.progress import Reporter
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(f"the demo needs {error.name}: pip install 'edvit[build,serve]'") from None
+    from edvit.bundle import read_bundle
+    from edvit.fleet import local_fleet
+    from edvit.runtime.local import serve_locally
+
+    report = Reporter()
+    config = make_config(fleet=local_fleet(DEVICES), keep=KEEP, recover_epochs=RECOVER_EPOCHS, seed=seed)
+    bundle, built = build(config, out, flags={"demo": True, "seed": seed}, report=report)
+    bundle = read_bundle(bundle.path)
+
+    start = time.monotonic()
+    with serve_locally(bundle, port=port) as service:
+        names = list(service.devices)
+        report.line("serve", f"gateway {service.url}, devices {names[0]} … {names[-1]}", time.monotonic() - start)
+        start = time.monotonic()
+        result, same = evaluate_over_http(bundle, service.url)
+    report.line("evaluate", f"{result.images:,} images over HTTP", time.monotonic() - start)
+
+    report.console.print()
+    report.console.print(results(bundle, built, result))
+    agree = "every answer equals" if same == result.images else f"{same:,} of {result.images:,} answers equal"
+    report.console.print(
+        f"{agree} what the same files give in one process. Latency: the base in PyTorch on one thread; fused over "
+        "HTTP, all processes on this machine; N = 1 in ONNX Runtime on one thread.",
+        style="dim",
+    )
+    report.console.print(f"\nBundle and report: {bundle.path} (open report.html)", soft_wrap=True)
+    report.console.print(f"Next: edvit serve {bundle.path} --local", soft_wrap=True)
+
+
+def evaluate_over_http(bundle: Bundle, url: str) -> tuple[Evaluation, int]:
+    """The whole test set through the gateway, and how many answers equal those of one process."""
+    from edvit.datasets import read_split
+    from edvit.evaluate import Answer, evaluate
+    from edvit.preprocess import decode_image
+    from edvit.runtime.client import Client
+    from edvit.runtime.engine import LocalPredictor
+
+    manifest = bundle.manifest
+    images = read_split(manifest.data.spec, "test").with_classes(manifest.data.classes)
+    here = LocalPredictor(bundle)
+    with Client(url) as client:
+
+        def ask(data: bytes) -> Answer:
+            answer = client.predict(data)
+            return Answer(answer.index, answer.degraded)
+
+        result = evaluate(images, ask)
+    same = sum(
+        int(here.predict(decode_image(images.encoded(i), manifest.preprocessing)[None]).labels[0]) == predicted
+        for i, predicted in enumerate(result.predicted)
+    )
+    return result, same
+
+
+def results(bundle: Bundle, built: Built, measured: Evaluation) -> Table:
+    """The demo's table."""
+    from rich.table import Table
+
+    from edvit.build.measure import latencies_s
+
+    manifest, test = bundle.manifest, built.test
+    seconds = latencies_s(built.base, built.split, built.data)
+    size = max(submodel.model.bytes for submodel in manifest.submodels)
+    without = [test.accuracy(scores) for scores in test.without.values()]
+    table = Table(box=None, pad_edge=False)
+    table.add_column("")
+    for column in ("accuracy", "latency p50", "size per device"):
+        table.add_column(column, justify="right")
+
+    def row(name: str, accuracy: str, latency_s: float | None, size_bytes: int | None) -> None:
+        latency = "" if latency_s is None else f"{latency_s * 1e3:.1f} ms"
+        table.add_row(name, accuracy, latency, "" if size_bytes is None else f"{size_bytes / 1e6:.2f} MB")
+
+    row("base, one device", f"{test.accuracy(test.base):.1%}", seconds["base"], manifest.base.bytes)
+    row(f"fused, {DEVICES} devices", f"{measured.accuracy:.1%}", measured.latency_at(50), size)
+    if test.baseline is not None:
+        row("N = 1, same width", f"{test.accuracy(test.baseline):.1%}", seconds["n1"], size)
+    row("one device lost", f"{min(without):.1%} – {max(without):.1%}", None, None)
+    return table
