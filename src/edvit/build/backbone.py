@@ -102,9 +102,7 @@ def create(
     Raises:
         ModelError: no such model, it cannot be split, or it takes no such image.
     """
-    model = template(
-        name, image_size=image_size, channels=channels, classes=classes, widths=widths, rotated=rotated
-    )
+    model = template(name, image_size=image_size, channels=channels, classes=classes, widths=widths, rotated=rotated)
     model.to_empty(device="cpu")
     model.init_weights(needs_reset=True)
     return model
