@@ -24,7 +24,7 @@ format: setup
 	$(BIN)/ruff format src tests benchmarks
 
 docs: setup
-	$(BIN)/python -m edvit.cli.reference docs/cli.md
+	TERM=dumb $(BIN)/typer edvit.cli.commands utils docs --name edvit --title "Command line" --output docs/cli.md
 
 setup: $(STAMP)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -30,7 +29,10 @@ class Reporter:
 
     @contextmanager
     def bar(self, stage: str, text: str) -> Iterator[Callable[[int, int], None]]:
-        """A progress bar; the callback takes what is done and what there is in all."""
+        """A progress bar; the callback takes what is done and what there is in all. Nothing where no one looks on."""
+        if not self.console.is_terminal:
+            yield lambda done, total: None
+            return
         columns = (
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -42,9 +44,3 @@ class Reporter:
         with Progress(*columns, console=self.console, transient=True) as progress:
             task = progress.add_task(f"{stage:<10} {text}", total=None)
             yield lambda done, total: progress.update(task, completed=done, total=total)
-
-    @contextmanager
-    def timed(self) -> Iterator[Callable[[], float]]:
-        """Yields a function that tells the seconds since here."""
-        start = time.monotonic()
-        yield lambda: time.monotonic() - start
