@@ -38,6 +38,18 @@ def test_a_device_loads_no_more_than_it_needs():
     assert not loaded & NOT_ON_A_DEVICE
 
 
-@pytest.mark.parametrize("module", ["edvit.runtime.gateway", "edvit.runtime.placement", "edvit.runtime.gather"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "edvit.runtime.gateway",
+        "edvit.runtime.placement",
+        "edvit.runtime.gather",
+        "edvit.runtime.http",
+        "edvit.runtime.local",
+        "edvit.runtime.client",
+        "edvit.datasets",
+        "edvit.evaluate",
+    ],
+)
 def test_the_gateway_loads_nothing_of_the_build_world(module):
     assert not loaded_by(module) & BUILD_WORLD

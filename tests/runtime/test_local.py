@@ -44,7 +44,7 @@ def test_only_devices_that_hold_something_are_started(tmp_path):
         assert list(service.devices) == ["d0", "d1"]
 
 
-def test_a_device_that_refuses_says_why_at_once(tmp_path):
+def test_a_device_that_refuses_says_why(tmp_path):
     device = Device.model_validate({"name": "small", "memory_mb": 0.001})
     bundle = write_tiny_bundle(tmp_path / "bundle", fleet=Fleet(name="f", devices=(device,)))
     with pytest.raises(UnavailableError, match=r"device small: .*the limit is"), serve_locally(bundle):

@@ -21,6 +21,9 @@ from edvit.runtime.server import bind
 from edvit.runtime.service import Service, serve_on
 
 READY_S = 60.0
+PATIENCE_S = 3.0
+"""How long a device may be in trouble at the start: the gateway tries again meanwhile."""
+
 END_S = 0.8
 """How long devices may take to end by themselves; then they are killed."""
 
@@ -92,17 +95,21 @@ def _start_device(name: str, fleet: str, endpoint: str, folder: Path) -> subproc
 
 
 def _wait_ready(service: Service, devices: dict[str, subprocess.Popen[bytes]], folder: Path, ready_s: float) -> None:
-    """Until every sub-model is ready; at once an error when a device ended, or says why it will not be."""
-    deadline = time.monotonic() + ready_s
+    """Until every sub-model is ready; an error as soon as it is clear that this will not come."""
+    start = time.monotonic()
+    healthy = dict.fromkeys(devices, start)
     while not service.gateway.is_ready():
+        now = time.monotonic()
         for name, process in devices.items():
             if process.poll() is not None:
                 said = last_line(folder, name)
                 raise UnavailableError(f"device {name} ended with exit code {process.returncode}: {said}")
         for device in service.gateway.devices():
-            if device.problem is not None:
+            if device.problem is None:
+                healthy[device.name] = now
+            elif now - healthy.get(device.name, now) > PATIENCE_S:
                 raise UnavailableError(f"device {device.name}: {device.problem}")
-        if time.monotonic() > deadline:
+        if now - start > ready_s:
             service.gateway.wait_ready(0)  # raises, naming what is missing
         time.sleep(0.02)
 
