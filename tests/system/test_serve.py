@@ -133,7 +133,7 @@ def test_evaluate_command_agrees_between_gateway_and_bundle(served, bundle, tmp_
     results = []
     for target in (served.url, bundle.path):
         done = run("evaluate", target, "--data", f"imagefolder:{tmp_path}", "--json")
-        assert done.returncode == 0, done.stderr
+        assert (done.returncode, done.stderr) == (0, "")
         results.append(json.loads(done.stdout))
     over_http, here = results
     assert over_http["images"] == len(images)

@@ -39,7 +39,8 @@ def evaluate(
         raise ConfigError(f"--split {split}: must be test or train")
     with answering(target) as (classes, ask):
         images = read_split(data, "train" if split == "train" else "test", data_root).with_classes(classes)
-        with Progress(console=Console(stderr=True), transient=True) as bar:
+        console = Console(stderr=True)
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
             task = bar.add_task("evaluate", total=None)
             result = measure(
                 images, ask, limit=limit, progress=lambda done, total: bar.update(task, completed=done, total=total)
