@@ -176,35 +176,38 @@ class Placement:
     def _keep_loading(self, name: str, device: _Device, instance: str) -> None:
         """Load and try one device until it is ready, gone, or refuses for good."""
         pause = RETRY_FIRST_S
-        problem: EdvitError | None = None
         while not self._closing.is_set():
-            info, problem = None, None
-            try:
-                info = self._load_once(name, device, instance)
-                if device.planned:
-                    self._try_once(name, device)
-            except EdvitError as error:
-                problem = error
-            except Exception:
-                log.exception("loading device %s failed", name)
-                problem = ServiceError("internal error; see the gateway's log")
+            info, problem = self._attempt(name, device, instance)
             with self._changed:
                 current = device.instance == instance
                 if current:
                     device.info = info or device.info
                     device.ready = problem is None
                     device.problem = None if problem is None else str(problem)
-                if not current or problem is None or isinstance(problem, MemoryLimitError):
-                    if device.loading == instance:
-                        device.loading = None
-                    self._changed.notify_all()
-                    break
+                # More memory does not come by asking again.
+                done = not current or problem is None or isinstance(problem, MemoryLimitError)
+                if done and device.loading == instance:
+                    device.loading = None
                 self._changed.notify_all()
-            log.warning("device %s is not ready: %s", name, problem)
+            if current and problem is not None:
+                log.warning("device %s is not ready: %s", name, problem)
+            if done:
+                return
             self._closing.wait(pause)
             pause = min(2 * pause, RETRY_MOST_S)
-        if problem is not None and not self._closing.is_set():
-            log.error("device %s stays without its sub-models: %s", name, problem)
+
+    def _attempt(self, name: str, device: _Device, instance: str) -> tuple[DeviceInfo | None, EdvitError | None]:
+        info = None
+        try:
+            info = self._load_once(name, device, instance)
+            if device.planned:
+                self._try_once(name, device)
+        except EdvitError as error:
+            return info, error
+        except Exception:
+            log.exception("loading device %s failed", name)
+            return info, ServiceError("internal error; see the gateway's log")
+        return info, None
 
     def _load_once(self, name: str, device: _Device, instance: str) -> DeviceInfo:
         manifest = self._bundle.manifest
