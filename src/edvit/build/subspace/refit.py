@@ -1,0 +1,88 @@
+"""Ridge regression from streamed sums: the one solver behind every refit."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from edvit.errors import BuildError
+
+
+class Moments:
+    """Weighted sums over rows for a regression of `y` on `x` with an intercept; float64, no row is kept.
+
+    Args:
+        inputs: width of `x`.
+        outputs: width of `y`.
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        self.xx = torch.zeros(inputs, inputs, dtype=torch.float64)
+        self.xy = torch.zeros(inputs, outputs, dtype=torch.float64)
+        self.x = torch.zeros(inputs, dtype=torch.float64)
+        self.y = torch.zeros(outputs, dtype=torch.float64)
+        self.weight = 0.0
+
+    def add(self, x: Tensor, y: Tensor, weights: Tensor) -> None:
+        """Add rows `x` `[..., inputs]`, `y` `[..., outputs]`, each with its weight `[...]`."""
+        x = x.double().reshape(-1, x.shape[-1])
+        y = y.double().reshape(-1, y.shape[-1])
+        w = weights.double().reshape(-1, 1)
+        read = w[:, 0] > 0
+        if not bool(read.all()):
+            x, y, w = x[read], y[read], w[read]
+        weighted = w * x
+        self.xx += weighted.T @ x
+        self.xy += weighted.T @ y
+        self.x += weighted.sum(dim=0)
+        self.y += (w * y).sum(dim=0)
+        self.weight += float(w.sum())
+
+    def centred(self) -> tuple[Tensor, Tensor]:
+        """Covariances times the total weight: of `x`, `[inputs, inputs]`, and of `x` and `y`, `[inputs, outputs]`."""
+        total = max(self.weight, 1e-300)
+        return self.xx - torch.outer(self.x, self.x) / total, self.xy - torch.outer(self.x, self.y) / total
+
+    def of(self, kept: Tensor) -> Moments:
+        """The sums of a regression on these inputs alone."""
+        part = Moments(len(kept), len(self.y))
+        part.xx, part.xy, part.x = self.xx[kept][:, kept], self.xy[kept], self.x[kept]
+        part.y, part.weight = self.y, self.weight
+        return part
+
+    def solve(self, prior: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+        """Weight `[outputs, inputs]` and bias `[outputs]` of the layer that fits `y` best.
+
+        Minimises `sum w |y - W x - b|^2 + lambda |W - prior|^2`, `lambda = ridge x mean eigenvalue` of the centred
+        `sum w x x'`. What the rows do not determine stays as in the prior, so fewer rows than inputs are no error.
+
+        Args:
+            prior: `[outputs, inputs]`.
+            ridge: relative to the data, above 0.
+
+        Raises:
+            BuildError: the sums are not finite.
+        """
+        gram, cross = self.centred()
+        mean = self.x / max(self.weight, 1e-300)
+        weight = prior.double() + ridge_step(gram, cross - gram @ prior.double().T, ridge).T
+        return weight, self.y / max(self.weight, 1e-300) - weight @ mean
+
+
+def ridge_step(gram: Tensor, residual: Tensor, ridge: float) -> Tensor:
+    """`(gram + lambda I)^-1 residual` by Cholesky, `[inputs, outputs]`; zero where the inputs are constant."""
+    if not bool(gram.isfinite().all()) or not bool(residual.isfinite().all()):
+        raise BuildError("activations are NaN or infinite: nothing can be refitted to them")
+    factor = regularised_cholesky(gram, ridge)
+    return torch.zeros_like(residual) if factor is None else torch.cholesky_solve(residual, factor)
+
+
+def regularised_cholesky(gram: Tensor, ridge: float) -> Tensor | None:
+    """Lower factor of `gram + ridge x mean eigenvalue x I`; None where `gram` is zero."""
+    scale = float(gram.diagonal().mean())
+    if scale <= torch.finfo(torch.float64).tiny:
+        return None
+    factor, failed = torch.linalg.cholesky_ex(gram + ridge * scale * torch.eye(len(gram), dtype=gram.dtype))
+    if int(failed) != 0:
+        raise BuildError(f"the ridge {ridge} is too small for these statistics; use a larger one")
+    return factor
