@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
+from edvit.datasets import read_split
 from edvit.datasets.images import ArrayImages, FileImages, shorten
 from edvit.errors import DataError
+from edvit.preprocess import Preprocessing, decode_image
 
 
 def array_images(pixels, labels=None, classes=("a", "b", "c")):
@@ -83,3 +85,23 @@ def test_they_can_be_sent_to_another_process(tmp_path):
 def test_shorten():
     assert shorten(["a", "b"]) == "a, b"
     assert shorten(list("abcdefgh")) == "a, b, c, d and 4 more"
+
+
+def test_training_sees_the_pixels_that_serving_sees(tmp_path):
+    how = Preprocessing(image_size=16, channels=3, mean=(0.0,) * 3, std=(1.0,) * 3)
+    folder = tmp_path / "train" / "a"
+    folder.mkdir(parents=True)
+    noise = np.random.default_rng(0).integers(0, 256, size=(300, 400, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(folder / "large.jpg")
+    images = read_split(f"imagefolder:{tmp_path}", "train")
+    np.testing.assert_array_equal(images.prepared(0, how), decode_image(images.encoded(0), how))
+
+
+def test_a_file_that_cannot_be_decoded_is_named(tmp_path):
+    how = Preprocessing(image_size=16, channels=3, mean=(0.0,) * 3, std=(1.0,) * 3)
+    folder = tmp_path / "train" / "a"
+    folder.mkdir(parents=True)
+    (folder / "text.png").write_bytes(b"no image")
+    images = read_split(f"imagefolder:{tmp_path}", "train")
+    with pytest.raises(DataError, match=r"text\.png: not an image file"):
+        images.prepared(0, how)

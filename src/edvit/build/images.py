@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edvit.datasets import LabelledImages
-from edvit.preprocess import Preprocessing, image_to_array
+from edvit.preprocess import Preprocessing
 
 PIXELS = "pixels.npy"
 LABELS = "labels.npy"
@@ -75,7 +75,7 @@ def decode_images(
     labels = np.asarray(images.labels, dtype=np.int64)
     pixels = np.lib.format.open_memmap(folder / PIXELS, mode="w+", dtype=np.uint8, shape=(len(labels), *how.shape))
     for i in range(len(labels)):
-        pixels[i] = image_to_array(images.image(i), how)
+        pixels[i] = images.prepared(i, how)
         progress(i + 1, len(labels))
     pixels.flush()
     np.save(folder / LABELS, labels)

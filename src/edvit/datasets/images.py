@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from edvit.errors import DataError
-from edvit.preprocess import MAX_PIXELS, UInt8
+from edvit.errors import DataError, ImageError
+from edvit.preprocess import MAX_PIXELS, Preprocessing, UInt8, decode_image, image_to_array
 
 Split = Literal["train", "test"]
 Labels = npt.NDArray[np.int64]
@@ -46,6 +46,10 @@ class LabelledImages(ABC):
     @abstractmethod
     def encoded(self, index: int) -> bytes:
         """The image as a file: the very bytes on disk, or a lossless PNG. Raises DataError."""
+
+    def prepared(self, index: int, how: Preprocessing) -> UInt8:
+        """The image as the gateway would send it to a device, uint8 `[channels, size, size]`. Raises DataError."""
+        return image_to_array(self.image(index), how)
 
     def with_classes(self, classes: Sequence[str]) -> LabelledImages:
         """The same images, labelled by the position of their class name in `classes`.
@@ -104,6 +108,13 @@ class FileImages(LabelledImages):
             raise
         except Exception:  # Pillow's decoders raise many kinds on damaged files
             raise DataError(f"{path}: not a readable image; replace or remove it") from None
+
+    def prepared(self, index: int, how: Preprocessing) -> UInt8:
+        # The gateway's own decoder: it may decode a large JPEG at a reduced scale, which changes pixels slightly.
+        try:
+            return decode_image(self.encoded(index), how)
+        except ImageError as error:
+            raise DataError(f"{self.paths[index]}: {error}; replace or remove the file") from None
 
     def encoded(self, index: int) -> bytes:
         path = self.paths[index]
