@@ -6,14 +6,15 @@ too small to share out.
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import get_context
-from multiprocessing.queues import SimpleQueue
+from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 import torch
@@ -25,7 +26,7 @@ Result = TypeVar("Result")
 Progress = Callable[[int, int], None]
 """Called with what is done and what there is in all."""
 
-_queue: SimpleQueue[Any] | None = None
+_to_parent: Connection | None = None
 
 
 def run_jobs(
@@ -49,12 +50,14 @@ def run_jobs(
     if workers <= 1 or len(jobs) <= 1:
         with torch_threads(threads):
             return [work(job, _scaled(progress, i, len(jobs))) for i, job in enumerate(jobs)]
-    context = get_context("spawn")
-    queue: SimpleQueue[Any] = context.SimpleQueue()
-    listener = threading.Thread(target=_listen, args=(queue, len(jobs), progress), daemon=True)
+    context = multiprocessing.get_context("spawn")
+    # A pipe, not a queue: a queue's lock would stay locked for ever by a worker that is killed while it reports.
+    # Messages are far shorter than PIPE_BUF, so that what several processes write does not mix.
+    incoming, outgoing = context.Pipe(duplex=False)
+    listener = threading.Thread(target=_listen, args=(incoming, len(jobs), progress), daemon=True)
     listener.start()
     pool = ProcessPoolExecutor(
-        min(workers, len(jobs)), mp_context=context, initializer=_set_up, initargs=(queue, threads)
+        min(workers, len(jobs)), mp_context=context, initializer=_set_up, initargs=(outgoing, threads)
     )
     try:
         futures = {pool.submit(_run, work, job, i): i for i, job in enumerate(jobs)}
@@ -67,8 +70,10 @@ def run_jobs(
         for process in list((pool._processes or {}).values()):
             process.terminate()
         pool.shutdown(wait=True, cancel_futures=True)
-        queue.put(None)
+        outgoing.send(None)
         listener.join()
+        incoming.close()
+        outgoing.close()
 
 
 @contextmanager
@@ -86,23 +91,32 @@ def _scaled(progress: Progress, index: int, jobs: int) -> Progress:
     return lambda done, total: progress(index * total + done, jobs * total)
 
 
-def _set_up(queue: SimpleQueue[Any], threads: int) -> None:
-    global _queue  # noqa: PLW0603  (a process's own channel to its parent)
+def _set_up(outgoing: Connection, threads: int) -> None:
+    global _to_parent  # noqa: PLW0603  (a process's own channel to its parent)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     torch.set_num_threads(threads)
-    _queue = queue
+    _to_parent = outgoing
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent does, however that ended: the pool alone would leave it waiting for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _run(work: Callable[[Any, Progress], Any], job: Any, index: int) -> Any:
-    queue = _queue
-    if queue is None:
+    outgoing = _to_parent
+    if outgoing is None:
         raise BuildError("a training process was not set up")
-    return work(job, lambda done, total: queue.put((index, done, total)))
+    return work(job, lambda done, total: outgoing.send((index, done, total)))
 
 
-def _listen(queue: SimpleQueue[Any], jobs: int, progress: Progress) -> None:
+def _listen(incoming: Connection, jobs: int, progress: Progress) -> None:
     done, total = [0] * jobs, [0] * jobs
-    while (message := queue.get()) is not None:
+    while (message := incoming.recv()) is not None:
         index, done[index], total[index] = message
         # Jobs that have not started yet are taken to be as long as the longest that has.
         longest = max(total)
