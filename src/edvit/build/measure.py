@@ -6,7 +6,6 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,10 @@ import onnxruntime
 import torch
 
 from edvit.build import images, prepare, split
-from edvit.build.artifacts import Artifact, Stage
+from edvit.build.artifacts import Stage
 from edvit.build.images import ImageSet
 from edvit.build.parallel import torch_threads
+from edvit.build.split import Split
 from edvit.bundle import Metric
 from edvit.datasets import read_split
 from edvit.errors import DataError
@@ -68,34 +68,22 @@ class TestResult:
         return tuple(Metric(name=name, value=value, split="test") for name, value in values.items())
 
 
-@dataclass(frozen=True)
-class Exported:
-    """A split and its ONNX files."""
+class Sessions:
+    """The exported files of a split, opened on the CPU."""
 
-    split: split.Split
-    files: Artifact
-
-    @cached_property
-    def _submodels(self) -> list[onnxruntime.InferenceSession]:
-        return [onnx_session(self.submodel_path(i), torch.get_num_threads()) for i in range(len(self.split.groups))]
-
-    @cached_property
-    def _fusion(self) -> onnxruntime.InferenceSession:
-        return onnx_session(self.fusion_path, torch.get_num_threads())
-
-    def submodel_path(self, submodel: int) -> Path:
-        return self.files.folder / f"submodel-{submodel}.onnx"
-
-    @property
-    def fusion_path(self) -> Path:
-        return self.files.folder / "fusion.onnx"
+    def __init__(self, exported: Split, threads: int) -> None:
+        count = len(exported.groups)
+        self._submodels = [onnx_session(exported.submodel_path(i), threads) for i in range(count)]
+        self._fusion = onnx_session(exported.fusion_path, threads)
 
     def features(self, pixels: npt.NDArray[np.uint8]) -> Floats:
         """Concatenated features `[batch, sum of dims]`."""
         return np.concatenate([session.run(None, {"image": pixels})[0] for session in self._submodels], axis=1)
 
-    def fuse(self, features: Floats, present: Floats) -> Floats:
-        """Scores `[batch, classes]`."""
+    def fuse(self, features: Floats, present: Floats | None = None) -> Floats:
+        """Scores `[batch, classes]`; all features are present unless said otherwise."""
+        if present is None:
+            present = np.ones((len(features), len(self._submodels)), np.float32)
         scores: Floats = self._fusion.run(None, {"features": features, "present": present})[0]
         return scores
 
@@ -104,10 +92,10 @@ def run_test(
     context: prepare.Context,
     data: prepare.Data,
     trained: prepare.Base,
-    exported: Exported,
+    exported: Split,
     *,
     devices: Sequence[str],
-    baseline: Exported | None,
+    baseline: Split | None,
 ) -> TestResult:
     """Measure everything on the test split.
 
@@ -124,11 +112,11 @@ def run_test(
     stage = Stage(
         "test",
         {
-            "images": [source.name(i) for i in range(len(source))],
+            "images": [source.stamp(i) for i in range(len(source))],
             "base": trained.artifact.digest,
-            "files": exported.files.digest,
+            "files": _digests(exported),
             "devices": list(devices),
-            "baseline": baseline.files.digest if baseline else None,
+            "baseline": _digests(baseline) if baseline else None,
         },
     )
 
@@ -153,16 +141,22 @@ def run_test(
         )
 
 
+def _digests(exported: Split) -> list[str]:
+    return [artifact.digest for artifact in (*exported.exports, exported.fusion)]
+
+
 def _scores(  # noqa: PLR0917
     context: prepare.Context,
     trained: prepare.Base,
-    exported: Exported,
+    exported: Split,
     devices: Sequence[str],
-    baseline: Exported | None,
+    baseline: Split | None,
     test: ImageSet,
     progress: Any,
 ) -> dict[str, Any]:
-    heads = [split.load_extractor(a, context.source.preprocessing).model.head for a in exported.split.submodels]
+    heads = [split.load_extractor(a, context.source.preprocessing).model.head for a in exported.submodels]
+    sessions = Sessions(exported, torch.get_num_threads())
+    alone = Sessions(baseline, torch.get_num_threads()) if baseline else None
     batches = list(range(0, len(test), BATCH))
     found: dict[str, list[Floats]] = {}
 
@@ -173,17 +167,17 @@ def _scores(  # noqa: PLR0917
         pixels = test.pixels(slice(start, start + BATCH))
         with torch.inference_mode():
             keep("base", trained.model.head(trained.extractor(torch.from_numpy(pixels))).numpy())
-        features = exported.features(pixels)
-        keep("fused", exported.fuse(features, np.ones((len(pixels), len(devices)), np.float32)))
+        features = sessions.features(pixels)
+        keep("fused", sessions.fuse(features))
         for device in dict.fromkeys(devices):
             present = np.array([[other != device for other in devices]] * len(pixels), dtype=np.float32)
-            keep(f"without/{device}", exported.fuse(features, present))
+            keep(f"without/{device}", sessions.fuse(features, present))
         with torch.inference_mode():
             widths = [head.in_features for head in heads]
             parts = torch.split(torch.from_numpy(features), widths, dim=1)
             keep("alone", np.stack([head(part).numpy() for head, part in zip(heads, parts, strict=True)]))
-        if baseline is not None:
-            keep("baseline", baseline.fuse(baseline.features(pixels), np.ones((len(pixels), 1), np.float32)))
+        if alone is not None:
+            keep("baseline", alone.fuse(alone.features(pixels)))
         progress(step + 1, len(batches))
     scores = {name: np.concatenate(parts, axis=1 if name == "alone" else 0) for name, parts in found.items()}
     return {**scores, "labels": test.labels}
@@ -197,18 +191,16 @@ def onnx_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def latencies_s(trained: prepare.Base, exported: Exported, data: prepare.Data) -> dict[str, float]:
+def latencies_s(trained: prepare.Base, exported: Split, data: prepare.Data) -> dict[str, float]:
     """Median seconds per image on one thread of this machine, by the name of the metric it belongs to.
 
     The base in PyTorch fp32; each sub-model in ONNX Runtime; `fused` is the slowest of them and the fusion, as on
     devices that work side by side, without a network.
     """
     image = data.validation.pixels(slice(0, 1))
-    features = exported.features(image)
-    present = np.ones((1, len(exported.split.groups)), np.float32)
-    seconds = {
-        f"submodel-{i}": _onnx_s(exported.submodel_path(i), image=image) for i in range(len(exported.split.groups))
-    }
+    features = Sessions(exported, threads=1).features(image)
+    present = np.ones((1, len(exported.groups)), np.float32)
+    seconds = {f"submodel-{i}": _onnx_s(exported.submodel_path(i), image=image) for i in range(len(exported.groups))}
     slowest = max(seconds.values())
     fusion = _onnx_s(exported.fusion_path, features=features, present=present)
     return {"base": _base_s(trained, image), "fused": slowest + fusion, "n1": slowest, **seconds}

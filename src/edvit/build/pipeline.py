@@ -17,10 +17,11 @@ from edvit import __version__
 from edvit.build import backbone, measure, prepare, split, surgery
 from edvit.build.artifacts import WorkFolder
 from edvit.build.config import BuildConfig
-from edvit.build.measure import Exported, TestResult
+from edvit.build.measure import TestResult
 from edvit.build.progress import Reporter
 from edvit.build.report import ReportData, kept_importance, result_rows, write_report
 from edvit.build.scores import Scores
+from edvit.build.split import Split
 from edvit.bundle import (
     BaseModelInfo,
     Bundle,
@@ -28,6 +29,7 @@ from edvit.bundle import (
     FusionInfo,
     Manifest,
     SubModelInfo,
+    check_target,
     model_file,
     sha256_of,
     write_bundle,
@@ -50,8 +52,8 @@ class Built:
     data: prepare.Data
     base: prepare.Base
     plan: Plan
-    split: Exported
-    baseline: Exported | None
+    split: Split
+    baseline: Split | None
     test: TestResult
 
 
@@ -77,11 +79,17 @@ def build(
     Raises:
         EdvitError: the input cannot be used, the fleet cannot hold the sub-models, or a stage failed.
     """
-    report = report or Reporter(quiet=True)
+    out = check_target(out)
     source = prepare.open_source(config)
     plan = make_plan(config, source)
-    context = prepare.Context(config, source, WorkFolder(work or out.with_name(out.name + "-work"), force), report)
+    folder = WorkFolder(work or out.with_name(out.name + "-work"), force)
+    with folder.locked():
+        context = prepare.Context(config, source, folder, report or Reporter(quiet=True))
+        return _run(context, plan, out, dict(flags or {}))
 
+
+def _run(context: prepare.Context, plan: Plan, out: Path, flags: dict[str, Any]) -> tuple[Bundle, Built]:
+    config, report = context.config, context.report
     durations: dict[str, float] = {}
 
     def done(stage: str, text: str) -> None:
@@ -113,13 +121,15 @@ def build(
     )
     done("recover", _describe_submodels(len(groups), with_baseline, config))
 
-    n = len(groups)
-    made = _finish(context, data, taught, split.Made(tuple(groups), scores[:n], submodels[:n]), plan.fusion_hidden)
+    exports = split.export_submodels(context, data, submodels)
+    n, hidden = len(groups), plan.fusion_hidden
+    fusion = split.fuse(context, data, taught, submodels[:n], hidden)
+    made = Split(tuple(groups), scores[:n], submodels[:n], exports[:n], fusion)
     baseline = None
     if with_baseline:
-        only = split.Made((everything,), scores[n:], submodels[n:])
-        baseline = _finish(context, data, taught, only, plan.fusion_hidden)
-    fused = float(made.split.fusion.record()["validation"])
+        fusion = split.fuse(context, data, taught, submodels[n:], hidden)
+        baseline = Split((everything,), scores[n:], submodels[n:], exports[n:], fusion)
+    fused = float(made.fusion.record()["validation"])
     done("fuse", f"exported and compared with PyTorch · {fused:.1%} on validation")
 
     devices = [submodel.device for submodel in plan.submodels]
@@ -129,7 +139,7 @@ def build(
     built = Built(context, data, trained, plan, made, baseline, test)
 
     def fill(folder: Path) -> Manifest:
-        manifest = _fill_bundle(folder, built, dict(flags or {}))
+        manifest = _fill_bundle(folder, built, flags)
         write_report(folder / REPORT, report_data(built, manifest, durations))
         return manifest
 
@@ -156,12 +166,6 @@ def make_plan(config: BuildConfig, source: prepare.Source) -> Plan:
         heads_pruned=heads_pruned_at(keep, architecture.heads),
         mode=config.attention,
     )
-
-
-def _finish(context: prepare.Context, data: prepare.Data, taught: Any, made: split.Made, hidden: int) -> Exported:
-    fusion = split.fuse(context, data, taught, made.submodels, hidden)
-    whole = split.Split(made.groups, made.scores, made.submodels, fusion)
-    return Exported(whole, split.export_models(context, data, whole, hidden))
 
 
 def _fill_bundle(folder: Path, built: Built, flags: dict[str, Any]) -> Manifest:
@@ -208,7 +212,7 @@ def _fill_bundle(folder: Path, built: Built, flags: dict[str, Any]) -> Manifest:
         fusion=FusionInfo(
             model=model_file(fusion),
             submodels=tuple(range(len(infos))),
-            params=int(made.files.record()["fusion_params"]),
+            params=int(made.fusion.record()["params"]),
         ),
         plan=plan.info(),
         metrics=built.test.metrics(),
@@ -229,7 +233,7 @@ def report_data(built: Built, manifest: Manifest, durations: Mapping[str, float]
     confusion = np.zeros((classes, classes), dtype=np.int64)
     np.add.at(confusion, (test.labels, test.fused.argmax(axis=1)), 1)
     kept = []
-    for submodel, artifact in zip(built.plan.submodels, made.split.scores, strict=True):
+    for submodel, artifact in zip(built.plan.submodels, made.scores, strict=True):
         scores = Scores.load(artifact.folder / "scores.safetensors")
         selection = surgery.select(scores, architecture, submodel.architecture.widths)
         kept.append(kept_importance(submodel.id, scores, selection))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from edvit.preprocess import Preprocessing
 
 DEFAULT_MODELS = {"digits": "vit_digits_patch4_8"}
 GREY = ("digits", "mnist", "fashion-mnist")
-SCRATCH_EPOCHS = 100
+SCRATCH_EPOCHS = 60
 SMALL_FLOPS = 50_000_000
 FINE_TUNE_EPOCHS = 6
 WEIGHTS = "model.safetensors"
@@ -63,6 +64,12 @@ class Data:
     train: ImageSet
     validation: ImageSet
 
+    @property
+    def digest(self) -> str:
+        """Of pixels, labels and which of them are held out: what a stage depends on that reads them."""
+        rows = (self.train.rows.tobytes(), self.validation.rows.tobytes())
+        return hashlib.sha256(b"".join((self.artifact.digest.encode(), *rows))).hexdigest()
+
 
 @dataclass(frozen=True)
 class Base:
@@ -80,6 +87,8 @@ def open_source(config: BuildConfig) -> Source:
         DataError, ModelError: as `read_split` and `backbone.create`.
     """
     train = read_split(config.data, "train", config.data_root)
+    if len(train.classes) < 2:
+        raise DataError(f"{config.data}: has one class, {train.classes[0]!r}: there is nothing to tell apart or split")
     name = config.model or DEFAULT_MODELS.get(config.data)
     if name is None:
         raise DataError(f"--data {config.data} needs a --model, such as deit_tiny_patch16_224")
@@ -102,12 +111,11 @@ def open_source(config: BuildConfig) -> Source:
 def prepare_data(context: Context) -> Data:
     """Decode the training data once and cut the validation split from it."""
     config, source = context.config, context.source
-    names = [source.train.name(i) for i in range(len(source.train))]
     stage = Stage(
         "data",
         {
             "spec": config.data,
-            "images": names,
+            "images": [source.train.stamp(i) for i in range(len(source.train))],
             "labels": source.train.labels.tolist(),
             "preprocessing": source.preprocessing.model_dump(mode="json"),
         },
@@ -155,13 +163,12 @@ def prepare_base(context: Context, data: Data) -> Base:
     stage = Stage(
         "base",
         {
-            "data": data.artifact.digest,
+            "data": data.digest,
             "model": source.model,
             "weights": sha256_of(config.weights) if config.weights else None,
             "training": asdict(how),
             "augment": asdict(augmentation(config)),
             "seed": config.seed,
-            "validation": config.validation,
             "threads": threads,
         },
     )
@@ -199,6 +206,7 @@ def run_teacher(context: Context, data: Data, trained: Base) -> Artifact:
     stage = Stage(
         "teacher",
         {
+            "data": data.digest,
             "base": trained.artifact.digest,
             "views": config.resolved_views,
             "augment": asdict(views.augmentation),

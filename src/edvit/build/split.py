@@ -17,7 +17,7 @@ from edvit.build.augment import Augmentation, Views
 from edvit.build.backbone import FeatureExtractor
 from edvit.build.base import features_of
 from edvit.build.config import Criterion
-from edvit.build.fusion import Fusion, FusionTraining, train_fusion
+from edvit.build.fusion import FusionTraining, train_fusion
 from edvit.build.images import ImageSet
 from edvit.build.prepare import WEIGHTS, Base, Context, Data, augmentation, weights_path
 from edvit.build.recover import Recovery
@@ -28,6 +28,10 @@ from edvit.preprocess import Preprocessing
 FUSION_VIEWS = 4
 """Views of the training set that the fusion is trained on, at most."""
 FUSION_EPOCHS = 12
+SUBMODEL_FILE = "submodel.onnx"
+FUSION_FILE = "fusion.onnx"
+SAMPLES = 8
+"""Validation images on which an exported file is compared with PyTorch."""
 
 
 @dataclass(frozen=True)
@@ -39,22 +43,23 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Made:
-    """Trained sub-models, not fused yet."""
-
-    groups: tuple[Group, ...]
-    scores: tuple[Artifact, ...]
-    submodels: tuple[Artifact, ...]
-
-
-@dataclass(frozen=True)
 class Split:
-    """Trained sub-models and their fusion."""
+    """Trained sub-models and their fusion, all exported."""
 
     groups: tuple[Group, ...]
     scores: tuple[Artifact, ...]
     submodels: tuple[Artifact, ...]
+    exports: tuple[Artifact, ...]
     fusion: Artifact
+
+    def submodel_path(self, submodel: int) -> Path:
+        """ONNX file of a sub-model."""
+        return self.exports[submodel].folder / SUBMODEL_FILE
+
+    @property
+    def fusion_path(self) -> Path:
+        """ONNX file of the fusion."""
+        return self.fusion.folder / FUSION_FILE
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,7 @@ def score(context: Context, data: Data, trained: Base, groups: Sequence[Group]) 
         stage = Stage(
             "scores",
             {
+                "data": data.digest,
                 "base": trained.artifact.digest,
                 "classes": group.classes,
                 "criterion": config.criterion,
@@ -153,6 +159,7 @@ def recover_submodels(
         stage = Stage(
             "submodel",
             {
+                "data": data.digest,
                 "base": trained.artifact.digest,
                 "teacher": taught.digest,
                 "scores": scored.digest,
@@ -205,6 +212,33 @@ def _recover_job(job: _RecoverJob, progress: parallel.Progress) -> dict[str, Any
     return {"validation": after, "pruned": before, "kept_channels": selection.dim.tolist()}
 
 
+@dataclass(frozen=True)
+class _ExportJob:
+    stage: Stage
+    scratch: Path
+    submodel: Artifact
+    sample: ImageSet
+    preprocessing: Preprocessing
+
+
+def export_submodels(context: Context, data: Data, submodels: Sequence[Artifact]) -> tuple[Artifact, ...]:
+    """An ONNX file of every sub-model, compared with PyTorch."""
+    sample = data.validation.take(np.arange(min(SAMPLES, len(data.validation))))
+    jobs = [
+        _ExportJob(Stage("export", {"submodel": a.digest}), Path(), a, sample, context.source.preprocessing)
+        for a in submodels
+    ]
+    with context.report.bar("export", "ONNX") as bar:
+        return _run_stages(context, _export_job, jobs, bar)
+
+
+def _export_job(job: _ExportJob, progress: parallel.Progress) -> dict[str, Any]:
+    extractor = load_extractor(job.submodel, job.preprocessing)
+    export.export_submodel(extractor, torch.from_numpy(job.sample.pixels()), job.scratch / SUBMODEL_FILE)
+    progress(1, 1)
+    return {}
+
+
 def _run_stages(
     context: Context,
     run: Callable[[Any, parallel.Progress], dict[str, Any]],
@@ -215,7 +249,12 @@ def _run_stages(
     work = context.work
     found = [work.find(job.stage) for job in jobs]
     todo = [replace(job, scratch=work.begin(job.stage)) for job, done in zip(jobs, found, strict=True) if done is None]
-    made = iter(parallel.run_jobs(_Committed(work, run), todo, workers=context.config.workers, threads=1, progress=bar))
+    workers = context.config.workers
+    try:
+        made = iter(parallel.run_jobs(_Committed(work, run), todo, workers=workers, threads=1, progress=bar))
+    finally:
+        for job in todo:
+            work.discard(job.scratch)
     return tuple(done if done is not None else next(made) for done in found)
 
 
@@ -231,12 +270,13 @@ class _Committed:
 
 
 def fuse(context: Context, data: Data, taught: Artifact, submodels: Sequence[Artifact], hidden: int) -> Artifact:
-    """Train the fusion on the frozen sub-models' features over some views of the training set."""
+    """Train the fusion on the frozen sub-models' features over some views of the training set, and export it."""
     config = context.config
     how = FusionTraining(Schedule(epochs=FUSION_EPOCHS, lr=1e-3, weight_decay=0.05, warmup_epochs=1.0, ema_decay=0.999))
     stage = Stage(
         "fusion",
         {
+            "data": data.digest,
             "submodels": [artifact.digest for artifact in submodels],
             "teacher": taught.digest,
             "hidden": hidden,
@@ -263,11 +303,14 @@ def fuse(context: Context, data: Data, taught: Artifact, submodels: Sequence[Art
                 seed=config.seed,
                 progress=bar,
             )
-        torch.save(fusion.state_dict(), folder / "fusion.pt")
         features = torch.cat([features_of(extractor, data.validation) for extractor in extractors], dim=1)
+        export.export_fusion(fusion, features[:SAMPLES], folder / FUSION_FILE)
         with torch.inference_mode():
             logits = fusion(features, torch.ones(len(features), len(extractors)))
-        return {"validation": base.accuracy(logits, data.validation)}
+        return {
+            "validation": base.accuracy(logits, data.validation),
+            "params": sum(parameter.numel() for parameter in fusion.parameters()),
+        }
 
     return context.work.make(stage, fill)
 
@@ -275,13 +318,6 @@ def fuse(context: Context, data: Data, taught: Artifact, submodels: Sequence[Art
 def load_extractor(artifact: Artifact, how: Preprocessing) -> FeatureExtractor:
     """A finished sub-model (or the base) as it runs on a device, with its head for all classes still on it."""
     return FeatureExtractor(checkpoint.load_model(weights_path(artifact)), how.mean, how.std).eval()
-
-
-def load_fusion(artifact: Artifact, dims: Sequence[int], hidden: int, classes: int) -> Fusion:
-    """A finished fusion."""
-    fusion = Fusion(dims, hidden, classes)
-    fusion.load_state_dict(torch.load(artifact.folder / "fusion.pt", weights_only=True))
-    return fusion.eval()
 
 
 def _view_features(
@@ -297,24 +333,3 @@ def _view_features(
                 rows.append(torch.cat([extractor(pixels) for extractor in extractors], dim=1))
                 progress(view * n + start, count * n)
     return torch.cat(rows)
-
-
-def export_models(context: Context, data: Data, split: Split, hidden: int) -> Artifact:
-    """ONNX files of every sub-model and of the fusion, each compared with PyTorch."""
-    stage = Stage("export", {"submodels": [a.digest for a in split.submodels], "fusion": split.fusion.digest})
-    sample = data.validation.take(np.arange(min(8, len(data.validation))))
-    pixels = torch.from_numpy(sample.pixels())
-
-    def fill(folder: Path) -> dict[str, Any]:
-        extractors = [load_extractor(artifact, context.source.preprocessing) for artifact in split.submodels]
-        with context.report.bar("export", "ONNX") as bar:
-            for i, extractor in enumerate(extractors):
-                export.export_submodel(extractor, pixels, folder / f"submodel-{i}.onnx")
-                bar(i + 1, len(extractors) + 1)
-            dims = [backbone.describe(extractor.model).widths.dim for extractor in extractors]
-            fusion = load_fusion(split.fusion, dims, hidden, len(data.classes))
-            features = torch.cat([features_of(extractor, sample) for extractor in extractors], dim=1)
-            export.export_fusion(fusion, features, folder / "fusion.onnx")
-        return {"fusion_params": sum(parameter.numel() for parameter in fusion.parameters())}
-
-    return context.work.make(stage, fill)

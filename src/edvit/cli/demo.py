@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 DEVICES = 5
 KEEP = "2/6"
-RECOVER_EPOCHS = 40
+RECOVER_EPOCHS = 20
 
 
 @app.command()
