@@ -260,6 +260,18 @@ def _verify_file(root: Path, model: ModelFile) -> None:
         raise BundleError(f"{path}: altered or damaged (its sha256 is not the manifest's); copy the bundle again")
 
 
+def check_target(target: Path) -> Path:
+    """Whether a bundle may be written there: nothing, an empty folder or a bundle is in the way; the absolute path.
+
+    Raises:
+        BundleError: `target` exists and is no bundle.
+    """
+    target = target.resolve()
+    if target.exists() and not (target / MANIFEST).is_file() and (not target.is_dir() or any(target.iterdir())):
+        raise BundleError(f"{target}: exists and is no bundle; choose another -o, or move it away")
+    return target
+
+
 def write_bundle(target: Path, fill: Callable[[Path], Manifest]) -> Bundle:
     """Write a bundle so that `target` is either whole or not there.
 
@@ -269,9 +281,7 @@ def write_bundle(target: Path, fill: Callable[[Path], Manifest]) -> Bundle:
     Raises:
         BundleError: `target` exists and is no bundle, or what was written does not verify.
     """
-    target = target.absolute()
-    if target.exists() and not (target / MANIFEST).is_file() and (not target.is_dir() or any(target.iterdir())):
-        raise BundleError(f"{target}: exists and is no bundle; choose another -o, or move it away")
+    target = check_target(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:

@@ -7,19 +7,24 @@ what depends on it exactly when its result has changed.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edvit import __version__
 from edvit.bundle import sha256_of
+from edvit.errors import ConfigError
 
 _DONE = "done.json"
+_LOCK = ".lock"
+_SCRATCH = ".scratch-"
 
 
 @dataclass(frozen=True)
@@ -58,13 +63,39 @@ class WorkFolder:
     Args:
         root: made if it is not there.
         force: names of stages to redo even where they are done.
+
+    Raises:
+        ConfigError: the folder cannot be made.
     """
 
     def __init__(self, root: Path, force: frozenset[str] = frozenset()) -> None:
         self.root = root
         self._force = set(force)
         self._redone: set[str] = set()
-        root.mkdir(parents=True, exist_ok=True)
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"{root}: cannot be made ({type(error).__name__}); choose another --work") from None
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """For one build at a time; what a killed one left half done is removed.
+
+        Raises:
+            ConfigError: another build is using the folder.
+        """
+        try:
+            lock = (self.root / _LOCK).open("w")
+        except OSError as error:
+            raise ConfigError(f"{self.root}: cannot be written ({type(error).__name__}); give another --work") from None
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError(f"{self.root}: in use by another build; wait, or give another --work") from None
+            for scratch in self.root.glob(f"{_SCRATCH}*"):
+                self.discard(scratch)
+            yield
 
     def find(self, stage: Stage) -> Artifact | None:
         """The stage's result, if it is done and is not to be redone."""
@@ -74,7 +105,7 @@ class WorkFolder:
         try:
             done = json.loads((folder / _DONE).read_text(encoding="utf-8"))
             return Artifact(folder, done["digest"])
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def make(self, stage: Stage, fill: Make) -> Artifact:
@@ -86,12 +117,16 @@ class WorkFolder:
         try:
             return self.commit(stage, scratch, fill(scratch))
         except BaseException:
-            shutil.rmtree(scratch, ignore_errors=True)
+            self.discard(scratch)
             raise
 
     def begin(self, stage: Stage) -> Path:
         """A scratch folder to fill for `commit`."""
-        return Path(tempfile.mkdtemp(prefix=f".{stage.name}-", dir=self.root))
+        return Path(tempfile.mkdtemp(prefix=f"{_SCRATCH}{stage.name}-", dir=self.root))
+
+    def discard(self, scratch: Path) -> None:
+        """Remove a scratch folder; nothing happens to one that was committed."""
+        shutil.rmtree(scratch, ignore_errors=True)
 
     def commit(self, stage: Stage, scratch: Path, note: dict[str, Any] | None = None) -> Artifact:
         """Take a filled scratch folder as the stage's result."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -47,6 +48,10 @@ class LabelledImages(ABC):
     def encoded(self, index: int) -> bytes:
         """The image as a file: the very bytes on disk, or a lossless PNG. Raises DataError."""
 
+    def stamp(self, index: int) -> str:
+        """A text that changes when the image does, without decoding it. Raises DataError."""
+        return f"{self.name(index)} {hashlib.sha256(self.encoded(index)).hexdigest()}"
+
     def prepared(self, index: int, how: Preprocessing) -> UInt8:
         """The image as the gateway would send it to a device, uint8 `[channels, size, size]`. Raises DataError."""
         return image_to_array(self.image(index), how)
@@ -75,6 +80,9 @@ class ArrayImages(LabelledImages):
     pixels: UInt8
     source: str
 
+    def stamp(self, index: int) -> str:
+        return f"{self.name(index)} {hashlib.sha256(self.pixels[index].tobytes()).hexdigest()}"
+
     def name(self, index: int) -> str:
         return f"{self.source} #{index}"
 
@@ -95,6 +103,14 @@ class FileImages(LabelledImages):
 
     def name(self, index: int) -> str:
         return str(self.paths[index])
+
+    def stamp(self, index: int) -> str:
+        path = self.paths[index]
+        try:
+            state = path.stat()
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({type(error).__name__})") from None
+        return f"{path} {state.st_size} {state.st_mtime_ns}"
 
     def image(self, index: int) -> Image.Image:
         path = self.paths[index]
