@@ -47,14 +47,14 @@ def test_no_jobs_no_results():
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_what_a_job_raises_is_raised(workers):
-    with pytest.raises(BuildError, match="^job 2 cannot be done$"):
+    with pytest.raises(BuildError, match=r"^job 2 cannot be done$"):
         run_jobs(parallel_jobs.fail_at_two, [1, 2, 3], workers=workers, threads=1)
     assert not [child for child in children() if "spawn_main" in " ".join(child.cmdline())]
 
 
 def test_a_killed_worker_is_an_error_that_says_what_to_try():
     before = threading.active_count()
-    with pytest.raises(BuildError, match="killed.*--workers 1"):
+    with pytest.raises(BuildError, match=r"killed.*--workers 1"):
         run_jobs(parallel_jobs.die_at_one, [0, 1, 2], workers=2, threads=1)
     assert wait_for(lambda: threading.active_count() <= before)
 
