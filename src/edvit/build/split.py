@@ -247,15 +247,18 @@ def _run_stages(
 ) -> tuple[Artifact, ...]:
     """Run the jobs whose stages are not done yet, in parallel; what is finished survives a killed build."""
     work = context.work
-    found = [work.find(job.stage) for job in jobs]
-    todo = [replace(job, scratch=work.begin(job.stage)) for job, done in zip(jobs, found, strict=True) if done is None]
+    found = {job.stage.key: work.find(job.stage) for job in jobs}
+    # By key: two sub-models may be the same to the last bit, and are then exported once.
+    todo = {job.stage.key: job for job in jobs if found[job.stage.key] is None}
+    begun = [replace(job, scratch=work.begin(job.stage)) for job in todo.values()]
     workers = context.config.workers
     try:
-        made = iter(parallel.run_jobs(_Committed(work, run), todo, workers=workers, threads=1, progress=bar))
+        made = parallel.run_jobs(_Committed(work, run), begun, workers=workers, threads=1, progress=bar)
     finally:
-        for job in todo:
+        for job in begun:
             work.discard(job.scratch)
-    return tuple(done if done is not None else next(made) for done in found)
+    done = {**found, **dict(zip(todo, made, strict=True))}
+    return tuple(done[job.stage.key] for job in jobs)
 
 
 @dataclass(frozen=True)
