@@ -30,7 +30,7 @@ def load_model(path: Path) -> VisionTransformer:
             architecture = Architecture.model_validate_json((file.metadata() or {})["architecture"])
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise BuildError(f"{path}: no readable model ({type(error).__name__}); remove it and build again") from None
+        raise _unreadable(path, error) from None
     model = backbone.create(
         architecture.name,
         image_size=architecture.image_size,
@@ -39,5 +39,12 @@ def load_model(path: Path) -> VisionTransformer:
         widths=architecture.widths,
         rotated=architecture.rotated,
     )
-    model.load_state_dict(state, strict=True)
+    try:
+        model.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise _unreadable(path, error) from None
     return model.eval()
+
+
+def _unreadable(path: Path, error: Exception) -> BuildError:
+    return BuildError(f"{path}: no readable model ({type(error).__name__}); remove it and build again")
