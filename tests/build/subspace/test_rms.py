@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
-import vit_variants
 from timm.layers import RmsNorm
 from timm.models.vision_transformer import VisionTransformer
 
+import vit_variants
 from edvit.architecture import BlockWidths, Widths
 from edvit.build import backbone, checkpoint
 from edvit.build.subspace.rms import to_rms

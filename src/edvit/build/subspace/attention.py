@@ -71,7 +71,7 @@ def chosen_value_dims(covariance: Tensor, writer: Tensor, rank: int) -> Tensor:
 
 
 def chosen_heads(covariances: Tensor, writers: Tensor, count: int) -> Tensor:
-    """The heads that write most, ascending; covariances `[heads, head_dim, head_dim]`, writers `[heads, head_dim, dim]`."""
+    """The `count` heads that write most, ascending; `[heads, head_dim, head_dim]` and `[heads, head_dim, dim]`."""
     return _largest(torch.einsum("hde,hdm,hem->h", covariances, writers, writers), count)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -92,6 +93,8 @@ def cut(
     if not architecture.rotated:
         raise BuildError("only a converted base model can be cut; call rms.to_rms first")
     calibration.check(architecture.channels, architecture.image_size)
+    if options.fisher is not None and sums.gradient.shape[-1] == 0:
+        raise ConfigError("these are statistics without gradients: no Fisher-weighted rotation")
     rows = [group_rows(calibration.labels, group.classes, options, seed) for group in groups]
     used = np.unique(np.concatenate([own_and_foreign for own_and_foreign, _ in rows]))
     needed = state_bytes(architecture, len(used), [(len(r), g.widths) for (r, _), g in zip(rows, groups, strict=True)])
@@ -106,21 +109,30 @@ def cut(
         of_group = sums.weighted(bin_weights(sums, group.bins or group.classes, options.foreign))
         places = torch.from_numpy(np.searchsorted(used, chosen))
         cuttings.append(
-            Cutting(base, of_group, group.widths, places, weights, options, calibration.batch_size, group.unit_scores)
+            Cutting(
+                base,
+                of_group,
+                group.widths,
+                rows=places,
+                weights=weights,
+                options=options,
+                batch_size=calibration.batch_size,
+                unit_scores=group.unit_scores,
+            )
         )
     before = _embed(base, calibration, used, cuttings)
     total = 2 * len(base.blocks)
     for index, block in enumerate(base.blocks):
         for cutting in cuttings:
             cutting.read_attention(index, before)
-        after = _advance(lambda x, block=block: forward.after_attention(block, x), before, calibration.batch_size)
+        after = _advance(partial(forward.after_attention, block), before, calibration.batch_size)
         for cutting in cuttings:
             cutting.write_attention(index, before, after)
         before = after
         progress(2 * index + 1, total)
         for cutting in cuttings:
             cutting.read_ffn(index, before)
-        after = _advance(lambda x, block=block: forward.after_ffn(block, x), before, calibration.batch_size)
+        after = _advance(partial(forward.after_ffn, block), before, calibration.batch_size)
         for cutting in cuttings:
             cutting.write_ffn(index, before, after)
         before = after

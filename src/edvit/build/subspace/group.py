@@ -71,6 +71,7 @@ class Cutting:
         base: VisionTransformer,
         sums: Sums,
         widths: Widths,
+        *,
         rows: Tensor,
         weights: Tensor,
         options: Options,
@@ -99,7 +100,7 @@ class Cutting:
             energy = moment.diagonal()
             kept = torch.sort(torch.argsort(energy, descending=True, stable=True)[: self.widths.dim]).values
             return attention.selection(kept, len(moment))
-        if self.options.fisher is None:
+        if self.options.fisher is None or len(gradient) != len(moment):
             return rotation.leading(moment, self.widths.dim)
         return rotation.leading(moment, self.widths.dim, gradient, self.options.fisher)
 
@@ -211,7 +212,9 @@ class Cutting:
                 )
         if kept is None:
             gram, cross = moments.centred()
-            kept = ffn.by_elimination(gram, cross, prior, self.widths.blocks[index].hidden, options.ridge)
+            kept = ffn.by_elimination(
+                gram, cross, prior, self.widths.blocks[index].hidden, moments.penalty(options.ridge)
+            )
             moments = moments.of(kept)
         _set(block.mlp.fc1, weight[kept], bias[kept])
         if options.refit_writers:

@@ -7,6 +7,9 @@ from torch import Tensor
 
 from edvit.errors import BuildError
 
+ROUNDING = 1e-10
+"""What float32 activations do not determine: a variance below this share of the mean square is noise."""
+
 
 class Moments:
     """Weighted sums over rows for a regression of `y` on `x` with an intercept; float64, no row is kept.
@@ -50,11 +53,15 @@ class Moments:
         part.y, part.weight = self.y, self.weight
         return part
 
+    def penalty(self, ridge: float) -> float:
+        """`ridge` times the mean eigenvalue of the centred `sum w x x'`, and a floor for inputs that hardly vary."""
+        centred, plain = self.centred()[0].diagonal().mean(), self.xx.diagonal().mean()
+        return ridge * max(float(centred), 0.0) + ROUNDING * float(plain)
+
     def solve(self, prior: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
         """Weight `[outputs, inputs]` and bias `[outputs]` of the layer that fits `y` best.
 
-        Minimises `sum w |y - W x - b|^2 + lambda |W - prior|^2`, `lambda = ridge x mean eigenvalue` of the centred
-        `sum w x x'`. What the rows do not determine stays as in the prior, so fewer rows than inputs are no error.
+        Minimises `sum w |y - W x - b|^2 + penalty(ridge) |W - prior|^2`. What the rows do not determine stays as in the prior, so fewer rows than inputs are no error.
 
         Args:
             prior: `[outputs, inputs]`.
@@ -65,24 +72,32 @@ class Moments:
         """
         gram, cross = self.centred()
         mean = self.x / max(self.weight, 1e-300)
-        weight = prior.double() + ridge_step(gram, cross - gram @ prior.double().T, ridge).T
+        weight = prior.double() + ridge_step(gram, cross - gram @ prior.double().T, self.penalty(ridge)).T
         return weight, self.y / max(self.weight, 1e-300) - weight @ mean
 
 
-def ridge_step(gram: Tensor, residual: Tensor, ridge: float) -> Tensor:
-    """`(gram + lambda I)^-1 residual` by Cholesky, `[inputs, outputs]`; zero where the inputs are constant."""
+def ridge_step(gram: Tensor, residual: Tensor, penalty: float) -> Tensor:
+    """`(gram + penalty I)^-1 residual` by Cholesky, `[inputs, outputs]`; zero where there is no penalty and no input.
+
+    Raises:
+        BuildError: the sums are not finite.
+    """
     if not bool(gram.isfinite().all()) or not bool(residual.isfinite().all()):
         raise BuildError("activations are NaN or infinite: nothing can be refitted to them")
-    factor = regularised_cholesky(gram, ridge)
+    factor = penalised_cholesky(gram, penalty)
     return torch.zeros_like(residual) if factor is None else torch.cholesky_solve(residual, factor)
 
 
-def regularised_cholesky(gram: Tensor, ridge: float) -> Tensor | None:
-    """Lower factor of `gram + ridge x mean eigenvalue x I`; None where `gram` is zero."""
-    scale = float(gram.diagonal().mean())
-    if scale <= torch.finfo(torch.float64).tiny:
+def penalised_cholesky(gram: Tensor, penalty: float) -> Tensor | None:
+    """Lower factor of `gram + penalty I`; None where both are zero.
+
+    Raises:
+        BuildError: `gram` is further from positive semidefinite than the penalty makes good.
+    """
+    if penalty <= torch.finfo(torch.float64).tiny:
         return None
-    factor, failed = torch.linalg.cholesky_ex(gram + ridge * scale * torch.eye(len(gram), dtype=gram.dtype))
+    factor: Tensor
+    factor, failed = torch.linalg.cholesky_ex(gram + penalty * torch.eye(len(gram), dtype=gram.dtype))
     if int(failed) != 0:
-        raise BuildError(f"the ridge {ridge} is too small for these statistics; use a larger one")
+        raise BuildError("the calibration statistics are too ill-conditioned to refit to; use a larger ridge")
     return factor
