@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from edvit.build.artifacts import Stage, WorkFolder
 from edvit.errors import BuildError, ConfigError
 
-
 STAGE = Stage("base", {"epochs": 3, "classes": (0, 1)})
 
 

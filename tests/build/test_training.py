@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -54,10 +55,10 @@ def test_the_rate_warms_up_to_its_peak_and_falls_to_a_hundredth(monkeypatch):
     seen = rates(Schedule(epochs=8, lr=0.1, warmup_epochs=2.0), monkeypatch)
     assert len(seen) == 80
     assert seen[0] == pytest.approx(0.001)
-    assert all(a < b for a, b in zip(seen[:20], seen[1:20], strict=False))
+    assert all(a < b for a, b in itertools.pairwise(seen[:20]))
     assert 0.09 < seen[19] <= 0.1
     # timm's cosine starts with the warm-up and shows after it.
-    assert all(a > b for a, b in zip(seen[20:], seen[21:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(seen[20:]))
     for step in (20, 50, 79):
         cosine = 0.001 + 0.5 * (0.1 - 0.001) * (1 + math.cos(math.pi * step / 80))
         assert seen[step] == pytest.approx(cosine)
