@@ -49,7 +49,7 @@ class BuildConfig(BaseModel):
     """None: 0 where the weights know the classes, 6 to fine-tune, `SCRATCH_EPOCHS` without weights."""
     recover_epochs: int = Field(default=20, ge=0)
     views: int | None = Field(default=None, ge=1)
-    """Augmented views of the training set that the base model is run on; None is one per epoch, at most 10."""
+    """Augmented views of the training set that the base model is run on; None is one per epoch, at most 5."""
     batch_size: int = Field(default=64, ge=2)
     base_lr: float | None = Field(default=None, gt=0)
     recover_lr: float = Field(default=1e-3, gt=0)
@@ -64,7 +64,7 @@ class BuildConfig(BaseModel):
 
     @property
     def resolved_views(self) -> int:
-        return self.views or max(1, min(10, self.recover_epochs))
+        return self.views or max(1, min(5, self.recover_epochs))
 
 
 def make_config(**settings: Any) -> BuildConfig:

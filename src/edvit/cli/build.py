@@ -38,6 +38,9 @@ def build(
     base_epochs: int | None = typer.Option(None, min=0, help="Epochs of training the base; default: as needed."),
     base_lr: float | None = typer.Option(None, help="Peak learning rate of the base."),
     recover_epochs: int = typer.Option(20, min=0, help="Epochs of training each sub-model after pruning."),
+    views: int | None = typer.Option(
+        None, min=1, help="Augmented views that the base model teaches on; default: one per epoch, at most 5."
+    ),
     recover_lr: float = typer.Option(1e-3, help="Peak learning rate of recovery."),
     batch_size: int = typer.Option(64, min=2, help="Images a training step."),
     validation: float = typer.Option(0.1, help="Share of the training data held out for validation."),
@@ -77,6 +80,7 @@ def build(
         "base_lr": base_lr,
         "recover_epochs": recover_epochs,
         "recover_lr": recover_lr,
+        "views": views,
         "batch_size": batch_size,
         "validation": validation,
         "seed": seed,
