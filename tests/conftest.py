@@ -1,0 +1,23 @@
+import fcntl
+import os
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_build(tmp_path_factory):
+    """`tiny_build.TinyBuild`, built once for all pytest workers."""
+    import torch
+
+    from edvit.build.pipeline import build
+    from tiny_build import TinyBuild, tiny_config
+
+    torch.set_num_threads(1)
+    root = tmp_path_factory.getbasetemp()
+    shared = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "tiny-build"
+    shared.mkdir(exist_ok=True)
+    with (shared / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        # Where another worker has built it, this skips every stage and writes the bundle alone.
+        bundle, built = build(tiny_config(), tmp_path_factory.mktemp("tiny") / "bundle", work=shared / "work")
+    return TinyBuild(bundle, built, shared / "work")

@@ -1,0 +1,62 @@
+"""A real build that takes seconds: a very small ViT on the digits, in two groups.
+
+`python tiny_build.py OUT` builds it with two workers, for tests that kill a build.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models.vision_transformer import VisionTransformer
+
+from edvit.build.config import make_config
+from edvit.build.pipeline import Built, build
+from edvit.bundle import Bundle
+from edvit.fleet import local_fleet
+
+MODEL = "vit_test_build"
+
+default_cfgs = generate_default_cfgs(
+    {MODEL: {"num_classes": 10, "input_size": (1, 8, 8), "first_conv": "patch_embed.proj", "classifier": "head"}}
+)
+
+
+@register_model
+def vit_test_build(pretrained=False, **kwargs):
+    shape = {"img_size": 8, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 3, "mlp_ratio": 2.0}
+    return build_model_with_cfg(VisionTransformer, MODEL, pretrained, **{**shape, **kwargs})
+
+
+@dataclass(frozen=True)
+class TinyBuild:
+    """A finished build; `work` is shared between tests: copy it to change it."""
+
+    bundle: Bundle
+    built: Built
+    work: Path
+
+
+def tiny_config(**settings):
+    """The settings of the tiny build, some of them changed."""
+    tiny = {
+        "model": MODEL,
+        "fleet": local_fleet(2),
+        "keep": "2/3",
+        "base_epochs": 4,
+        "base_lr": 5e-3,
+        "recover_epochs": 2,
+        "recover_lr": 4e-3,
+        "batch_size": 32,
+        "calibration": 16,
+        "workers": 1,
+    }
+    return make_config(**{**tiny, **settings})
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    build(tiny_config(workers=2), Path(sys.argv[1]))
