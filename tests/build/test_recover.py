@@ -15,7 +15,7 @@ from edvit.build.augment import Augmentation, Views
 from edvit.build.backbone import FeatureExtractor
 from edvit.build.base import BaseTraining, accuracy, logits_of, train_base
 from edvit.build.recover import Recovery, Student, draw_weights, own_or_other, recover, soft_loss
-from edvit.build.teacher import open_outputs, write_outputs
+from edvit.build.teacher import create_outputs, open_outputs, write_view
 from edvit.build.training import Schedule
 
 torch.set_num_threads(1)
@@ -90,7 +90,9 @@ def taught(tmp_path_factory):
     model = train_base(model, Views(train, STILL, 0), how, mean=HOW.mean, std=HOW.std, seed=0)
     views = Views(train, STILL, 1)
     extractor = FeatureExtractor(model, HOW.mean, HOW.std)
-    write_outputs(model, extractor, views, count=2, folder=folder, progress=lambda done, total: None)
+    create_outputs(folder, views=2, images=len(train), classes=10, dim=96)
+    for view in range(2):
+        write_view(extractor, views, view, folder, progress=lambda done, total: None)
     return model, train, validation, views, open_outputs(folder)
 
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import onnxruntime
 import torch
 
-from edvit.build import images, prepare, split
+from edvit.build import images, prepare
 from edvit.build.artifacts import Stage
 from edvit.build.images import ImageSet
 from edvit.build.parallel import torch_threads
@@ -154,7 +154,7 @@ def _scores(  # noqa: PLR0917
     test: ImageSet,
     progress: Any,
 ) -> dict[str, Any]:
-    heads = [split.load_extractor(a, context.source.preprocessing).model.head for a in exported.submodels]
+    heads = [prepare.load_extractor(a, context.source.preprocessing).model.head for a in exported.submodels]
     sessions = Sessions(exported, torch.get_num_threads())
     alone = Sessions(baseline, torch.get_num_threads()) if baseline else None
     batches = list(range(0, len(test), BATCH))

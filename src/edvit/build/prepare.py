@@ -185,8 +185,8 @@ def prepare_base(context: Context, data: Data) -> Base:
             return {"validation": base.accuracy(logits, data.validation), "epochs": epochs}
 
         artifact = context.work.make(stage, fill)
-    trained = checkpoint.load_model(weights_path(artifact))
-    return Base(artifact, trained, FeatureExtractor(trained, how_seen.mean, how_seen.std))
+    extractor = load_extractor(artifact, how_seen)
+    return Base(artifact, extractor.model, extractor)
 
 
 def weights_path(artifact: Artifact) -> Path:
@@ -213,11 +213,31 @@ def run_teacher(context: Context, data: Data, trained: Base) -> Artifact:
             "seed": views.seed,
         },
     )
-    with context.report.bar("teacher", f"{config.resolved_views} views") as bar:
+    count, shape = config.resolved_views, backbone.describe(trained.model)
 
-        def fill(folder: Path) -> None:
-            teacher.write_outputs(
-                trained.model, trained.extractor, views, count=config.resolved_views, folder=folder, progress=bar
-            )
+    def fill(folder: Path) -> dict[str, Any]:
+        teacher.create_outputs(folder, views=count, images=len(data.train), classes=shape.classes, dim=shape.widths.dim)
+        jobs = [_TeachJob(trained.artifact, context.source.preprocessing, views, view, folder) for view in range(count)]
+        with context.report.bar("teacher", f"{count} views") as bar:
+            parallel.run_jobs(_teach, jobs, workers=config.workers, threads=1, progress=bar)
+        return {"views": count}
 
-        return context.work.make(stage, fill)
+    return context.work.make(stage, fill)
+
+
+@dataclass(frozen=True)
+class _TeachJob:
+    base: Artifact
+    preprocessing: Preprocessing
+    views: Views
+    view: int
+    folder: Path
+
+
+def _teach(job: _TeachJob, progress: parallel.Progress) -> None:
+    teacher.write_view(load_extractor(job.base, job.preprocessing), job.views, job.view, job.folder, progress)
+
+
+def load_extractor(artifact: Artifact, how: Preprocessing) -> FeatureExtractor:
+    """A finished base or sub-model as it runs on a device, with its head for all classes still on it."""
+    return FeatureExtractor(checkpoint.load_model(weights_path(artifact)), how.mean, how.std).eval()

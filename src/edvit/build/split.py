@@ -19,7 +19,7 @@ from edvit.build.base import features_of
 from edvit.build.config import Criterion
 from edvit.build.fusion import FusionTraining, train_fusion
 from edvit.build.images import ImageSet
-from edvit.build.prepare import WEIGHTS, Base, Context, Data, augmentation, weights_path
+from edvit.build.prepare import WEIGHTS, Base, Context, Data, augmentation, load_extractor, weights_path
 from edvit.build.recover import Recovery
 from edvit.build.scores import Scores
 from edvit.build.training import Schedule
@@ -316,11 +316,6 @@ def fuse(context: Context, data: Data, taught: Artifact, submodels: Sequence[Art
         }
 
     return context.work.make(stage, fill)
-
-
-def load_extractor(artifact: Artifact, how: Preprocessing) -> FeatureExtractor:
-    """A finished sub-model (or the base) as it runs on a device, with its head for all classes still on it."""
-    return FeatureExtractor(checkpoint.load_model(weights_path(artifact)), how.mean, how.std).eval()
 
 
 def _view_features(

@@ -9,9 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from timm.models.vision_transformer import VisionTransformer
 
-from edvit.build import backbone
 from edvit.build.augment import Views
 from edvit.build.backbone import FeatureExtractor
 
@@ -35,37 +33,31 @@ class TeacherOutputs:
         return len(self.logits)
 
 
-def write_outputs(
-    model: VisionTransformer,
-    extractor: FeatureExtractor,
-    views: Views,
-    *,
-    count: int,
-    folder: Path,
-    progress: Callable[[int, int], None],
+def create_outputs(folder: Path, *, views: int, images: int, classes: int, dim: int) -> None:
+    """Lay out the arrays that `write_view` fills, one view at a time, also from several processes."""
+    for name, width in {"logits": classes, "features": dim}.items():
+        np.lib.format.open_memmap(
+            folder / f"{name}.npy", mode="w+", dtype=np.float32, shape=(views, images, width)
+        ).flush()
+
+
+def write_view(
+    extractor: FeatureExtractor, views: Views, view: int, folder: Path, progress: Callable[[int, int], None]
 ) -> None:
-    """Run the base model over views 0 to `count` - 1 into `folder`."""
-    architecture = backbone.describe(model)
+    """Run the base model over one view, into the arrays of `create_outputs`."""
+    logits, features = (np.load(folder / f"{name}.npy", mmap_mode="r+") for name in ("logits", "features"))
     images = len(views.images)
-    shapes = {"logits": architecture.classes, "features": architecture.widths.dim}
-    arrays = {
-        name: np.lib.format.open_memmap(
-            folder / f"{name}.npy", mode="w+", dtype=np.float32, shape=(count, images, width)
-        )
-        for name, width in shapes.items()
-    }
     with torch.inference_mode():
-        for view in range(count):
-            for start in range(0, images, BATCH):
-                index = np.arange(start, min(start + BATCH, images))
-                features = extractor(views.batch(view, index))
-                arrays["features"][view, index] = features.numpy()
-                arrays["logits"][view, index] = model.head(features).numpy()
-                progress(view * images + index[-1] + 1, count * images)
-    for array in arrays.values():
-        array.flush()
+        for start in range(0, images, BATCH):
+            index = np.arange(start, min(start + BATCH, images))
+            vectors = extractor(views.batch(view, index))
+            features[view, index] = vectors.numpy()
+            logits[view, index] = extractor.model.head(vectors).numpy()
+            progress(index[-1] + 1, images)
+    logits.flush()
+    features.flush()
 
 
 def open_outputs(folder: Path) -> TeacherOutputs:
-    """Map what `write_outputs` wrote."""
+    """Map what `write_view` wrote."""
     return TeacherOutputs(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("logits", "features")))
