@@ -1,0 +1,66 @@
+"""Builds that are killed, as the kernel or a power cut kills them."""
+
+import signal
+import subprocess
+import sys
+
+import psutil
+import pytest
+import torch
+
+import tiny_build as tiny
+from edvit.build.pipeline import build
+from serving import alive, wait_for
+from tiny_build import tiny_config
+
+
+def finished(work):
+    return sorted(path.name.rsplit("-", 1)[0] for path in work.glob("[a-z]*-*"))
+
+
+@pytest.mark.slow
+def test_a_build_killed_in_recovery_leaves_no_bundle_and_goes_on_from_there(tiny_build, tmp_path):
+    torch.set_num_threads(1)
+    out, work = tmp_path / "out", tmp_path / "out-work"
+    process = subprocess.Popen([sys.executable, tiny.__file__, str(out)], stderr=subprocess.PIPE, text=True)
+    try:
+        assert wait_for(lambda: list(work.glob("submodel-*")) or process.poll() is not None, within_s=200)
+        workers = psutil.Process(process.pid).children(recursive=True)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == -signal.SIGKILL, said
+    assert not out.exists()
+    assert wait_for(lambda: not [worker for worker in workers if alive(worker)])
+    done = finished(work)
+    assert "submodel" in done
+    assert "fusion" not in done
+    kept = {path: path.stat().st_mtime_ns for path in work.glob("[a-z]*-*")}
+
+    bundle, _ = build(tiny_config(), out)
+    assert bundle.digest == tiny_build.bundle.digest, "two workers, killed, resumed with one: the same bundle"
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept, "what was done is not done again"
+    assert finished(work) == finished(tiny_build.work)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    assert list(work.glob(".scratch-*")) == []
+
+
+@pytest.mark.slow
+def test_a_build_ends_with_ctrl_c_and_keeps_what_is_done(tmp_path):
+    out, work = tmp_path / "out", tmp_path / "out-work"
+    command = [sys.executable, "-m", "edvit", "build", "--devices", "2", "--base-epochs", "1", "--calibration", "8"]
+    command += ["--recover-epochs", "1", "--no-baseline"]
+    process = subprocess.Popen([*command, "-o", str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert wait_for(lambda: list(work.glob("scores-*")) or process.poll() is not None, within_s=200)
+        workers = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    assert not out.exists()
+    assert {"base", "data", "teacher"} <= set(finished(work))
+    assert wait_for(lambda: not [worker for worker in workers if alive(worker)])
+    assert list(work.glob(".scratch-*")) == []
