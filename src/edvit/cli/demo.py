@@ -14,7 +14,9 @@ from edvit.errors import MissingExtraError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from edvit.build.config import BuildConfig
     from edvit.build.pipeline import Built
+    from edvit.build.progress import Reporter
     from edvit.bundle import Bundle
     from edvit.evaluate import Evaluation
 
@@ -33,17 +35,26 @@ def demo(
     """Train on digits, split over 5 devices, prune, fuse, serve with 5 device processes, evaluate over HTTP."""
     try:
         from edvit.build.config import make_config
-        from edvit.build.pipeline import build
         from edvit.build.progress import Reporter
     except ModuleNotFoundError as error:
         raise MissingExtraError(f"the demo needs {error.name}: pip install 'edvit[build,serve]'") from None
-    from edvit.bundle import read_bundle
     from edvit.fleet import local_fleet
+
+    config = make_config(fleet=local_fleet(DEVICES), keep=KEEP, recover_epochs=RECOVER_EPOCHS, seed=seed)
+    run_demo(config, out, port=port, report=Reporter())
+
+
+def run_demo(config: BuildConfig, out: Path, *, port: int, report: Reporter) -> None:
+    """Build a bundle at `out`, serve it with a process per device, evaluate it over HTTP and show what came out.
+
+    Raises:
+        EdvitError: as `build` and `serve_locally`.
+    """
+    from edvit.build.pipeline import build
+    from edvit.bundle import read_bundle
     from edvit.runtime.local import serve_locally
 
-    report = Reporter()
-    config = make_config(fleet=local_fleet(DEVICES), keep=KEEP, recover_epochs=RECOVER_EPOCHS, seed=seed)
-    bundle, built = build(config, out, flags={"demo": True, "seed": seed}, report=report)
+    bundle, built = build(config, out, flags={"demo": True, "seed": config.seed}, report=report)
     bundle = read_bundle(bundle.path)
 
     start = time.monotonic()
@@ -111,7 +122,7 @@ def results(bundle: Bundle, built: Built, measured: Evaluation) -> Table:
         table.add_row(name, accuracy, latency, "" if size_bytes is None else f"{size_bytes / 1e6:.2f} MB")
 
     row("base, one device", f"{test.accuracy(test.base):.1%}", seconds["base"], manifest.base.bytes)
-    row(f"fused, {DEVICES} devices", f"{measured.accuracy:.1%}", measured.latency_at(50), size)
+    row(f"fused, {len(without)} devices", f"{measured.accuracy:.1%}", measured.latency_at(50), size)
     if test.baseline is not None:
         row("N = 1, same width", f"{test.accuracy(test.baseline):.1%}", seconds["n1"], size)
     row("one device lost", f"{min(without):.1%} – {max(without):.1%}", None, None)
