@@ -121,17 +121,6 @@ def test_the_base_learns(taught):
     assert measured(model, validation) > 0.8
 
 
-def test_the_teachers_outputs_are_the_base_models(taught):
-    model, train, _, views, outputs = taught
-    assert outputs.views == 2
-    with torch.inference_mode():
-        feature = FeatureExtractor(model, HOW.mean, HOW.std)(views.batch(1, np.arange(5)))
-        assert np.allclose(outputs.features[1, :5], feature, atol=1e-5)
-        assert np.allclose(outputs.logits[1, :5], model.head(feature), atol=1e-5)
-    assert outputs.logits.shape == (2, len(train), 10)
-    assert isinstance(outputs.features, np.memmap)
-
-
 def test_training_improves_on_the_pruned_model(taught):
     model, train, validation, *_ = taught
     before = measured(pruned(model, train), validation)
