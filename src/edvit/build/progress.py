@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
@@ -25,7 +26,7 @@ class Reporter:
     def line(self, stage: str, text: str, seconds: float | None = None) -> None:
         """One finished stage."""
         took = "" if seconds is None else f"  [dim]{seconds:,.0f} s[/dim]"
-        self.console.print(f"[green]✓[/green] {stage:<10} {text}{took}", soft_wrap=True)
+        self.console.print(f"[green]✓[/green] {stage:<10} {escape(text)}{took}", soft_wrap=True)
 
     @contextmanager
     def bar(self, stage: str, text: str) -> Iterator[Callable[[int, int], None]]:
@@ -35,7 +36,7 @@ class Reporter:
             return
         columns = (
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             TextColumn("{task.percentage:>3.0f} %"),
             _Rate(),

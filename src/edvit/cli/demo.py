@@ -73,8 +73,8 @@ def run_demo(config: BuildConfig, out: Path, *, port: int, report: Reporter) -> 
         "HTTP, all processes on this machine; N = 1 in ONNX Runtime on one thread.",
         style="dim",
     )
-    report.console.print(f"\nBundle and report: {bundle.path} (open report.html)", soft_wrap=True)
-    report.console.print(f"Next: edvit serve {bundle.path} --local", soft_wrap=True)
+    report.console.print(f"\nBundle and report: {bundle.path} (open report.html)", soft_wrap=True, markup=False)
+    report.console.print(f"Next: edvit serve {bundle.path} --local", soft_wrap=True, markup=False)
 
 
 def evaluate_over_http(bundle: Bundle, url: str) -> tuple[Evaluation, int]:
