@@ -61,7 +61,8 @@ class Moments:
     def solve(self, prior: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
         """Weight `[outputs, inputs]` and bias `[outputs]` of the layer that fits `y` best.
 
-        Minimises `sum w |y - W x - b|^2 + penalty(ridge) |W - prior|^2`. What the rows do not determine stays as in the prior, so fewer rows than inputs are no error.
+        Minimises `sum w |y - W x - b|^2 + penalty(ridge) |W - prior|^2`. What the rows do not determine
+        stays as in the prior, so fewer rows than inputs are no error.
 
         Args:
             prior: `[outputs, inputs]`.
