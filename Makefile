@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
 
-.PHONY: demo test lint format docs clean setup
+.PHONY: demo test lean lint format docs clean setup
 .DEFAULT_GOAL := demo
 
 demo: setup
@@ -13,6 +13,12 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+# The run-time world alone, in an environment without torch.
+lean:
+	$(PYTHON) -m venv --clear $(VENV)-lean
+	$(VENV)-lean/bin/python -m pip install --quiet --disable-pip-version-check . pytest pytest-timeout
+	$(VENV)-lean/bin/python -m pytest -q tests/lean
 
 lint: setup
 	$(BIN)/ruff check src tests benchmarks

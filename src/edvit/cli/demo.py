@@ -34,6 +34,7 @@ def demo(
 ) -> None:
     """Train on digits, split over 5 devices, prune, fuse, serve with 5 device processes, evaluate over HTTP."""
     try:
+        import edvit.build.pipeline  # noqa: F401  (asks for all of the build world)
         from edvit.build.config import make_config
         from edvit.build.progress import Reporter
     except ModuleNotFoundError as error:
@@ -51,11 +52,9 @@ def run_demo(config: BuildConfig, out: Path, *, port: int, report: Reporter) -> 
         EdvitError: as `build` and `serve_locally`.
     """
     from edvit.build.pipeline import build
-    from edvit.bundle import read_bundle
     from edvit.runtime.local import serve_locally
 
     bundle, built = build(config, out, flags={"demo": True, "seed": config.seed}, report=report)
-    bundle = read_bundle(bundle.path)
 
     start = time.monotonic()
     with serve_locally(bundle, port=port) as service:
