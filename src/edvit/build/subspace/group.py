@@ -27,13 +27,14 @@ class Options:
         fisher: share of the identity in the Fisher weight of the rotation, method of `rotation.leading`; None weighs
             nothing. Needs statistics with gradients.
         low_rank: factor `q k'` and `o W` in the data's metric; else keep the head dimensions of most energy.
-        units: choose FFN units by what a refit cannot make good (`elimination`), or by energy.
+        units: choose FFN units by energy, or by what a refit cannot make good (`elimination`).
         refit_readers: qkv, fc1 and the head read the best linear guess at the base's stream; else its projection.
         refit_writers: proj and fc2 are fitted by ridge regression; else cut alone.
         correct_errors: writers are fitted to the base's state less the sub-model's own; else to what the base wrote.
         foreign: weight of all images of foreign classes together, relative to the own.
         foreign_images: how many foreign images to refit to, relative to the own.
-        unread: weight of tokens that nothing reads any more (of the last block, those that are not pooled).
+        unread: weight of tokens that nothing reads any more (of the last block, those that are not pooled), relative
+            to those that are read. They are many: a little of them keeps a refit to few images from overfitting.
         ridge: of the writers, relative to the mean eigenvalue of their inputs' covariance.
         reader_ridge: as `ridge`, of the readers.
     """
@@ -41,14 +42,14 @@ class Options:
     rotate: bool = True
     fisher: float | None = None
     low_rank: bool = True
-    units: Literal["elimination", "energy"] = "elimination"
+    units: Literal["energy", "elimination"] = "energy"
     refit_readers: bool = True
     refit_writers: bool = True
     correct_errors: bool = True
     foreign: float = 1 / 3
     foreign_images: float = 1 / 3
-    unread: float = 0.0
-    ridge: float = 1e-3
+    unread: float = 0.3
+    ridge: float = 1e-2
     reader_ridge: float = 1e-3
 
 
