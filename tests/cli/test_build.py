@@ -159,6 +159,13 @@ def test_an_image_folder_without_train(refused, folder):
     assert f"{folder}: has no train/" in said
 
 
+def test_an_image_folder_without_test_is_refused_before_anything_is_decoded(refused, folder, tmp_path):
+    (folder / "test").rename(folder.parent / "testing")
+    said = refused("--devices", "2", *MODEL, "--data", f"imagefolder:{folder}")
+    assert f"{folder}: has no test/" in said
+    assert not list(tmp_path.glob("*-work"))
+
+
 def test_no_model_for_an_image_folder(refused, folder):
     assert "needs a --model" in refused("--devices", "2", "--data", f"imagefolder:{folder}")
 

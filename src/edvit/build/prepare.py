@@ -81,7 +81,7 @@ class Base:
 
 
 def open_source(config: BuildConfig) -> Source:
-    """Find the training data and resolve the model's name, image size and normalisation.
+    """Find the data and resolve the model's name, image size and normalisation.
 
     Raises:
         DataError, ModelError: as `read_split` and `backbone.create`.
@@ -89,6 +89,8 @@ def open_source(config: BuildConfig) -> Source:
     train = read_split(config.data, "train", config.data_root)
     if len(train.classes) < 2:
         raise DataError(f"{config.data}: has one class, {train.classes[0]!r}: there is nothing to tell apart or split")
+    # Lists the test split and reads no image of it: that it is missing must not come out after hours of training.
+    read_split(config.data, "test", config.data_root).with_classes(train.classes)
     name = config.model or DEFAULT_MODELS.get(config.data)
     if name is None:
         raise DataError(f"--data {config.data} needs a --model, such as deit_tiny_patch16_224")

@@ -1,0 +1,44 @@
+"""What the package offers beyond its parts: building a bundle with one call."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from edvit.bundle import Bundle
+from edvit.errors import MissingExtraError
+from edvit.fleet import Fleet
+
+
+def build(
+    *, data: str = "digits", fleet: Fleet, out: Path, work: Path | None = None, quiet: bool = True, **settings: Any
+) -> Bundle:
+    """Build a bundle at `out`, as `edvit build` does, and return it verified.
+
+    Args:
+        data: data spec, see `edvit.datasets`.
+        fleet: the devices; `local_fleet(n)` for n equal ones.
+        out: the bundle's folder; replaced if it holds a bundle.
+        work: where stages are kept for resuming; `OUT-work` by default.
+        quiet: print nothing.
+        settings: any other field of `edvit.builder.config.BuildConfig`.
+
+    Raises:
+        MissingExtraError: the build world is not installed.
+        EdvitError: the input cannot be used, the fleet cannot hold the sub-models, or a stage failed.
+    """
+    try:
+        from edvit.builder.config import make_config
+        from edvit.builder.pipeline import build as run
+        from edvit.builder.progress import Reporter
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(f"building needs {error.name}: pip install 'edvit[build]'") from None
+    flags = {"data": data, **settings}
+    bundle, _ = run(
+        make_config(data=data, fleet=fleet, **settings),
+        out,
+        work=work,
+        flags={name: str(value) if isinstance(value, Path) else value for name, value in flags.items()},
+        report=Reporter(quiet=quiet),
+    )
+    return bundle

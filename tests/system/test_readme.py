@@ -1,0 +1,111 @@
+"""The README's own commands, as they stand, on small generated images: plan, build, serve, device, predict, evaluate.
+
+Only what must be small or free is changed: image size and epochs are added, addresses and ports replaced.
+"""
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from free_port import free_endpoint
+from waiting import eventually
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+SMALL = {"plan": ["--img-size", "32"], "build": ["--img-size", "32", "--base-epochs", "1", "--recover-epochs", "1"]}
+CLASSES = ("bolt", "nut", "pin", "washer")
+
+
+def command(name):
+    """The README's line `edvit NAME ...`, as words after `edvit`."""
+    words = shlex.split(re.search(rf"^    edvit ({name} .+)$", README, re.MULTILINE).group(1))
+    return [*words, *SMALL.get(name, [])]
+
+
+def run(words, folder):
+    environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "edvit", *words]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=280)
+
+
+def write_parts(folder):
+    """Flat coloured images with noise: classes that a model can tell apart."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 12), ("test", 3)):
+        for label, name in enumerate(CLASSES):
+            target = folder / "parts" / split / name
+            target.mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.normal(60 * label + 30, 20, size=(40, 40, 3)).clip(0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(target / f"{i}.png")
+
+
+def write_weights(path):
+    import timm
+    from safetensors.torch import save_file
+
+    save_file(timm.create_model("deit_tiny_patch16_224").state_dict(), path)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where the README's reader stands: data, weights, fleet, and the bundle that was built there."""
+    folder = tmp_path_factory.mktemp("readme")
+    write_parts(folder)
+    write_weights(folder / "deit_tiny.safetensors")
+    (folder / "shelf.yaml").write_text(re.search(r"```yaml\n(.*?)```", README, re.DOTALL).group(1))
+    for name in ("plan", "build"):
+        done = run(command(name), folder)
+        assert done.returncode == 0, done.stderr
+    assert (folder / "parts-bundle" / "report.html").is_file()
+    return folder
+
+
+@pytest.mark.slow
+def test_the_readme_from_plan_to_predict(folder):
+    endpoint = free_endpoint()
+    port = free_endpoint().rsplit(":", 1)[1]
+    url = f"http://127.0.0.1:{port}"
+    serve = [*command("serve"), "--port", port, "--listen", endpoint]
+    device = [endpoint if word.startswith("tcp/") else word for word in command("device")]
+    devices = [[name if word == "pi-1" else word for word in device] for name in ("pi-1", "pi-2")]
+    processes = [
+        subprocess.Popen([sys.executable, "-m", "edvit", *words], cwd=folder, stdout=subprocess.PIPE)
+        for words in (serve, *([*words, "--cache", str(folder / "cache")] for words in devices))
+    ]
+    try:
+        photo = folder / "parts" / "test" / "nut" / "0.png"
+        (folder / "photo.jpg").write_bytes(photo.read_bytes())
+
+        def answer():
+            asked = [url if word.startswith("http") else word for word in command("predict")]
+            done = run([*asked, "--json"], folder)
+            return done.stdout if done.returncode == 0 and '"degraded":false' in done.stdout.replace(" ", "") else ""
+
+        assert any(name in eventually(answer, timeout_s=90) for name in CLASSES)
+        asked = [url if word.startswith("http") else word for word in command("evaluate")]
+        done = run(asked, folder)
+        assert done.returncode == 0, done.stderr
+        assert "accuracy" in done.stdout
+    finally:
+        for process in processes:
+            process.send_signal(signal.SIGTERM)
+        codes = [process.wait(timeout=30) for process in processes]
+    assert codes == [0, 0, 0]
+
+
+@pytest.mark.slow
+def test_a_finished_build_is_not_done_again(folder):
+    before = {path: path.stat().st_mtime_ns for path in (folder / "parts-bundle-work").glob("*/done.json")}
+    assert before
+    done = run(command("build"), folder)
+    assert done.returncode == 0, done.stderr
+    assert before == {path: path.stat().st_mtime_ns for path in (folder / "parts-bundle-work").glob("*/done.json")}
