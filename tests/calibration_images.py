@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from edvit.build.subspace.calibration import Calibration
+from edvit.builder.subspace.calibration import Calibration
 
 
 class ArrayImages:

@@ -9,7 +9,7 @@ def tiny_build(tmp_path_factory):
     """`tiny_build.TinyBuild`, built once for all pytest workers."""
     import torch
 
-    from edvit.build.pipeline import build
+    from edvit.builder.pipeline import build
     from tiny_build import TinyBuild, tiny_config
 
     torch.set_num_threads(1)

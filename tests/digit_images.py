@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from edvit.build.images import decode_images, open_images, split_validation
+from edvit.builder.images import decode_images, open_images, split_validation
 from edvit.datasets import read_split
 from edvit.preprocess import Preprocessing
 

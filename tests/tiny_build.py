@@ -13,8 +13,8 @@ import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.vision_transformer import VisionTransformer
 
-from edvit.build.config import make_config
-from edvit.build.pipeline import Built, build
+from edvit.builder.config import make_config
+from edvit.builder.pipeline import Built, build
 from edvit.bundle import Bundle
 from edvit.fleet import local_fleet
 

@@ -69,7 +69,7 @@ class Architecture(BaseModel):
     rms_norm: bool = False
     """RmsNorm (a weight) in place of LayerNorm (a weight and a bias)."""
     rotated: bool = False
-    """Converted for pruning by subspace (`edvit.build.subspace`): RmsNorm over the residual stream, whatever the base
+    """Converted for pruning by subspace (`edvit.builder.subspace`): RmsNorm over the residual stream, whatever the base
     has; biases in every layer; LayerScale folded into them; with `pre_norm`, a `dim x dim` layer after that norm.
     `rms_norm` then speaks of the norms of queries and keys alone."""
     position_embeddings: Literal["all", "patches", "none"] = "all"

@@ -109,7 +109,7 @@ def test_infeasible(tmp_path):
 
 
 def test_without_the_build_extra(monkeypatch):
-    for name in [name for name in sys.modules if name.startswith(("edvit.build", "timm"))]:
+    for name in [name for name in sys.modules if name.startswith(("edvit.builder", "timm"))]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(MissingExtraError, match=r"edvit\[build\]"):
@@ -117,7 +117,7 @@ def test_without_the_build_extra(monkeypatch):
 
 
 def test_the_predicted_base_is_the_models_own():
-    from edvit.build.backbone import create, describe
+    from edvit.builder.backbone import create, describe
 
     model = create("vit_digits_patch4_8", channels=1, classes=10)
     values = json.loads(run("--data", "digits", "--devices", "2", "--json"))

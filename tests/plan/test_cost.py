@@ -7,7 +7,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch.utils.flop_counter import FlopCounterMode
 
 from edvit.architecture import Architecture, BlockWidths, Widths, pruned_widths
-from edvit.build import backbone
+from edvit.builder import backbone
 from edvit.fleet import Device, Fleet
 from edvit.plan import cost as costs
 

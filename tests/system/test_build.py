@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import tiny_build as tiny
-from edvit.build.pipeline import build
+from edvit.builder.pipeline import build
 from serving import alive, wait_for
 from tiny_build import tiny_config
 

@@ -52,9 +52,9 @@ def build(
 ) -> None:
     """Build a bundle: train, split, prune, recover, assign, fuse, export, measure. Run again to resume."""
     try:
-        from edvit.build.config import STAGES, make_config
-        from edvit.build.pipeline import build as run
-        from edvit.build.progress import Reporter
+        from edvit.builder.config import STAGES, make_config
+        from edvit.builder.pipeline import build as run
+        from edvit.builder.progress import Reporter
     except ModuleNotFoundError as error:
         raise MissingExtraError(f"edvit build needs {error.name}: pip install 'edvit[build]'") from None
     from edvit.cli.plan import chosen_fleet

@@ -14,9 +14,9 @@ from edvit.errors import MissingExtraError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from edvit.build.config import BuildConfig
-    from edvit.build.pipeline import Built
-    from edvit.build.progress import Reporter
+    from edvit.builder.config import BuildConfig
+    from edvit.builder.pipeline import Built
+    from edvit.builder.progress import Reporter
     from edvit.bundle import Bundle
     from edvit.evaluate import Evaluation
 
@@ -34,9 +34,9 @@ def demo(
 ) -> None:
     """Train on digits, split over 5 devices, prune, fuse, serve with 5 device processes, evaluate over HTTP."""
     try:
-        import edvit.build.pipeline  # noqa: F401  (asks for all of the build world)
-        from edvit.build.config import make_config
-        from edvit.build.progress import Reporter
+        import edvit.builder.pipeline  # noqa: F401  (asks for all of the build world)
+        from edvit.builder.config import make_config
+        from edvit.builder.progress import Reporter
     except ModuleNotFoundError as error:
         raise MissingExtraError(f"the demo needs {error.name}: pip install 'edvit[build,serve]'") from None
     from edvit.fleet import local_fleet
@@ -51,7 +51,7 @@ def run_demo(config: BuildConfig, out: Path, *, port: int, report: Reporter) -> 
     Raises:
         EdvitError: as `build` and `serve_locally`.
     """
-    from edvit.build.pipeline import build
+    from edvit.builder.pipeline import build
     from edvit.runtime.local import serve_locally
 
     bundle, built = build(config, out, flags={"demo": True, "seed": config.seed}, report=report)
@@ -105,7 +105,7 @@ def results(bundle: Bundle, built: Built, measured: Evaluation) -> Table:
     """The demo's table."""
     from rich.table import Table
 
-    from edvit.build.measure import latencies_s
+    from edvit.builder.measure import latencies_s
 
     manifest, test = bundle.manifest, built.test
     seconds = latencies_s(built.base, built.split, built.data)

@@ -86,7 +86,7 @@ def _architecture(model: str, img_size: int | None, channels: int | None, classe
     if channels == 2:
         raise ConfigError("--channels is 1 (grey) or 3 (colour)")
     try:
-        from edvit.build.backbone import describe, template
+        from edvit.builder.backbone import describe, template
     except ModuleNotFoundError as error:
         raise MissingExtraError(
             f'planning reads the model from timm, and {error.name} is not installed: pip install "edvit[build]"'

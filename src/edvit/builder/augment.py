@@ -1,0 +1,91 @@
+"""Augmented views of a training set: random, cheap, and the same wherever they are made again.
+
+A *view* is the whole training set, each image changed by its own random draw. View `v` of a set depends only on
+the seed and on `v`, so the base model's outputs on it are computed once and serve every sub-model, whose training
+process makes the same view again instead of reading it from disk. (timm's own augmentations work on one PIL image
+at a time: as slow as the training of a sub-model itself. Mix-up works on batches and is timm's.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+if TYPE_CHECKING:
+    from edvit.builder.images import ImageSet
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Ranges of the random draw. All zero, and no flip, is the identity."""
+
+    flip: bool = False
+    """Mirror half of the images left to right. Wrong for digits and letters."""
+    shift: float = 0.0
+    """Largest translation in each direction, as a fraction of the image."""
+    scale: float = 0.0
+    """Zoom factor is drawn from 1 - scale to 1 + scale."""
+    rotate: float = 0.0
+    """Largest rotation, degrees."""
+    colour: float = 0.0
+    """Brightness and contrast factors are drawn from 1 - colour to 1 + colour."""
+
+    @property
+    def is_identity(self) -> bool:
+        return self == Augmentation()
+
+
+NATURAL = Augmentation(flip=True, shift=0.125, scale=0.15, rotate=8.0, colour=0.25)
+"""For photographs."""
+GLYPHS = Augmentation(shift=0.06, scale=0.1, rotate=8.0)
+"""For digits, letters and other images whose mirror image means something else."""
+
+
+class Views:
+    """Makes batches of any view of one training set.
+
+    Args:
+        images: the training set.
+        augmentation: the ranges.
+        seed: of the draws.
+    """
+
+    def __init__(self, images: ImageSet, augmentation: Augmentation, seed: int) -> None:
+        self.images = images
+        self.augmentation = augmentation
+        self.seed = seed
+
+    def batch(self, view: int, index: np.ndarray) -> torch.Tensor:
+        """Images `index` of view `view`: float32 `[len(index), channels, size, size]` on a scale of 0 to 255."""
+        pixels = torch.from_numpy(self.images.pixels(index)).float()
+        if self.augmentation.is_identity:
+            return pixels
+        draws = torch.from_numpy(self._draws(view)[index])
+        return _transform(pixels, draws, self.augmentation)
+
+    def _draws(self, view: int) -> np.ndarray:
+        """Uniform draws in [-1, 1), float32 `[n, 7]`: one row an image, whatever batch it comes in."""
+        rng = np.random.default_rng((self.seed, view))
+        return rng.uniform(-1.0, 1.0, size=(len(self.images), 7)).astype(np.float32)
+
+
+def _transform(pixels: torch.Tensor, draws: torch.Tensor, how: Augmentation) -> torch.Tensor:
+    flip, dx, dy, zoom, turn, brightness, contrast = draws.unbind(1)
+    angle = turn * (how.rotate * torch.pi / 180)
+    zoom = 1 + zoom * how.scale
+    mirror = torch.where(flip < 0, -1.0, 1.0) if how.flip else torch.ones_like(flip)
+    # Rows of the affine map from output to input coordinates, which run from -1 to 1.
+    row_x = torch.stack([mirror * angle.cos() / zoom, -angle.sin() / zoom, 2 * dx * how.shift], dim=1)
+    row_y = torch.stack([mirror * angle.sin() / zoom, angle.cos() / zoom, 2 * dy * how.shift], dim=1)
+    grid = F.affine_grid(torch.stack([row_x, row_y], dim=1), list(pixels.shape), align_corners=False)
+    pixels = F.grid_sample(pixels, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    if how.colour:
+        mean = pixels.mean(dim=(1, 2, 3), keepdim=True)
+        contrast = (1 + contrast * how.colour)[:, None, None, None]
+        brightness = (1 + brightness * how.colour)[:, None, None, None]
+        pixels = (((pixels - mean) * contrast + mean) * brightness).clamp(0, 255)
+    return pixels

@@ -1,0 +1,88 @@
+"""The base model: loaded, and fine-tuned where it does not know the classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from timm.data.mixup import Mixup
+from timm.loss import SoftTargetCrossEntropy
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from edvit.builder.augment import Views
+from edvit.builder.backbone import FeatureExtractor
+from edvit.builder.images import ImageSet
+from edvit.builder.training import Schedule, epoch_order, train
+
+
+@dataclass(frozen=True)
+class BaseTraining:
+    """How the base model is trained."""
+
+    schedule: Schedule
+    batch_size: int = 64
+    label_smoothing: float = 0.1
+    mixup: float = 0.0
+    """alpha of timm's mix-up; 0 is off."""
+
+
+def train_base(
+    model: VisionTransformer,
+    views: Views,
+    how: BaseTraining,
+    *,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    seed: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> VisionTransformer:
+    """Train a model on a new view of the training set each epoch and return it."""
+    torch.manual_seed(seed)
+    np.random.seed(seed)  # timm's mix-up draws from numpy's global generator
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.from_numpy(views.images.labels)
+    extractor = FeatureExtractor(model, mean, std)
+    shift, scale = extractor.mean, extractor.std
+    mixup = Mixup(mixup_alpha=how.mixup, label_smoothing=how.label_smoothing, num_classes=model.num_classes)
+    steps = max(1, len(views.images) // how.batch_size)
+
+    def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        order = epoch_order(len(labels), None, generator).numpy()
+        for step in range(steps):
+            index = order[step * how.batch_size : (step + 1) * how.batch_size]
+            yield (views.batch(epoch, index) / 255.0 - shift) / scale, labels[index]
+
+    def loss_of(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        images, targets = batch
+        if how.mixup and len(images) % 2 == 0:
+            images, soft = mixup(images, targets)
+            mixed: Tensor = SoftTargetCrossEntropy()(module(images), soft)
+            return mixed
+        return F.cross_entropy(module(images), targets, label_smoothing=how.label_smoothing)
+
+    kept = train(model, batches, loss_of, steps_per_epoch=steps, schedule=how.schedule, progress=progress)
+    if not isinstance(kept, VisionTransformer):
+        raise TypeError("training returned another module")
+    return kept
+
+
+def features_of(extractor: FeatureExtractor, images: ImageSet, batch: int = 128) -> Tensor:
+    """Features of a set, float32 `[n, dim]`."""
+    with torch.inference_mode():
+        return torch.cat([extractor(torch.from_numpy(pixels)) for pixels in images.batches(batch)])
+
+
+def logits_of(extractor: FeatureExtractor, images: ImageSet) -> Tensor:
+    """Scores of a model's own head over a set, float32 `[n, classes]`."""
+    with torch.inference_mode():
+        logits: Tensor = extractor.model.head(features_of(extractor, images))
+        return logits
+
+
+def accuracy(logits: Tensor, images: ImageSet) -> float:
+    """Share of images whose highest score is their label."""
+    return float((logits.argmax(dim=1).numpy() == images.labels).mean())

@@ -1,0 +1,102 @@
+"""Export to ONNX: uint8 in, float32 out, any batch; compared with PyTorch before the file is kept."""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from edvit.builder.backbone import FeatureExtractor
+from edvit.builder.fusion import Fusion
+from edvit.errors import BuildError
+
+TOLERANCE = 1e-4
+"""Largest difference between PyTorch's output and ONNX Runtime's that is let through."""
+
+
+def export_submodel(extractor: FeatureExtractor, images: Tensor, path: Path) -> None:
+    """Write `image` uint8 `[batch, channels, size, size]` -> `feature` float32 `[batch, dim]`.
+
+    Args:
+        images: uint8, at least two real images to compare on.
+
+    Raises:
+        BuildError: ONNX Runtime's features differ from PyTorch's by more than `TOLERANCE`.
+    """
+    _export(extractor, (images,), ["image"], "feature", path)
+
+
+def export_fusion(fusion: Fusion, features: Tensor, path: Path) -> None:
+    """Write `features`, `present` -> `logits`, all float32; compared with every feature there and with some absent.
+
+    Args:
+        features: real features `[samples, sum of dims]`, at least two.
+
+    Raises:
+        BuildError: as for `export_submodel`.
+    """
+    submodels = fusion.expand.shape[0]
+    present = torch.ones(len(features), submodels)
+    present[1::2, 0] = 0.0
+    _export(fusion, (features, present), ["features", "present"], "logits", path)
+
+
+def _export(module: nn.Module, inputs: tuple[Tensor, ...], names: list[str], output: str, path: Path) -> None:
+    module.eval()
+    batch = torch.export.Dim("batch", min=1)
+    with warnings.catch_warnings(), torch.no_grad(), redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        logging.getLogger("onnxscript").setLevel(logging.ERROR)
+        torch.onnx.export(
+            module,
+            inputs,
+            str(path),
+            dynamo=True,
+            verbose=False,
+            input_names=names,
+            output_names=[output],
+            dynamic_shapes=tuple({0: batch} for _ in inputs),
+            external_data=False,
+            opset_version=20,
+        )
+    _strip(path)
+    _compare(module, inputs, names, path)
+
+
+def _strip(path: Path) -> None:
+    """Remove what the exporter notes about the source code: it holds paths, and would change the digest."""
+    model = onnx.load(str(path))
+    model.producer_version = ""
+    model.doc_string = ""
+    del model.metadata_props[:]
+    graph = model.graph
+    graph.doc_string = ""
+    del graph.metadata_props[:]
+    for part in (*graph.node, *graph.input, *graph.output, *graph.initializer, *graph.value_info):
+        part.doc_string = ""
+        del part.metadata_props[:]
+    for function in model.functions:
+        for node in function.node:
+            node.doc_string = ""
+            del node.metadata_props[:]
+    onnx.save(model, str(path))
+
+
+def _compare(module: nn.Module, inputs: tuple[Tensor, ...], names: list[str], path: Path) -> None:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    for count in (1, len(inputs[0])):  # the batch must be free
+        some = tuple(value[:count] for value in inputs)
+        with torch.inference_mode():
+            expected = module(*some).numpy()
+        found = session.run(None, dict(zip(names, (value.numpy() for value in some), strict=True)))[0]
+        difference = float(np.abs(found - expected).max())
+        if not difference <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
+            raise BuildError(f"{path.name}: ONNX Runtime differs from PyTorch by {difference:.2g}; not written")

@@ -1,0 +1,301 @@
+"""From training data to a bundle, top to bottom: data, base, split, prune, recover, assign, fuse, export, test."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edvit import __version__
+from edvit.builder import backbone, measure, prepare, split, surgery
+from edvit.builder.artifacts import WorkFolder
+from edvit.builder.config import BuildConfig
+from edvit.builder.measure import TestResult
+from edvit.builder.progress import Reporter
+from edvit.builder.report import ReportData, kept_importance, result_rows, write_report
+from edvit.builder.scores import Scores
+from edvit.builder.split import Split
+from edvit.bundle import (
+    BaseModelInfo,
+    Bundle,
+    DataInfo,
+    FusionInfo,
+    Manifest,
+    SubModelInfo,
+    check_target,
+    model_file,
+    sha256_of,
+    write_bundle,
+)
+from edvit.partition import partition
+from edvit.plan.cost import vit_cost
+from edvit.plan.greedy import assign
+from edvit.plan.keep import default_keep, heads_pruned_at, parse_keep
+from edvit.plan.placement import Plan
+
+REPORT = "report.html"
+LIBRARIES = ("numpy", "onnx", "onnxruntime", "timm", "torch", "torchvision")
+
+
+@dataclass(frozen=True)
+class Built:
+    """All that the stages of a build made."""
+
+    context: prepare.Context
+    data: prepare.Data
+    base: prepare.Base
+    plan: Plan
+    split: Split
+    baseline: Split | None
+    test: TestResult
+
+
+def build(
+    config: BuildConfig,
+    out: Path,
+    *,
+    work: Path | None = None,
+    force: frozenset[str] = frozenset(),
+    flags: Mapping[str, Any] | None = None,
+    report: Reporter | None = None,
+) -> tuple[Bundle, Built]:
+    """Build a bundle at `out`; what an earlier run with the same settings has finished is not done again.
+
+    Args:
+        config: the settings.
+        out: the bundle's folder; replaced if it holds a bundle.
+        work: where the stages' results are kept; `OUT-work` beside the bundle by default.
+        force: names of stages to redo.
+        flags: what the user typed, for the record.
+        report: whom to tell.
+
+    Raises:
+        EdvitError: the input cannot be used, the fleet cannot hold the sub-models, or a stage failed.
+    """
+    out = check_target(out)
+    source = prepare.open_source(config)
+    plan = make_plan(config, source)
+    folder = WorkFolder(work or out.with_name(out.name + "-work"), force)
+    with folder.locked():
+        context = prepare.Context(config, source, folder, report or Reporter(quiet=True))
+        return _run(context, plan, out, dict(flags or {}))
+
+
+def _run(context: prepare.Context, plan: Plan, out: Path, flags: dict[str, Any]) -> tuple[Bundle, Built]:
+    config, report = context.config, context.report
+    durations: dict[str, float] = {}
+
+    def done(stage: str, text: str) -> None:
+        durations[stage] = time.monotonic() - start - sum(durations.values())
+        report.line(stage, text, durations[stage])
+
+    start = time.monotonic()
+    data = prepare.prepare_data(context)
+    done("data", _describe_data(context, data))
+
+    trained = prepare.prepare_base(context, data)
+    done("base", _describe_base(context, trained))
+    report.line("split", _describe_groups(plan, data))
+
+    taught = prepare.run_teacher(context, data, trained)
+    groups = [split.Group(submodel.classes, submodel.architecture.widths) for submodel in plan.submodels]
+    everything = split.Group(tuple(range(len(data.classes))), groups[0].widths)
+    with_baseline = config.baseline and len(groups) > 1
+    scores = split.score(context, data, trained, [*groups, everything] if with_baseline else groups)
+    done("prune", _describe_widths(plan))
+
+    submodels = split.recover_submodels(
+        context,
+        data,
+        trained=trained,
+        taught=taught,
+        groups=[*groups, everything] if with_baseline else groups,
+        scores=scores,
+    )
+    done("recover", _describe_submodels(len(groups), with_baseline, config))
+
+    exports = split.export_submodels(context, data, submodels)
+    n, hidden = len(groups), plan.fusion_hidden
+    fusion = split.fuse(context, data, taught, submodels[:n], hidden)
+    made = Split(tuple(groups), scores[:n], submodels[:n], exports[:n], fusion)
+    baseline = None
+    if with_baseline:
+        fusion = split.fuse(context, data, taught, submodels[n:], hidden)
+        baseline = Split((everything,), scores[n:], submodels[n:], exports[n:], fusion)
+    fused = float(made.fusion.record()["validation"])
+    done("fuse", f"exported and compared with PyTorch · {fused:.1%} on validation")
+
+    devices = [submodel.device for submodel in plan.submodels]
+    test = measure.run_test(context, data, trained, made, devices=devices, baseline=baseline)
+    done("test", _describe_test(test))
+
+    built = Built(context, data, trained, plan, made, baseline, test)
+
+    def fill(folder: Path) -> Manifest:
+        manifest = _fill_bundle(folder, built, flags)
+        write_report(folder / REPORT, report_data(built, manifest, durations))
+        return manifest
+
+    bundle = write_bundle(out, fill)
+    report.line("bundle", f"{bundle.path} · {REPORT} inside")
+    return bundle, built
+
+
+def make_plan(config: BuildConfig, source: prepare.Source) -> Plan:
+    """Class groups, widths and devices, before anything is trained.
+
+    Raises:
+        InfeasibleError: the fleet cannot hold the sub-models however much is pruned.
+    """
+    classes = len(source.train.classes)
+    how = source.preprocessing
+    template = backbone.template(source.model, image_size=how.image_size, channels=how.channels, classes=classes)
+    architecture = backbone.describe(template)
+    keep = parse_keep(config.keep) if config.keep else default_keep(architecture.heads)
+    return assign(
+        architecture,
+        partition(classes, config.resolved_groups, config.seed),
+        config.fleet,
+        heads_pruned=heads_pruned_at(keep, architecture.heads),
+        mode=config.attention,
+    )
+
+
+def _fill_bundle(folder: Path, built: Built, flags: dict[str, Any]) -> Manifest:
+    config, source, data = built.context.config, built.context.source, built.data
+    plan, made = built.plan, built.split
+    infos = []
+    for submodel in plan.submodels:
+        path = folder / f"submodel-{submodel.id}.onnx"
+        shutil.copyfile(made.submodel_path(submodel.id), path)
+        infos.append(
+            SubModelInfo(
+                id=submodel.id,
+                classes=submodel.classes,
+                widths=submodel.architecture.widths,
+                model=model_file(path),
+                params=submodel.cost.params,
+                flops=submodel.cost.flops,
+                peak_memory_bytes=submodel.cost.peak_memory_bytes,
+                feature_dim=submodel.architecture.widths.dim,
+            )
+        )
+    fusion = folder / "fusion.onnx"
+    shutil.copyfile(made.fusion_path, fusion)
+    base_cost = vit_cost(plan.base)
+    return Manifest(
+        base=BaseModelInfo(
+            name=source.model,
+            image_size=source.preprocessing.image_size,
+            widths=plan.base.widths,
+            params=base_cost.params,
+            flops=base_cost.flops,
+            bytes=base_cost.weight_bytes,
+            weights_sha256=sha256_of(prepare.weights_path(built.base.artifact)),
+        ),
+        data=DataInfo(
+            spec=config.data,
+            classes=data.classes,
+            train=len(data.train),
+            validation=len(data.validation),
+            test=len(built.test.labels),
+        ),
+        preprocessing=source.preprocessing,
+        submodels=tuple(infos),
+        fusion=FusionInfo(
+            model=model_file(fusion),
+            submodels=tuple(range(len(infos))),
+            params=int(made.fusion.record()["params"]),
+        ),
+        plan=plan.info(),
+        metrics=built.test.metrics(),
+        flags=flags,
+        config={**config.model_dump(mode="json", exclude={"fleet", "workers"}), "model": source.model},
+        versions={
+            "edvit": __version__,
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in LIBRARIES},
+        },
+    )
+
+
+def report_data(built: Built, manifest: Manifest, durations: Mapping[str, float]) -> ReportData:
+    """What the report shows, with latencies measured here and now."""
+    test, made, architecture = built.test, built.split, built.plan.base
+    classes = len(built.data.classes)
+    confusion = np.zeros((classes, classes), dtype=np.int64)
+    np.add.at(confusion, (test.labels, test.fused.argmax(axis=1)), 1)
+    kept = []
+    for submodel, artifact in zip(built.plan.submodels, made.scores, strict=True):
+        scores = Scores.load(artifact.folder / "scores.safetensors")
+        selection = surgery.select(scores, architecture, submodel.architecture.widths)
+        kept.append(kept_importance(submodel.id, scores, selection))
+    rows = result_rows(
+        manifest,
+        own_accuracy={s.id: test.own_accuracy(s.id, s.classes) for s in built.plan.submodels},
+        measured_s=measure.latencies_s(built.base, made, built.data),
+    )
+    return ReportData(
+        manifest=manifest,
+        rows=rows,
+        confusion=confusion,
+        importance=tuple(kept),
+        criterion=built.context.config.criterion,
+        seeds={"seed": built.context.config.seed},
+        measured_on=f"{platform.machine()}, one thread, one image at a time: the base in PyTorch fp32, "
+        "sub-models in ONNX Runtime fp32; fused is the slowest sub-model and the fusion, without a network",
+        durations_s=durations,
+    )
+
+
+# --- what a person reads -----------------------------------------------------------------------------------
+
+
+def _describe_data(context: prepare.Context, data: prepare.Data) -> str:
+    how, config = context.source.preprocessing, context.config
+    return (
+        f"{config.data} · {len(data.classes)} classes, {how.image_size}×{how.image_size}, "
+        f"{len(data.train):,} train / {len(data.validation):,} validation"
+    )
+
+
+def _describe_base(context: prepare.Context, trained: prepare.Base) -> str:
+    note = trained.artifact.record()
+    how = f"{note['epochs']} epochs" if note["epochs"] else "as given"
+    return f"{context.source.model} · {how} · {note['validation']:.1%} on validation"
+
+
+def _describe_groups(plan: Plan, data: prepare.Data) -> str:
+    sizes = sorted({len(submodel.classes) for submodel in plan.submodels})
+    per_group = " or ".join(str(size) for size in sizes)
+    return f"{len(data.classes)} classes in {len(plan.submodels)} groups of {per_group}"
+
+
+def _describe_widths(plan: Plan) -> str:
+    old, new = plan.base.widths, plan.submodels[0].architecture.widths
+    ratio = vit_cost(plan.base).params / max(submodel.cost.params for submodel in plan.submodels)
+    return (
+        f"d {old.dim}→{new.dim}, heads {old.blocks[0].heads}×{old.blocks[0].head_dim}→"
+        f"{new.blocks[0].heads}×{new.blocks[0].head_dim}, FFN {old.blocks[0].hidden}→{new.blocks[0].hidden} · "
+        f"{ratio:.1f}× smaller"
+    )
+
+
+def _describe_submodels(count: int, with_baseline: bool, config: BuildConfig) -> str:
+    more = ", and one for all classes to compare" if with_baseline else ""
+    return f"{count} sub-models{more} · {config.recover_epochs} epochs, {config.workers} at a time"
+
+
+def _describe_test(test: TestResult) -> str:
+    n1 = "" if test.baseline is None else f", N = 1 at the same width {test.accuracy(test.baseline):.1%}"
+    return (
+        f"{len(test.labels):,} test images · fused {test.accuracy(test.fused):.1%}, "
+        f"base {test.accuracy(test.base):.1%}{n1}"
+    )

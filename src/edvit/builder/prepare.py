@@ -1,0 +1,245 @@
+"""The first stages of a build: the data, the base model, and its outputs as teacher."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from timm.models.vision_transformer import VisionTransformer
+
+from edvit.builder import backbone, base, checkpoint, images, parallel, teacher
+from edvit.builder.artifacts import Artifact, Stage, WorkFolder
+from edvit.builder.augment import GLYPHS, NATURAL, Augmentation, Views
+from edvit.builder.backbone import FeatureExtractor
+from edvit.builder.base import BaseTraining, train_base
+from edvit.builder.config import BuildConfig
+from edvit.builder.images import ImageSet
+from edvit.builder.progress import Reporter
+from edvit.builder.training import Schedule
+from edvit.builder.weights import load_weights
+from edvit.bundle import sha256_of
+from edvit.datasets import LabelledImages, read_split
+from edvit.errors import DataError
+from edvit.plan.cost import vit_cost
+from edvit.preprocess import Preprocessing
+
+DEFAULT_MODELS = {"digits": "vit_digits_patch4_8"}
+GREY = ("digits", "mnist", "fashion-mnist")
+SCRATCH_EPOCHS = 60
+SMALL_FLOPS = 50_000_000
+FINE_TUNE_EPOCHS = 6
+WEIGHTS = "model.safetensors"
+AUGMENTATIONS = {"natural": NATURAL, "glyphs": GLYPHS, "none": Augmentation()}
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every stage needs: the settings, where results are kept, and whom to tell."""
+
+    config: BuildConfig
+    source: Source
+    work: WorkFolder
+    report: Reporter
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a build is made from: the data set, and how its images reach the model."""
+
+    train: LabelledImages
+    preprocessing: Preprocessing
+    model: str
+
+
+@dataclass(frozen=True)
+class Data:
+    """Training and validation images, decoded."""
+
+    artifact: Artifact
+    classes: tuple[str, ...]
+    train: ImageSet
+    validation: ImageSet
+
+    @property
+    def digest(self) -> str:
+        """Of pixels, labels and which of them are held out: what a stage depends on that reads them."""
+        rows = (self.train.rows.tobytes(), self.validation.rows.tobytes())
+        return hashlib.sha256(b"".join((self.artifact.digest.encode(), *rows))).hexdigest()
+
+
+@dataclass(frozen=True)
+class Base:
+    """The trained base model."""
+
+    artifact: Artifact
+    model: VisionTransformer
+    extractor: FeatureExtractor
+
+
+def open_source(config: BuildConfig) -> Source:
+    """Find the data and resolve the model's name, image size and normalisation.
+
+    Raises:
+        DataError, ModelError: as `read_split` and `backbone.create`.
+    """
+    train = read_split(config.data, "train", config.data_root)
+    if len(train.classes) < 2:
+        raise DataError(f"{config.data}: has one class, {train.classes[0]!r}: there is nothing to tell apart or split")
+    # Lists the test split and reads no image of it: that it is missing must not come out after hours of training.
+    read_split(config.data, "test", config.data_root).with_classes(train.classes)
+    name = config.model or DEFAULT_MODELS.get(config.data)
+    if name is None:
+        raise DataError(f"--data {config.data} needs a --model, such as deit_tiny_patch16_224")
+    channels = config.channels or (1 if config.data in GREY else 3)
+    template = backbone.template(name, image_size=config.image_size, channels=channels, classes=len(train.classes))
+    known = template.pretrained_cfg
+    mean, std = (tuple(float(value) for value in known[key]) for key in ("mean", "std"))
+    if len(mean) != channels:
+        mean, std = ((sum(values) / len(values),) * channels for values in (mean, std))
+    preprocessing = Preprocessing(
+        image_size=backbone.describe(template).image_size,
+        channels=channels,
+        interpolation="bilinear" if known.get("interpolation") == "bilinear" else "bicubic",
+        mean=mean,
+        std=std,
+    )
+    return Source(train, preprocessing, name)
+
+
+def prepare_data(context: Context) -> Data:
+    """Decode the training data once and cut the validation split from it."""
+    config, source = context.config, context.source
+    stage = Stage(
+        "data",
+        {
+            "spec": config.data,
+            "images": [source.train.stamp(i) for i in range(len(source.train))],
+            "labels": source.train.labels.tolist(),
+            "preprocessing": source.preprocessing.model_dump(mode="json"),
+        },
+    )
+    with context.report.bar("data", "decoding") as bar:
+        artifact = context.work.make(stage, lambda folder: _decode(source.train, source.preprocessing, folder, bar))
+    every = images.open_images(artifact.folder)
+    counts = np.bincount(every.labels, minlength=len(source.train.classes))
+    if counts.min() < 2:
+        lacking = source.train.classes[int(counts.argmin())]
+        raise DataError(f"class {lacking!r} has {counts.min()} training images: at least 2 are needed")
+    train, validation = images.split_validation(every.labels, config.validation, config.seed)
+    return Data(artifact, source.train.classes, every.take(train), every.take(validation))
+
+
+def _decode(source: LabelledImages, how: Preprocessing, folder: Path, bar: parallel.Progress) -> dict[str, Any]:
+    images.decode_images(source, how, folder, bar)
+    return {"images": len(source)}
+
+
+def prepare_base(context: Context, data: Data) -> Base:
+    """Load the base model, and train it where it does not know the classes."""
+    config, source = context.config, context.source
+    torch.manual_seed(config.seed)
+    size, channels, classes = source.preprocessing.image_size, source.preprocessing.channels, len(data.classes)
+    if config.weights is None:
+        model, knows = backbone.create(source.model, image_size=size, channels=channels, classes=classes), False
+    else:
+        model, knows = load_weights(config.weights, source.model, image_size=size, channels=channels, classes=classes)
+    default = SCRATCH_EPOCHS if config.weights is None else 0 if knows else FINE_TUNE_EPOCHS
+    epochs = default if config.base_epochs is None else config.base_epochs
+    scratch = config.weights is None
+    how = BaseTraining(
+        Schedule(
+            epochs=epochs,
+            lr=config.base_lr or (1e-3 if scratch else 5e-4),
+            warmup_epochs=3.0 if scratch else 0.5,
+            ema_decay=0.99 if scratch else None,
+            layer_decay=None if scratch else 0.75,
+        ),
+        batch_size=32 if scratch else config.batch_size,
+    )
+    # The matrix products of a very small model are too small to share out between threads.
+    threads = 1 if vit_cost(backbone.describe(model)).flops < SMALL_FLOPS else torch.get_num_threads()
+    stage = Stage(
+        "base",
+        {
+            "data": data.digest,
+            "model": source.model,
+            "weights": sha256_of(config.weights) if config.weights else None,
+            "training": asdict(how),
+            "augment": asdict(augmentation(config)),
+            "seed": config.seed,
+            "threads": threads,
+        },
+    )
+    how_seen = source.preprocessing
+    with context.report.bar("base", source.model) as bar, parallel.torch_threads(threads):
+
+        def fill(folder: Path) -> dict[str, Any]:
+            views = Views(data.train, augmentation(config), config.seed)
+            trained = train_base(
+                model, views, how, mean=how_seen.mean, std=how_seen.std, seed=config.seed, progress=bar
+            )
+            checkpoint.save_model(folder / WEIGHTS, trained)
+            logits = base.logits_of(FeatureExtractor(trained, how_seen.mean, how_seen.std), data.validation)
+            return {"validation": base.accuracy(logits, data.validation), "epochs": epochs}
+
+        artifact = context.work.make(stage, fill)
+    extractor = load_extractor(artifact, how_seen)
+    return Base(artifact, extractor.model, extractor)
+
+
+def weights_path(artifact: Artifact) -> Path:
+    """Where a base or sub-model stage keeps its model."""
+    return artifact.folder / WEIGHTS
+
+
+def augmentation(config: BuildConfig) -> Augmentation:
+    """The augmentation asked for, or the one that suits the data."""
+    return AUGMENTATIONS[config.augment or ("glyphs" if config.data in GREY else "natural")]
+
+
+def run_teacher(context: Context, data: Data, trained: Base) -> Artifact:
+    """The base model's outputs on every view, for all sub-models."""
+    config = context.config
+    views = Views(data.train, augmentation(config), config.seed + 1)
+    stage = Stage(
+        "teacher",
+        {
+            "data": data.digest,
+            "base": trained.artifact.digest,
+            "views": config.resolved_views,
+            "augment": asdict(views.augmentation),
+            "seed": views.seed,
+        },
+    )
+    count, shape = config.resolved_views, backbone.describe(trained.model)
+
+    def fill(folder: Path) -> dict[str, Any]:
+        teacher.create_outputs(folder, views=count, images=len(data.train), classes=shape.classes, dim=shape.widths.dim)
+        jobs = [_TeachJob(trained.artifact, context.source.preprocessing, views, view, folder) for view in range(count)]
+        with context.report.bar("teacher", f"{count} views") as bar:
+            parallel.run_jobs(_teach, jobs, workers=config.workers, threads=1, progress=bar)
+        return {"views": count}
+
+    return context.work.make(stage, fill)
+
+
+@dataclass(frozen=True)
+class _TeachJob:
+    base: Artifact
+    preprocessing: Preprocessing
+    views: Views
+    view: int
+    folder: Path
+
+
+def _teach(job: _TeachJob, progress: parallel.Progress) -> None:
+    teacher.write_view(load_extractor(job.base, job.preprocessing), job.views, job.view, job.folder, progress)
+
+
+def load_extractor(artifact: Artifact, how: Preprocessing) -> FeatureExtractor:
+    """A finished base or sub-model as it runs on a device, with its head for all classes still on it."""
+    return FeatureExtractor(checkpoint.load_model(weights_path(artifact)), how.mean, how.std).eval()

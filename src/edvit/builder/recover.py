@@ -1,0 +1,159 @@
+"""Recovery: training a pruned sub-model on its own classes and *other*, and as the base model's student.
+
+Three losses, summed with the weights of `Recovery`:
+
+- own: cross-entropy over the group's own classes and *other* (ED-ViT, arXiv 2410.11650), on images drawn so that
+  the own classes make up a given share;
+- logits: KL to the base model's softened scores over all classes (Hinton et al., arXiv 1503.02531);
+- features: distance to the base model's feature, through a linear map that is dropped after training.
+
+The paper has the first alone. A sub-model whose feature tells foreign classes apart as well gives the fusion more
+to work with, which is what the other two are for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from edvit.builder.augment import Views
+from edvit.builder.backbone import FeatureExtractor
+from edvit.builder.teacher import TeacherOutputs
+from edvit.builder.training import Schedule, epoch_order, train
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """How a sub-model is trained after pruning."""
+
+    schedule: Schedule
+    batch_size: int = 64
+    own_share: float = 0.5
+    """Share of an epoch's images that are of the own classes (where there are others). The paper's balanced draw
+    is 0.5; never less than they have in the training set."""
+    own_weight: float = 0.5
+    logits_weight: float = 1.0
+    features_weight: float = 1.0
+    temperature: float = 2.0
+    label_smoothing: float = 0.1
+
+
+class Student(nn.Module):
+    """A sub-model with the heads that only its training needs.
+
+    `extractor.model.head` scores all classes; `own` scores the own classes and *other*; `to_teacher` maps the
+    feature to the base model's.
+    """
+
+    def __init__(self, extractor: FeatureExtractor, classes: tuple[int, ...], teacher_dim: int) -> None:
+        super().__init__()
+        self.extractor = extractor
+        head = extractor.model.head
+        self.own = nn.Linear(head.in_features, len(classes) + 1)
+        self.to_teacher = nn.Linear(head.in_features, teacher_dim)
+        foreign = np.setdiff1d(np.arange(head.out_features), classes)
+        with torch.no_grad():
+            self.own.weight[:-1] = head.weight[list(classes)]
+            self.own.bias[:-1] = head.bias[list(classes)]
+            if len(foreign):
+                self.own.weight[-1] = head.weight[foreign].mean(dim=0)
+                self.own.bias[-1] = head.bias[foreign].mean()
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Images on 0 to 255 -> scores over all classes, scores over own classes and other, teacher's feature."""
+        feature = self.extractor(images)
+        return self.extractor.model.head(feature), self.own(feature), self.to_teacher(feature)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One batch."""
+
+    images: Tensor
+    own_labels: Tensor
+    teacher_logits: Tensor
+    teacher_features: Tensor
+
+
+def recover(
+    model: VisionTransformer,
+    classes: tuple[int, ...],
+    views: Views,
+    teacher: TeacherOutputs,
+    how: Recovery,
+    *,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    seed: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> VisionTransformer:
+    """Train a pruned model and return it; its head scores all classes, as the base model's does.
+
+    Args:
+        model: pruned, with a head over all classes.
+        classes: the class group.
+        views: of the training set; epoch e sees view e modulo the number of views the teacher has seen.
+        teacher: the base model's outputs on these views.
+        mean: per channel, on a scale of 0 to 1.
+        std: per channel, on a scale of 0 to 1.
+    """
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    student = Student(FeatureExtractor(model, mean, std), classes, teacher.features.shape[2])
+    own_labels = own_or_other(views.images.labels, classes)
+    weights = draw_weights(own_labels, len(classes), how.own_share)
+    steps = max(1, len(views.images) // how.batch_size)
+
+    def batches(epoch: int) -> Iterator[Lesson]:
+        view = epoch % teacher.views
+        order = epoch_order(len(views.images), weights, generator).numpy()
+        for step in range(steps):
+            index = order[step * how.batch_size : (step + 1) * how.batch_size]
+            yield Lesson(
+                views.batch(view, index),
+                own_labels[index],
+                torch.from_numpy(teacher.logits[view, index]),
+                torch.from_numpy(teacher.features[view, index]),
+            )
+
+    def loss_of(module: nn.Module, lesson: Lesson) -> Tensor:
+        scores, own, feature = module(lesson.images)
+        loss = how.own_weight * F.cross_entropy(own, lesson.own_labels, label_smoothing=how.label_smoothing)
+        loss = loss + how.logits_weight * soft_loss(scores, lesson.teacher_logits, how.temperature)
+        target = F.layer_norm(lesson.teacher_features, lesson.teacher_features.shape[-1:])
+        return loss + how.features_weight * F.mse_loss(F.layer_norm(feature, feature.shape[-1:]), target)
+
+    trained = train(student, batches, loss_of, steps_per_epoch=steps, schedule=how.schedule, progress=progress)
+    if not isinstance(trained, Student):
+        raise TypeError("training returned another module")
+    return trained.extractor.model
+
+
+def soft_loss(scores: Tensor, teacher_scores: Tensor, temperature: float) -> Tensor:
+    """T² · KL(softmax(teacher / T) ‖ softmax(student / T)), mean over the batch; both `[batch, classes]`."""
+    student = F.log_softmax(scores / temperature, dim=-1)
+    teacher = F.log_softmax(teacher_scores / temperature, dim=-1)
+    return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+
+
+def own_or_other(labels: npt.NDArray[np.int64], classes: tuple[int, ...]) -> Tensor:
+    """Labels within the group, `len(classes)` for *other*; int64 `[n]`."""
+    lookup = np.full(max(int(labels.max()), *classes) + 1, len(classes), dtype=np.int64)
+    lookup[list(classes)] = np.arange(len(classes))
+    return torch.from_numpy(lookup[labels])
+
+
+def draw_weights(own_labels: Tensor, own_classes: int, own_share: float) -> Tensor | None:
+    """Weights with which images are drawn so that the own classes make up `own_share`; None to take each once."""
+    own = own_labels < own_classes
+    share = own.double().mean().item()
+    if share in (0.0, 1.0) or share >= own_share:
+        return None
+    return torch.where(own, own_share / share, (1 - own_share) / (1 - share)).double()

@@ -1,0 +1,225 @@
+"""From a base model to narrow sub-models without a gradient step: rotate, cut, refit, half a block at a time.
+
+All groups are cut together, so one pass of the base model serves them all. At every moment only one state of the
+stream is kept, the base's and each sub-model's: `state_bytes`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from edvit.architecture import Architecture, Widths
+from edvit.builder import backbone
+from edvit.builder.subspace import forward
+from edvit.builder.subspace.calibration import Calibration
+from edvit.builder.subspace.group import Cutting, Options
+from edvit.builder.subspace.statistics import Sums
+from edvit.errors import BuildError, ConfigError, DataError
+
+__all__ = ["Cut", "Group", "Options", "cut", "state_bytes"]
+
+STATE_LIMIT_BYTES = 2 * 1024**3
+
+
+@dataclass(frozen=True)
+class Group:
+    """What one sub-model is to be.
+
+    Attributes:
+        classes: the class group.
+        widths: at most the base's, in every block.
+        bins: the bins of the statistics that are the group's own; the classes by default.
+        unit_scores: importance of FFN units, `[blocks, hidden]`, to choose them by in place of `Options.units`.
+    """
+
+    classes: tuple[int, ...]
+    widths: Widths
+    bins: tuple[int, ...] | None = None
+    unit_scores: Tensor | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A sub-model and how it stands to the base.
+
+    Attributes:
+        model: rotated, with a head over all classes, in evaluation mode.
+        rotation: `Q`, float32 `[base dim, dim]`, orthonormal columns. The stream after any block of `model` stands in
+            for that of the converted base times `Q`; so does the feature, for the base's normalised and pooled token.
+    """
+
+    model: VisionTransformer
+    rotation: Tensor
+
+
+@torch.no_grad()
+def cut(
+    base: VisionTransformer,
+    sums: Sums,
+    calibration: Calibration,
+    groups: Sequence[Group],
+    options: Options | None = None,
+    *,
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Cut]:
+    """Cut the base model once for each class group.
+
+    Args:
+        base: what `rms.to_rms` returned.
+        sums: what `statistics.collect` returned for `base`.
+        calibration: labelled images to refit to; with `Options` that refit nothing, none are run.
+        groups: class groups and widths.
+        options: what to do; each step can be switched off.
+        seed: of the draw of foreign images.
+        progress: called with half-blocks done, and of how many.
+
+    Raises:
+        BuildError: the base is not converted, or activations are NaN or infinite.
+        ConfigError: a width is larger than the base's, or calibration would pass `STATE_LIMIT_BYTES`.
+        DataError: a class of a group has no calibration images, or they are not of the base's shape.
+    """
+    options = options or Options()
+    architecture = backbone.describe(base)
+    if not architecture.rotated:
+        raise BuildError("only a converted base model can be cut; call rms.to_rms first")
+    calibration.check(architecture.channels, architecture.image_size)
+    if options.fisher is not None and sums.gradient.shape[-1] == 0:
+        raise ConfigError("these are statistics without gradients: no Fisher-weighted rotation")
+    rows = [group_rows(calibration.labels, group.classes, options, seed) for group in groups]
+    used = np.unique(np.concatenate([own_and_foreign for own_and_foreign, _ in rows]))
+    needed = state_bytes(architecture, len(used), [(len(r), g.widths) for (r, _), g in zip(rows, groups, strict=True)])
+    if needed > STATE_LIMIT_BYTES:
+        raise ConfigError(
+            f"{len(used)} calibration images take {needed / 1024**3:.1f} GiB, the limit is "
+            f"{STATE_LIMIT_BYTES / 1024**3:.0f}; use fewer, or cut fewer groups at a time"
+        )
+    cuttings = []
+    for group, (chosen, weights) in zip(groups, rows, strict=True):
+        _check_widths(group.widths, architecture.widths)
+        of_group = sums.weighted(bin_weights(sums, group.bins or group.classes, options.foreign))
+        places = torch.from_numpy(np.searchsorted(used, chosen))
+        cuttings.append(
+            Cutting(
+                base,
+                of_group,
+                group.widths,
+                rows=places,
+                weights=weights,
+                options=options,
+                batch_size=calibration.batch_size,
+                unit_scores=group.unit_scores,
+            )
+        )
+    before = _embed(base, calibration, used, cuttings)
+    total = 2 * len(base.blocks)
+    for index, block in enumerate(base.blocks):
+        for cutting in cuttings:
+            cutting.read_attention(index, before)
+        after = _advance(partial(forward.after_attention, block), before, calibration.batch_size)
+        for cutting in cuttings:
+            cutting.write_attention(index, before, after)
+        before = after
+        progress(2 * index + 1, total)
+        for cutting in cuttings:
+            cutting.read_ffn(index, before)
+        after = _advance(partial(forward.after_ffn, block), before, calibration.batch_size)
+        for cutting in cuttings:
+            cutting.write_ffn(index, before, after)
+        before = after
+        progress(2 * index + 2, total)
+    return [Cut(cutting.finish(before), cutting.rotation.float()) for cutting in cuttings]
+
+
+def state_bytes(architecture: Architecture, images: int, groups: Sequence[tuple[int, Widths]]) -> int:
+    """Memory of the streams that are kept: the base's before and after half a block, each sub-model's one.
+
+    Args:
+        images: calibration images of all groups together.
+        groups: images and widths of each.
+    """
+    floats = 2 * images * architecture.widths.dim + sum(count * widths.dim for count, widths in groups)
+    return 4 * architecture.tokens * floats
+
+
+def group_rows(
+    labels: npt.NDArray[np.int64], classes: Sequence[int], options: Options, seed: int
+) -> tuple[npt.NDArray[np.int64], Tensor]:
+    """The calibration images a group is refitted to, ascending, and their weights, float64 `[rows]`.
+
+    All images of its own classes, each of weight 1, and a draw of the foreign ones, `Options.foreign_images` times as
+    many, whose weights add up to `Options.foreign` times those of the own.
+
+    Raises:
+        DataError: a class has none.
+    """
+    for label in classes:
+        if not bool((labels == label).any()):
+            raise DataError(f"class {label} has no calibration images; every class of a group needs some")
+    own = np.flatnonzero(np.isin(labels, list(classes)))
+    others = np.flatnonzero(~np.isin(labels, list(classes)))
+    count = min(len(others), math.ceil(options.foreign_images * len(own))) if options.foreign > 0 else 0
+    drawn = np.random.default_rng(seed).permutation(others)[:count]
+    rows = np.sort(np.concatenate([own, drawn]))
+    weight = options.foreign * len(own) / max(count, 1)
+    return rows, torch.from_numpy(np.where(np.isin(rows, own), 1.0, weight))
+
+
+def bin_weights(sums: Sums, own: Sequence[int], foreign: float) -> Tensor:
+    """Weights for `Sums.weighted`: own bins 1, the others so that their images count `foreign` times as much in all.
+
+    Raises:
+        DataError: an own bin has no images.
+    """
+    mine = torch.zeros(sums.bins, dtype=torch.bool)
+    for index in own:
+        if index >= sums.bins or float(sums.images[index]) == 0.0:
+            raise DataError(f"class {index} has no images in the statistics; every class of a group needs some")
+        mine[index] = True
+    others = float(sums.images[~mine].sum())
+    weight = foreign * float(sums.images[mine].sum()) / others if others else 0.0
+    return torch.where(mine, 1.0, weight).double()
+
+
+def _check_widths(widths: Widths, base: Widths) -> None:
+    pairs = [("dim", widths.dim, base.dim), ("blocks", len(widths.blocks), len(base.blocks))]
+    for i, (small, large) in enumerate(zip(widths.blocks, base.blocks, strict=False)):
+        pairs += [
+            (f"blocks.{i}.heads", small.heads, large.heads),
+            (f"blocks.{i}.head_dim", small.head_dim, large.head_dim),
+            (f"blocks.{i}.hidden", small.hidden, large.hidden),
+        ]
+    for where, wanted, there in pairs:
+        if wanted > there or (where == "blocks" and wanted != there):
+            raise ConfigError(f"{where}: cannot keep {wanted} of {there}")
+
+
+def _embed(
+    base: VisionTransformer, calibration: Calibration, used: npt.NDArray[np.int64], cuttings: Sequence[Cutting]
+) -> Tensor:
+    """The base's stream before block 0, `[images, tokens, dim]`; the sub-models' are set beside it."""
+    pieces, inner = [], []
+    for _, images in calibration.batches(used):
+        if forward.has_pre_norm(base):
+            inner.append(forward.before_pre_norm(base, images))
+        pieces.append(backbone.embed(base, images))
+    stream = torch.cat(pieces)
+    for cutting in cuttings:
+        cutting.embed(stream, torch.cat(inner) if inner else None)
+    return stream
+
+
+def _advance(half: Callable[[Tensor], Tensor], stream: Tensor, batch_size: int) -> Tensor:
+    after = torch.empty_like(stream)
+    for start in range(0, len(stream), batch_size):
+        after[start : start + batch_size] = half(stream[start : start + batch_size])
+    return after

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edvit.builder.config import make_config
+from edvit.errors import ConfigError
+from edvit.fleet import local_fleet
+
+
+def config(**settings):
+    return make_config(**{"fleet": local_fleet(3), **settings})
+
+
+def test_defaults_are_resolved():
+    made = config()
+    assert made.data == "digits"
+    assert made.resolved_groups == 3
+    assert config(groups=2).resolved_groups == 2
+    assert made.workers == len(os.sched_getaffinity(0))
+
+
+@given(st.integers(0, 100))
+def test_views_are_one_per_epoch_up_to_a_few(epochs):
+    views = config(recover_epochs=epochs).resolved_views
+    assert 1 <= views <= max(1, epochs)
+    assert config(recover_epochs=epochs, views=7).resolved_views == 7
+    assert views <= config(recover_epochs=1000).resolved_views <= 10
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("recover_epochs", -1),
+        ("groups", 0),
+        ("batch_size", 1),
+        ("validation", 0.5),
+        ("validation", 0),
+        ("base_lr", 0),
+        ("channels", 2),
+        ("criterion", "luck"),
+        ("attention", "all"),
+        ("seed", -1),
+        ("workers", 0),
+        ("colour", "blue"),
+    ],
+)
+def test_a_wrong_setting_is_named_in_one_line(setting, value):
+    with pytest.raises(ConfigError) as caught:
+        config(**{setting: value})
+    assert str(caught.value).startswith(f"{setting}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_config_does_not_change():
+    made = config()
+    with pytest.raises(Exception, match="frozen"):
+        made.seed = 4

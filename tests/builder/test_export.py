@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from edvit.architecture import pruned_widths
+from edvit.builder import backbone, export, importance, surgery
+from edvit.builder.backbone import FeatureExtractor
+from edvit.builder.export import TOLERANCE, export_fusion, export_submodel
+from edvit.builder.fusion import Fusion
+from edvit.errors import BuildError
+from vit_variants import images, make
+
+torch.set_num_threads(1)
+VARIANTS = ("plain", "layer_scale", "qk_norm", "reg_tokens", "avg_pool", "rms_norm")
+
+
+def cut(variant):
+    """A pruned sub-model as it is exported: normalisation, no head."""
+    model = make(variant)
+    base = backbone.describe(model)
+    scores = importance.score(model, images(), criterion="magnitude")
+    pruned = surgery.prune(model, surgery.select(scores, base, pruned_widths(base.widths, 1, "dims")))
+    return FeatureExtractor(pruned, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)).eval()
+
+
+def pixels(count, seed=0):
+    return torch.randint(0, 256, (count, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+def run(path, **inputs):
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return session.run(None, {name: value.numpy() for name, value in inputs.items()})[0]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """Exports a variant once."""
+    folder = tmp_path_factory.mktemp("export")
+
+    def of(variant):
+        path = folder / f"{variant}.onnx"
+        if not path.exists():
+            export_submodel(cut(variant), pixels(4), path)
+        return path
+
+    return of
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_onnx_equals_pytorch_at_any_batch(exported, variant):
+    extractor = cut(variant)
+    for count in (1, 2, 7):
+        x = pixels(count, seed=count)
+        with torch.no_grad():
+            expected = extractor(x).numpy()
+        found = run(exported(variant), image=x)
+        assert found.dtype == np.float32
+        assert found.shape == expected.shape == (count, backbone.describe(extractor.model).widths.dim)
+        assert np.abs(found - expected).max() <= 1e-4
+
+
+def test_the_input_is_pixels_and_the_batch_is_free(exported):
+    session = onnxruntime.InferenceSession(str(exported("plain")), providers=["CPUExecutionProvider"])
+    (image,), (feature,) = session.get_inputs(), session.get_outputs()
+    assert (image.name, image.type, image.shape[1:]) == ("image", "tensor(uint8)", [3, 8, 8])
+    assert (feature.name, feature.type, feature.shape[1:]) == ("feature", "tensor(float)", [16])
+    assert isinstance(image.shape[0], str)
+    assert isinstance(feature.shape[0], str)
+
+
+def test_a_file_is_valid_and_holds_nothing_of_the_machine(exported):
+    path = exported("plain")
+    model = onnx.load(str(path))
+    onnx.checker.check_model(model, full_check=True)
+    assert not model.doc_string
+    assert not model.metadata_props
+    for node in model.graph.node:
+        assert not node.doc_string
+        assert not node.metadata_props
+    data = path.read_bytes()
+    for text in (str(Path.cwd()), str(Path.home()), sys.prefix, ".py", "site-packages", "Traceback"):
+        assert text.encode() not in data
+
+
+AGAIN = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import torch
+from test_export import cut, pixels
+from edvit.builder.export import export_submodel
+export_submodel(cut("plain"), pixels(4), Path(sys.argv[2]))
+"""
+
+
+def test_the_same_model_is_the_same_bytes(exported, tmp_path):
+    here = str(Path(__file__).parent)
+    again = tmp_path / "other-name.onnx"
+    done = subprocess.run([sys.executable, "-c", AGAIN, here, str(again)], env=_environment(), check=False)
+    assert done.returncode == 0
+    assert again.read_bytes() == exported("plain").read_bytes()
+
+
+def _environment():
+    import os
+
+    return {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "PYTHONHASHSEED": "7"}
+
+
+def random_fusion():
+    torch.manual_seed(0)
+    fusion = Fusion((4, 6), hidden=8, classes=5)
+    with torch.no_grad():
+        fusion.stand_in.normal_()
+        fusion.mean.normal_()
+    return fusion
+
+
+def test_a_fusion_equals_pytorch_whoever_is_present(tmp_path):
+    fusion = random_fusion()
+    export_fusion(fusion, torch.randn(4, 10), tmp_path / "fusion.onnx")
+    assert not fusion.training, "dropout must not be in the file"
+    generator = torch.Generator().manual_seed(1)
+    for count in (1, 5):
+        features = torch.randn(count, 10, generator=generator)
+        for mask in ((1, 1), (0, 1), (1, 0), (0, 0)):
+            present = torch.tensor([mask] * count, dtype=torch.float32)
+            absent = features.clone()
+            absent[:, torch.repeat_interleave(present[0] == 0, torch.tensor([4, 6]))] = float("nan")
+            with torch.no_grad():
+                expected = fusion(features, present).numpy()
+            found = run(tmp_path / "fusion.onnx", features=absent, present=present)
+            assert np.abs(found - expected).max() <= 1e-4
+
+
+class Drifting(nn.Module):
+    """Exports as the identity and runs as something else: what a defect of the exporter would look like."""
+
+    def __init__(self, by):
+        super().__init__()
+        self.by = by
+
+    def forward(self, image):
+        return image.float().mean(dim=(2, 3)) + (0.0 if torch.compiler.is_exporting() else self.by)
+
+
+def test_a_file_that_differs_is_not_let_through(tmp_path):
+    image = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    export._export(Drifting(TOLERANCE / 10), (image,), ["image"], "feature", tmp_path / "fine.onnx")
+    with pytest.raises(BuildError, match=r"bad\.onnx: ONNX Runtime differs from PyTorch by 0\.01; not written"):
+        export._export(Drifting(0.01), (image,), ["image"], "feature", tmp_path / "bad.onnx")
+
+
+def test_nan_does_not_pass_for_equal(tmp_path):
+    extractor = cut("plain")
+    with torch.no_grad():
+        extractor.model.norm.weight[0] = float("nan")
+    with pytest.raises(BuildError, match="differs"):
+        export_submodel(extractor, pixels(2), tmp_path / "nan.onnx")

@@ -1,0 +1,257 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from edvit.builder import backbone, checkpoint, prepare
+from edvit.builder.pipeline import REPORT, build, make_plan
+from edvit.bundle import MANIFEST, read_bundle
+from edvit.datasets import read_split
+from edvit.errors import BundleError, ConfigError, DataError, InfeasibleError
+from edvit.fleet import Device, Fleet, local_fleet
+from edvit.preprocess import decode_image
+from edvit.runtime.engine import LocalPredictor
+from tiny_build import tiny_config
+
+torch.set_num_threads(1)
+
+
+def stages(work):
+    """When each stage's folder was made, by its name."""
+    return {path.name: path.stat().st_mtime_ns for path in work.iterdir() if not path.name.startswith(".")}
+
+
+def redone(before, after):
+    """Names of stages that are new or were made again."""
+    return sorted(name.rsplit("-", 1)[0] for name, when in after.items() if before.get(name) != when)
+
+
+@pytest.fixture
+def work(tiny_build, tmp_path):
+    """A copy of the tiny build's work folder, to change."""
+    shutil.copytree(tiny_build.work, tmp_path / "work")
+    return tmp_path / "work"
+
+
+@pytest.fixture(scope="module")
+def test_pixels(tiny_build):
+    """Every test image as the gateway would send it."""
+    source = read_split("digits", "test")
+    how = tiny_build.bundle.manifest.preprocessing
+    return np.stack([decode_image(source.encoded(i), how) for i in range(len(source))])
+
+
+# --- what was built ----------------------------------------------------------------------------------------
+
+
+def test_the_bundle_describes_what_was_built(tiny_build):
+    manifest, built = read_bundle(tiny_build.bundle.path).manifest, tiny_build.built
+    assert manifest.data.classes == tuple("0123456789")
+    assert (manifest.data.train + manifest.data.validation, manifest.data.test) == (1437, 360)
+    assert sorted(c for submodel in manifest.submodels for c in submodel.classes) == list(range(10))
+    assert [line.device for line in manifest.plan.placed] == ["dev-1", "dev-2"]
+    for submodel, artifact in zip(manifest.submodels, built.split.submodels, strict=True):
+        model = checkpoint.load_model(prepare.weights_path(artifact))
+        head = sum(p.numel() for p in model.head.parameters())
+        assert submodel.params == sum(p.numel() for p in model.parameters()) - head
+        assert submodel.widths == backbone.describe(model).widths
+        assert submodel.feature_dim == model.embed_dim < 24
+    base = checkpoint.load_model(prepare.weights_path(built.base.artifact))
+    assert manifest.base.params == sum(p.numel() for p in base.parameters())
+    assert manifest.config["model"] == "vit_test_build"
+    assert manifest.config["recover_epochs"] == 2
+
+
+def test_every_device_and_sub_model_is_measured(tiny_build):
+    manifest, test = tiny_build.bundle.manifest, tiny_build.built.test
+    names = ["base", "fused", "n1", "submodel-0", "submodel-1", "fused-without-dev-1", "fused-without-dev-2"]
+    assert [metric.name for metric in manifest.metrics] == names
+    assert {metric.split for metric in manifest.metrics} == {"test"}
+    assert np.array_equal(test.labels, read_split("digits", "test").labels)
+    for name in ("base", "fused", "n1"):
+        assert manifest.metric(name) > 0.6, "ten classes, one in ten by chance"
+    assert manifest.metric("fused-without-dev-1") < manifest.metric("fused")
+
+
+def test_the_files_of_the_bundle_give_what_the_build_measured(tiny_build, test_pixels):
+    predictor, test = LocalPredictor(tiny_build.bundle), tiny_build.built.test
+    whole = predictor.predict(test_pixels)
+    assert np.array_equal(whole.labels, test.fused.argmax(axis=1))
+    assert np.abs(whole.logits - test.fused).max() < 1e-4
+    for index, device in enumerate(("dev-1", "dev-2")):
+        without = predictor.predict(test_pixels, absent={index})
+        assert np.abs(without.logits - test.without[device]).max() < 1e-4
+
+
+def test_the_report_is_whole_and_has_the_measured_figures(tiny_build):
+    report = (tiny_build.bundle.path / REPORT).read_text()
+    assert report.rstrip().endswith("</html>")
+    for name in ("fused", "base"):
+        assert f"{tiny_build.bundle.manifest.metric(name):.1%}".rstrip("%") in report
+
+
+# --- resuming ----------------------------------------------------------------------------------------------
+
+
+def test_again_does_nothing_again_and_gives_the_same_bundle(tiny_build, work, tmp_path):
+    before = stages(work)
+    names = [name.rsplit("-", 1)[0] for name in before]
+    assert sorted(set(names)) == ["base", "data", "export", "fusion", "scores", "submodel", "teacher", "test"]
+    bundle, _ = build(tiny_config(), tmp_path / "again", work=work)
+    assert bundle.digest == tiny_build.bundle.digest
+    assert redone(before, stages(work)) == []
+
+
+def test_force_redoes_a_stage_and_what_is_the_same_stays(tiny_build, work, tmp_path):
+    before = stages(work)
+    bundle, _ = build(tiny_config(), tmp_path / "again", work=work, force=frozenset({"fusion"}))
+    assert redone(before, stages(work)) == ["fusion", "fusion"]  # the split's, and that of N = 1
+    assert bundle.digest == tiny_build.bundle.digest
+
+
+def test_another_setting_redoes_what_depends_on_it_alone(tiny_build, work, tmp_path):
+    before = stages(work)
+    config = tiny_config(baseline=False, fleet=local_fleet(2, name="other"))
+    bundle, built = build(config, tmp_path / "other", work=work)
+    assert redone(before, stages(work)) == ["test"]
+    assert built.baseline is None
+    assert bundle.manifest.metric("n1") is None
+    assert bundle.manifest.submodels == tiny_build.bundle.manifest.submodels
+
+
+def test_an_existing_bundle_is_replaced_and_anything_else_is_kept(tiny_build, work, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(tiny_build.bundle.path, out)
+    (out / MANIFEST).write_text("{}")
+    bundle, _ = build(tiny_config(), out, work=work)
+    assert bundle.digest == tiny_build.bundle.digest
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+    precious = tmp_path / "thesis"
+    precious.mkdir()
+    (precious / "chapter.txt").write_text("years of work")
+    with pytest.raises(BundleError, match="exists and is no bundle"):
+        build(tiny_config(), precious)
+    assert [path.name for path in precious.iterdir()] == ["chapter.txt"]
+    assert not (tmp_path / "thesis-work").exists(), "refused before any work"
+
+
+# --- shapes of a split -------------------------------------------------------------------------------------
+
+
+def test_one_sub_model_that_keeps_everything_is_the_base_model(tiny_build, work, tmp_path):
+    config = tiny_config(fleet=local_fleet(1), keep="1/1", recover_epochs=0, criterion="magnitude", views=2)
+    bundle, built = build(config, tmp_path / "whole", work=work)
+    (only,) = bundle.manifest.submodels
+    assert only.classes == tuple(range(10))
+    assert only.widths == bundle.manifest.base.widths
+    assert built.baseline is None, "N = 1 is the split itself"
+    assert np.abs(built.test.alone[0] - built.test.base).max() < 1e-3
+    assert bundle.manifest.metric("fused") > 0.6
+
+
+def test_two_groups_share_a_device_and_are_pruned_until_they_fit(work, tmp_path):
+    def fleet(memory_mb):
+        return Fleet(name="one", devices=(Device.model_validate({"name": "only", "memory_mb": memory_mb}),))
+
+    settings = {"groups": 2, "recover_epochs": 0, "criterion": "magnitude", "views": 2, "baseline": False}
+    roomy = tiny_config(**settings, fleet=fleet(100))
+    plan = make_plan(roomy, prepare.open_source(roomy))
+    needed = sum(submodel.cost.peak_memory_bytes for submodel in plan.submodels)
+    assert {submodel.heads_pruned for submodel in plan.submodels} == {1}
+
+    tight = tiny_config(**settings, fleet=fleet((needed - 1) / 1e6))
+    bundle, built = build(tight, tmp_path / "tight", work=work)
+    assert {line.device for line in bundle.manifest.plan.placed} == {"only"}
+    assert max(submodel.heads_pruned for submodel in built.plan.submodels) == 2
+    assert sum(line.memory_bytes for line in bundle.manifest.plan.placed) < needed
+    assert list(built.test.without) == ["only"]
+    assert built.test.accuracy(built.test.without["only"]) < 0.3, "nothing is left to decide by"
+
+
+def test_a_fleet_that_is_too_small_is_refused_before_any_work(tmp_path):
+    fleet = Fleet(name="small", devices=(Device.model_validate({"name": "chip", "memory_mb": 0.001}),))
+    with pytest.raises(InfeasibleError, match=r"sub-model \d fits on no device: .*chip.*even at keep ratio 1/3") as e:
+        build(tiny_config(fleet=fleet), tmp_path / "out")
+    assert e.value.constraint == "memory"
+    assert e.value.shortfall > 0
+    assert "\n" not in str(e.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("keep", ["0", "2", "a third", "1/0", "-1/3"])
+def test_a_keep_ratio_that_makes_no_sense(tmp_path, keep):
+    with pytest.raises(ConfigError, match="keep ratio"):
+        build(tiny_config(keep=keep), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- image folders -----------------------------------------------------------------------------------------
+
+
+def image_folder(root: Path, classes=2, images=6):
+    """Dark and bright noise."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for label in range(classes):
+            folder = root / split / f"class-{label}"
+            folder.mkdir(parents=True)
+            for i in range(images):
+                pixels = rng.integers(0, 100, (8, 8), dtype=np.uint8) + label * 150 // (classes - 1)
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.png")
+    return root
+
+
+def folder_config(root, **settings):
+    few = {"fleet": local_fleet(1), "base_epochs": 1, "recover_epochs": 1, "criterion": "magnitude", "channels": 1}
+    return tiny_config(**{**few, "data": f"imagefolder:{root}", **settings})
+
+
+def test_the_test_images_are_read_last_and_nothing_is_lost_by_it(tmp_path):
+    root, out = image_folder(tmp_path / "data"), tmp_path / "out"
+    bad = root / "test" / "class-1" / "3.png"
+    whole = bad.read_bytes()
+    bad.write_bytes(whole[:60])
+    with pytest.raises(DataError) as caught:
+        build(folder_config(root), out)
+    assert str(bad) in str(caught.value)
+    assert not out.exists()
+    before = stages(tmp_path / "out-work")
+    assert {name.rsplit("-", 1)[0] for name in before} == {
+        "base", "data", "export", "fusion", "scores", "submodel", "teacher",
+    }  # fmt: skip
+
+    bad.write_bytes(whole)
+    bundle, _ = build(folder_config(root), out)
+    assert redone(before, stages(tmp_path / "out-work")) == ["test"]
+    assert bundle.manifest.data.classes == ("class-0", "class-1")
+    assert (bundle.manifest.data.train, bundle.manifest.data.validation, bundle.manifest.data.test) == (10, 2, 12)
+
+
+def test_one_class_is_nothing_to_split(tmp_path):
+    root = image_folder(tmp_path / "data")
+    for split in ("train", "test"):
+        shutil.rmtree(root / split / "class-1")
+    with pytest.raises(DataError, match="one class, 'class-0'"):
+        build(folder_config(root), tmp_path / "out")
+
+
+def test_a_class_with_one_image_leaves_none_to_validate_on(tmp_path):
+    root = image_folder(tmp_path / "data")
+    for path in sorted((root / "train" / "class-1").iterdir())[1:]:
+        path.unlink()
+    with pytest.raises(DataError, match="class 'class-1' has 1 training images: at least 2"):
+        build(folder_config(root), tmp_path / "out")
+
+
+def test_settings_and_versions_are_recorded(tiny_build):
+    manifest = json.loads((tiny_build.bundle.path / MANIFEST).read_text())
+    assert manifest["config"]["seed"] == 0
+    assert "workers" not in manifest["config"], "it does not change the result"
+    assert set(manifest["versions"]) >= {"edvit", "torch", "timm", "onnxruntime"}

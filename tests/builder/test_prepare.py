@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from edvit.builder import prepare
+from edvit.builder.artifacts import WorkFolder
+from edvit.builder.progress import Reporter
+from edvit.errors import DataError, ModelError
+from tiny_build import tiny_config
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def root(tmp_path):
+    rng = np.random.default_rng(0)
+    for label in ("a", "b"):
+        folder = tmp_path / "data" / "train" / label
+        folder.mkdir(parents=True)
+        for i in range(10):
+            Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(folder / f"{i}.png")
+    return tmp_path / "data"
+
+
+def prepared(root, **settings):
+    """The first three stages over an image folder, in a work folder that stays."""
+    known = {"data": f"imagefolder:{root}", "channels": 1, "base_epochs": 0, "views": 1}
+    config = tiny_config(**{**known, **settings})
+    context = prepare.Context(
+        config, prepare.open_source(config), WorkFolder(root.parent / "work"), Reporter(quiet=True)
+    )
+    data = prepare.prepare_data(context)
+    base = prepare.prepare_base(context, data)
+    return data, base, prepare.run_teacher(context, data, base)
+
+
+def test_again_is_the_same_stages(root):
+    first, second = prepared(root), prepared(root)
+    for one, other in ((first[0].artifact, second[0].artifact), (first[2], second[2])):
+        assert one == other
+    assert first[0].digest == second[0].digest
+
+
+def replace_image(root):
+    path = root / "train" / "a" / "3.png"
+    Image.fromarray(np.full((8, 8), 255, np.uint8)).save(path)
+
+
+def move_image(root):
+    (root / "train" / "a" / "3.png").rename(root / "train" / "b" / "3b.png")
+
+
+def add_image(root):
+    Image.fromarray(np.full((8, 8), 255, np.uint8)).save(root / "train" / "a" / "new.png")
+
+
+@pytest.mark.parametrize("change", [replace_image, move_image, add_image])
+def test_changed_data_is_seen_even_under_a_base_that_needs_no_training(root, change):
+    first = prepared(root)
+    change(root)
+    second = prepared(root)
+    assert first[0].artifact.digest != second[0].artifact.digest
+    assert first[1].artifact.digest == second[1].artifact.digest, "no training: the same weights"
+    assert first[2].folder != second[2].folder
+
+
+@pytest.mark.parametrize("settings", [{"validation": 0.4}, {"seed": 5}])
+def test_another_validation_split_is_another_training_set(root, settings):
+    first, second = prepared(root), prepared(root, **settings)
+    assert first[0].artifact == second[0].artifact, "decoded once"
+    assert first[0].digest != second[0].digest
+    assert first[2].folder != second[2].folder
+
+
+def test_touching_a_file_redoes_the_decoding_and_nothing_else(root):
+    first = prepared(root)
+    path = root / "train" / "a" / "3.png"
+    path.write_bytes(path.read_bytes())
+    second = prepared(root)
+    assert first[0].artifact.folder != second[0].artifact.folder
+    assert first[0].digest == second[0].digest
+    assert first[2] == second[2]
+
+
+def test_training_and_validation_share_no_image(root):
+    data, *_ = prepared(root, validation=0.2)
+    assert set(data.train.rows).isdisjoint(data.validation.rows)
+    assert (len(data.train), len(data.validation)) == (16, 4)
+    assert np.bincount(data.validation.labels).tolist() == [2, 2]
+
+
+def test_defaults_suit_the_data():
+    digits = prepare.open_source(tiny_config(model=None))
+    assert digits.model == "vit_digits_patch4_8"
+    assert (digits.preprocessing.channels, digits.preprocessing.image_size) == (1, 8)
+    assert prepare.augmentation(tiny_config()) == prepare.GLYPHS
+    assert prepare.augmentation(tiny_config(data="cifar10")) == prepare.NATURAL
+    assert prepare.augmentation(tiny_config(augment="none")).is_identity
+
+
+def test_normalisation_follows_the_channels(root):
+    grey = prepare.open_source(tiny_config(data=f"imagefolder:{root}", channels=1)).preprocessing
+    colour = prepare.open_source(tiny_config(data=f"imagefolder:{root}")).preprocessing
+    assert (len(grey.mean), len(colour.mean)) == (1, 3)
+    assert grey.mean[0] == pytest.approx(sum(colour.mean) / 3)
+
+
+def test_image_folders_need_a_model(root):
+    with pytest.raises(DataError, match="needs a --model"):
+        prepare.open_source(tiny_config(data=f"imagefolder:{root}", model=None))
+    with pytest.raises(ModelError, match="did you mean vit_digits_patch4_8"):
+        prepare.open_source(tiny_config(model="vit_digit_patch4_8"))
