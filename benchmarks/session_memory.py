@@ -48,8 +48,8 @@ def export(name: str, heads_pruned: int, path: Path) -> int:
     import torch
 
     from edvit.architecture import pruned_widths
-    from edvit.build import backbone
-    from edvit.build.export import export_submodel
+    from edvit.builder import backbone
+    from edvit.builder.export import export_submodel
     from edvit.plan.cost import vit_cost
 
     torch.set_num_threads(1)
