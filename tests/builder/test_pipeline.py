@@ -255,3 +255,9 @@ def test_settings_and_versions_are_recorded(tiny_build):
     assert manifest["config"]["seed"] == 0
     assert "workers" not in manifest["config"], "it does not change the result"
     assert set(manifest["versions"]) >= {"edvit", "torch", "timm", "onnxruntime"}
+
+
+def test_the_manifest_records_every_setting_resolved(tiny_build):
+    config = tiny_build.bundle.manifest.config
+    open_ones = {name for name, value in config.items() if value is None}
+    assert open_ones == {"data_root", "weights"}

@@ -217,13 +217,32 @@ def _fill_bundle(folder: Path, built: Built, flags: dict[str, Any]) -> Manifest:
         plan=plan.info(),
         metrics=built.test.metrics(),
         flags=flags,
-        config={**config.model_dump(mode="json", exclude={"fleet", "workers"}), "model": source.model},
+        config=_resolved(built),
         versions={
             "edvit": __version__,
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in LIBRARIES},
         },
     )
+
+
+def _resolved(built: Built) -> dict[str, Any]:
+    """Every setting with the value that was used, also where the user left it open."""
+    config, how = built.context.config, built.context.source.preprocessing
+    heads = built.plan.base.heads
+    pruned = min(submodel.heads_pruned for submodel in built.plan.submodels)
+    return {
+        **config.model_dump(mode="json", exclude={"fleet", "workers"}),
+        "model": built.context.source.model,
+        "image_size": how.image_size,
+        "channels": how.channels,
+        "groups": len(built.plan.submodels),
+        "keep": f"{heads - pruned}/{heads}",
+        "augment": config.augment or prepare.default_augment(config.data),
+        "base_epochs": built.base.artifact.record()["epochs"],
+        "base_lr": built.base.artifact.record()["lr"],
+        "views": config.resolved_views,
+    }
 
 
 def report_data(built: Built, manifest: Manifest, durations: Mapping[str, float]) -> ReportData:

@@ -16,7 +16,7 @@ from edvit.builder.artifacts import Artifact, Stage, WorkFolder
 from edvit.builder.augment import GLYPHS, NATURAL, Augmentation, Views
 from edvit.builder.backbone import FeatureExtractor
 from edvit.builder.base import BaseTraining, train_base
-from edvit.builder.config import BuildConfig
+from edvit.builder.config import Augment, BuildConfig
 from edvit.builder.images import ImageSet
 from edvit.builder.progress import Reporter
 from edvit.builder.training import Schedule
@@ -184,7 +184,8 @@ def prepare_base(context: Context, data: Data) -> Base:
             )
             checkpoint.save_model(folder / WEIGHTS, trained)
             logits = base.logits_of(FeatureExtractor(trained, how_seen.mean, how_seen.std), data.validation)
-            return {"validation": base.accuracy(logits, data.validation), "epochs": epochs}
+            validation = base.accuracy(logits, data.validation)
+            return {"validation": validation, "epochs": epochs, "lr": how.schedule.lr}
 
         artifact = context.work.make(stage, fill)
     extractor = load_extractor(artifact, how_seen)
@@ -198,7 +199,12 @@ def weights_path(artifact: Artifact) -> Path:
 
 def augmentation(config: BuildConfig) -> Augmentation:
     """The augmentation asked for, or the one that suits the data."""
-    return AUGMENTATIONS[config.augment or ("glyphs" if config.data in GREY else "natural")]
+    return AUGMENTATIONS[config.augment or default_augment(config.data)]
+
+
+def default_augment(data: str) -> Augment:
+    """`glyphs` for the data sets of digits, letters and the like, `natural` for everything else."""
+    return "glyphs" if data in GREY else "natural"
 
 
 def run_teacher(context: Context, data: Data, trained: Base) -> Artifact:
