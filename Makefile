@@ -12,7 +12,7 @@ demo: setup
 	$(BIN)/edvit demo -o edvit-demo
 
 test: setup
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 # The run-time world alone, in an environment without torch.
 lean:

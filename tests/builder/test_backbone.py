@@ -98,7 +98,7 @@ def _seeded() -> VisionTransformer:
 
 def test_the_digits_model():
     architecture = backbone.describe(_seeded())
-    assert (architecture.image_size, architecture.patch_size, architecture.channels) == (8, 2, 1)
+    assert (architecture.image_size, architecture.patch_size, architecture.channels) == (8, 4, 1)
     assert architecture.widths == Widths(dim=96, blocks=(BlockWidths(heads=6, head_dim=16, hidden=384),) * 6)
     assert backbone.create("vit_digits_patch4_8", classes=10)(torch.zeros(1, 3, 8, 8)).shape == (1, 10)
 
