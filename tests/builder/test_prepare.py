@@ -17,11 +17,12 @@ torch.set_num_threads(1)
 @pytest.fixture
 def root(tmp_path):
     rng = np.random.default_rng(0)
-    for label in ("a", "b"):
-        folder = tmp_path / "data" / "train" / label
-        folder.mkdir(parents=True)
-        for i in range(10):
-            Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(folder / f"{i}.png")
+    for split, images in (("train", 10), ("test", 1)):
+        for label in ("a", "b"):
+            folder = tmp_path / "data" / split / label
+            folder.mkdir(parents=True)
+            for i in range(images):
+                Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(folder / f"{i}.png")
     return tmp_path / "data"
 
 
