@@ -318,7 +318,7 @@ def describe(model: VisionTransformer) -> Architecture:
         qk_norm=qk_norm,
         layer_scale=isinstance(first.ls1, LayerScale),
         pre_norm=not isinstance(model.norm_pre, nn.Identity),
-        final_norm=not (isinstance(model.norm, nn.Identity) and isinstance(model.fc_norm, nn.Identity)),
+        final_norm=has_final_norm(model),
         proj_bias=first.attn.proj.bias is not None,
         rms_norm=isinstance(first.attn.q_norm if rotated and qk_norm else first.norm1, RmsNorm),
         rotated=rotated,
@@ -331,12 +331,6 @@ def describe(model: VisionTransformer) -> Architecture:
             ),
         ),
     )
-
-
-def _position_embeddings(model: VisionTransformer) -> Literal["all", "patches", "none"]:
-    if model.pos_embed is None:
-        return "none"
-    return "patches" if model.no_embed_class and model.num_prefix_tokens > 0 else "all"
 
 
 def norms(model: VisionTransformer) -> list[Any]:
