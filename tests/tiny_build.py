@@ -20,15 +20,25 @@ from edvit.fleet import local_fleet
 
 MODEL = "vit_test_build"
 
-default_cfgs = generate_default_cfgs(
-    {MODEL: {"num_classes": 10, "input_size": (1, 8, 8), "first_conv": "patch_embed.proj", "classifier": "head"}}
-)
+MAX_MODEL = "vit_test_build_max"
+"""The same with max pooling: it has no rotated form."""
+
+_CFG = {"num_classes": 10, "input_size": (1, 8, 8), "first_conv": "patch_embed.proj", "classifier": "head"}
+default_cfgs = generate_default_cfgs({MODEL: _CFG, MAX_MODEL: _CFG})
 
 
 @register_model
 def vit_test_build(pretrained=False, **kwargs):
     shape = {"img_size": 8, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 3, "mlp_ratio": 2.0}
     return build_model_with_cfg(VisionTransformer, MODEL, pretrained, **{**shape, **kwargs})
+
+
+@register_model
+def vit_test_build_max(pretrained=False, **kwargs):
+    shape = {"img_size": 8, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 3, "mlp_ratio": 2.0}
+    return build_model_with_cfg(
+        VisionTransformer, MAX_MODEL, pretrained, **{**shape, "global_pool": "max", "class_token": False, **kwargs}
+    )
 
 
 @dataclass(frozen=True)

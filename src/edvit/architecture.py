@@ -86,6 +86,12 @@ class Architecture(BaseModel):
         """Heads per block of an unpruned model; the keep ratio counts in these."""
         return self.widths.blocks[0].heads
 
+    def rotated_form(self) -> Architecture:
+        """The same model converted for pruning by subspace."""
+        norms = self.rms_norm and self.qk_norm
+        kept = {"qkv_bias": True, "proj_bias": True, "layer_scale": False, "rms_norm": norms, "rotated": True}
+        return self.model_copy(update=kept)
+
 
 def round_width(width: float) -> int:
     """Nearest multiple of `WIDTH_MULTIPLE`, at least one of it."""

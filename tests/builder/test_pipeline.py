@@ -102,7 +102,9 @@ def test_the_report_is_whole_and_has_the_measured_figures(tiny_build):
 def test_again_does_nothing_again_and_gives_the_same_bundle(tiny_build, work, tmp_path):
     before = stages(work)
     names = [name.rsplit("-", 1)[0] for name in before]
-    assert sorted(set(names)) == ["base", "data", "export", "fusion", "scores", "submodel", "teacher", "test"]
+    assert sorted(set(names)) == [
+        "base", "data", "export", "features", "fusion", "pruned", "statistics", "submodel", "teacher", "test",
+    ]  # fmt: skip
     bundle, _ = build(tiny_config(), tmp_path / "again", work=work)
     assert bundle.digest == tiny_build.bundle.digest
     assert redone(before, stages(work)) == []
@@ -224,7 +226,7 @@ def test_the_test_images_are_read_last_and_nothing_is_lost_by_it(tmp_path):
     assert not out.exists()
     before = stages(tmp_path / "out-work")
     assert {name.rsplit("-", 1)[0] for name in before} == {
-        "base", "data", "export", "fusion", "scores", "submodel", "teacher",
+        "base", "data", "export", "features", "fusion", "pruned", "statistics", "submodel", "teacher",
     }  # fmt: skip
 
     bad.write_bytes(whole)

@@ -14,12 +14,14 @@ from edvit.builder import backbone, importance, surgery
 from edvit.builder.augment import Augmentation, Views
 from edvit.builder.backbone import FeatureExtractor
 from edvit.builder.base import BaseTraining, accuracy, logits_of, train_base
-from edvit.builder.recover import Recovery, Student, draw_weights, own_or_other, recover, soft_loss
-from edvit.builder.teacher import create_outputs, open_outputs, write_view
+from edvit.builder.recover import Recovery, Student, draw_weights, own_or_other, recover, soft_loss, stream_loss
+from edvit.builder.subspace import attention
+from edvit.builder.teacher import open_views, write_view
 from edvit.builder.training import Schedule
 
 torch.set_num_threads(1)
 STILL = Augmentation()
+BLOCKS = (2, 4)
 
 # --- laws --------------------------------------------------------------------------------------------------
 
@@ -90,17 +92,22 @@ def taught(tmp_path_factory):
     model = train_base(model, Views(train, STILL, 0), how, mean=HOW.mean, std=HOW.std, seed=0)
     views = Views(train, STILL, 1)
     extractor = FeatureExtractor(model, HOW.mean, HOW.std)
-    create_outputs(folder, views=2, images=len(train), classes=10, dim=96)
+    folders = [folder / str(view) for view in range(2)]
     for view in range(2):
-        write_view(extractor, views, view, folder, progress=lambda done, total: None)
-    return model, train, validation, views, open_outputs(folder)
+        folders[view].mkdir()
+        write_view(extractor, views, view, folders[view], blocks=BLOCKS)
+    return model, train, validation, views, open_views(folders)
 
 
-def pruned(model, train, heads_pruned=3):
+def selected(model, train, heads_pruned=3):
     pixels = (torch.from_numpy(train.pixels()[:16]).float() / 255 - 0.5) / 0.5
     base = backbone.describe(model)
     target = pruned_widths(base.widths, heads_pruned, "dims")
-    return surgery.prune(model, surgery.select(importance.score(model, pixels, criterion="magnitude"), base, target))
+    return surgery.select(importance.score(model, pixels, criterion="magnitude"), base, target)
+
+
+def pruned(model, train):
+    return surgery.prune(model, selected(model, train))
 
 
 def measured(model, images):
@@ -113,7 +120,19 @@ def how(**more):
 
 def recovered(taught, classes, how, seed=0):
     model, train, _, views, outputs = taught
-    return recover(pruned(model, train), classes, views, outputs, how, mean=HOW.mean, std=HOW.std, seed=seed)
+    selection = selected(model, train)
+    return recover(
+        surgery.prune(model, selection),
+        classes,
+        views,
+        outputs,
+        how,
+        rotation=attention.selection(selection.dim, 96).float(),
+        blocks=BLOCKS,
+        mean=HOW.mean,
+        std=HOW.std,
+        seed=seed,
+    )
 
 
 def test_the_base_learns(taught):
@@ -148,17 +167,27 @@ def test_the_seed_decides_and_the_base_stays_as_it_is(taught):
 
 def test_own_head_starts_from_the_base_models_head(taught):
     model = taught[0]
-    student = Student(FeatureExtractor(model, HOW.mean, HOW.std), (2, 5), teacher_dim=96)
+    extractor = FeatureExtractor(model, HOW.mean, HOW.std)
+    student = Student(extractor, (2, 5), torch.eye(96), BLOCKS)
     images = torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8)
     with torch.no_grad():
-        scores, own, feature = student(images)
-    assert torch.allclose(own[:, :2], scores[:, [2, 5]], atol=1e-5)
+        said = student(images)
+        assert torch.allclose(said.feature, extractor(images), atol=1e-5), "before training it is the teacher's"
+    assert torch.allclose(said.own[:, :2], said.scores[:, [2, 5]], atol=1e-5)
     foreign = [0, 1, 3, 4, 6, 7, 8, 9]
-    assert torch.allclose(own[:, 2], scores[:, foreign].mean(dim=1), atol=1e-5)
-    assert feature.shape == (3, 96)
+    assert torch.allclose(said.own[:, 2], said.scores[:, foreign].mean(dim=1), atol=1e-5)
+    assert [stream.shape for stream in said.streams] == [(3, 5, 96)] * 2
 
 
-@pytest.mark.parametrize("off", ["own_weight", "logits_weight", "features_weight"])
+def test_the_stream_loss_is_relative_to_each_tokens_length():
+    teacher = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    lengths = torch.rand(2, 3, 4, 1, generator=torch.Generator().manual_seed(1)) * 100 + 0.1
+    assert stream_loss(teacher, teacher).item() == 0.0
+    assert stream_loss(lengths * teacher * 1.5, lengths * teacher).item() == pytest.approx(0.25, rel=1e-5)
+    assert stream_loss(torch.zeros_like(teacher), teacher).item() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("off", ["own_weight", "logits_weight", "features_weight", "streams_weight"])
 def test_every_loss_counts(taught, off):
     short = {"schedule": Schedule(epochs=1, lr=1e-3), "batch_size": 256}
     all_of_them = recovered(taught, (0, 1), Recovery(**short))

@@ -5,21 +5,11 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-import torch
 
 from edvit.architecture import Architecture, BlockWidths, Widths
 from edvit.builder import figures
-from edvit.builder.report import (
-    KeptImportance,
-    ReportData,
-    ResultRow,
-    kept_importance,
-    render,
-    result_rows,
-    write_report,
-)
-from edvit.builder.scores import Scores
-from edvit.builder.surgery import BlockSelection, Selection
+from edvit.builder.prune import Kept
+from edvit.builder.report import ReportData, ResultRow, render, result_rows, write_report
 from edvit.bundle import (
     BaseModelInfo,
     DataInfo,
@@ -113,21 +103,20 @@ def realistic() -> ReportData:
         ),
     ]
     confusion = rng.integers(0, 9, size=(10, 10)) + np.diag(rng.integers(300, 380, size=10))
-    importance = tuple(
-        KeptImportance(
-            submodel=i,
+    kept = {
+        i: Kept(
             attention=tuple(rng.uniform(0.4, 0.95, 12)),
             ffn=tuple(rng.uniform(0.3, 0.9, 12)),
             channels=tuple(rng.permutation(192) < 64),
         )
         for i in range(5)
-    )
+    }
     return ReportData(
         manifest=bundle,
         rows=tuple(rows),
         confusion=confusion,
-        importance=importance,
-        criterion="fisher-kl",
+        kept=kept,
+        pruned_by="channels, by fisher-kl",
         seeds={"build": 0, "groups": 0},
         measured_on="ONNX Runtime, one thread, median of 200 images",
         durations_s={"base": 412.0, "recover": 1820.5, "export": 4.2},
@@ -265,7 +254,7 @@ def test_hostile_names_stay_text(tmp_path):
         manifest=manifest(names, groups=2, flags={"<b>": "</style><script>"}),
         rows=(ResultRow("base", "<i>base</i>", 0.5),),
         confusion=np.eye(5, dtype=np.int64),
-        importance=(),
+        kept={},
         measured_on="<u>",
     )
     path = tmp_path / "report.html"
@@ -321,17 +310,3 @@ def test_rows_come_from_the_metrics():
     assert rows[1].predicted_s == bundle.plan.latency_s
     assert [row.own_accuracy for row in rows[-2:]] == [None, 0.97]
     assert result_rows(manifest()) == ()
-
-
-def test_kept_importance_is_the_share_of_the_scores():
-    scores = Scores(
-        dim=torch.tensor([1.0, 2.0, 3.0]),
-        attn=torch.tensor([[[1.0, 2.0], [3.0, 4.0]], [[0.0, 0.0], [0.0, 0.0]]]),
-        heads=torch.tensor([[3.0, 7.0], [0.0, 0.0]]),
-        hidden=torch.tensor([[1.0, 1.0, 2.0], [5.0, 0.0, 0.0]]),
-        criterion="fisher-kl",
-    )
-    one_head = BlockSelection(torch.tensor([1]), torch.tensor([[1]]), torch.tensor([2]))
-    both_heads = BlockSelection(torch.tensor([0, 1]), torch.tensor([[0], [1]]), torch.tensor([1, 2]))
-    kept = kept_importance(4, scores, Selection(torch.tensor([0, 2]), (one_head, both_heads)))
-    assert kept == KeptImportance(4, attention=(0.4, 1.0), ffn=(0.5, 0.0), channels=(True, False, True))

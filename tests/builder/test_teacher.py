@@ -8,7 +8,7 @@ from digit_images import HOW, train_and_validation
 from edvit.builder import backbone
 from edvit.builder.augment import GLYPHS, Views
 from edvit.builder.backbone import FeatureExtractor
-from edvit.builder.teacher import create_outputs, open_outputs, write_view
+from edvit.builder.teacher import STREAM_LIMIT_BYTES, open_views, stream_blocks, write_view
 
 torch.set_num_threads(1)
 
@@ -19,24 +19,42 @@ def extractor():
     return FeatureExtractor(backbone.create("vit_digits_patch4_8", channels=1, classes=10).eval(), HOW.mean, HOW.std)
 
 
-def test_each_view_is_the_base_models_whatever_the_order(tmp_path, extractor):
+def test_each_view_is_the_base_models(tmp_path, extractor):
     train, _ = train_and_validation(tmp_path / "digits", 400)  # more than one batch, and not a whole number of them
-    views, seen = Views(train, GLYPHS, 3), []
-    create_outputs(tmp_path, views=3, images=len(train), classes=10, dim=96)
-    for view in (2, 0, 1):
-        write_view(extractor, views, view, tmp_path, lambda *state: seen.append(state))
-    outputs = open_outputs(tmp_path)
-    assert outputs.views == 3
-    assert outputs.logits.shape == (3, len(train), 10)
-    assert outputs.features.shape == (3, len(train), 96)
-    assert outputs.logits.dtype == outputs.features.dtype == np.float32
-    assert isinstance(outputs.features, np.memmap)
-    assert outputs.features.mode == "r"
+    views, seen, folders = Views(train, GLYPHS, 3), [], []
+    for view, blocks in ((2, ()), (0, (1, 2))):
+        folders.append(tmp_path / str(view))
+        folders[-1].mkdir()
+        write_view(extractor, views, view, folders[-1], blocks=blocks, progress=lambda *state: seen.append(state))
+    outputs = open_views(folders)
     index = np.arange(len(train))
-    with torch.inference_mode():
-        for view in range(3):
+    for view, output in zip((2, 0), outputs, strict=True):
+        assert output.logits.dtype == output.features.dtype == np.float32
+        assert isinstance(output.features, np.memmap)
+        assert output.features.mode == "r"
+        with torch.inference_mode():
             feature = extractor(views.batch(view, index))
-            assert np.allclose(outputs.features[view], feature, atol=1e-4)
-            assert np.allclose(outputs.logits[view], extractor.model.head(feature), atol=1e-4)
-    assert not np.allclose(outputs.logits[0], outputs.logits[1])
-    assert seen.count((len(train), len(train))) == 3
+            assert np.allclose(output.features, feature, atol=1e-4)
+            assert np.allclose(output.logits, extractor.model.head(feature), atol=1e-4)
+    assert not np.allclose(outputs[0].logits, outputs[1].logits)
+    assert seen.count((len(train), len(train))) == 2
+    assert outputs[0].streams is None
+    streams = outputs[1].streams
+    assert (streams.shape, streams.dtype) == ((len(train), 2, 5, 96), np.float16)
+    with torch.inference_mode():
+        model, pixels = extractor.model, (views.batch(0, index) / 255 - extractor.mean) / extractor.std
+        stream = backbone.embed(model, pixels)
+        for number, block in enumerate(model.blocks[:3]):
+            stream = block(stream)
+            if number:
+                assert np.allclose(streams[:, number - 1], stream, atol=2e-2, rtol=2e-3)
+
+
+def test_streams_are_kept_of_the_second_half_while_they_fit_on_the_disk():
+    architecture = backbone.describe(backbone.template("vit_digits_patch4_8", channels=1, classes=10))
+    depth = len(architecture.widths.blocks)
+    blocks = stream_blocks(architecture, images=1000, views=2)
+    assert blocks == tuple(range((depth - 1) // 2, depth - 1))
+    size = 2 * len(blocks) * architecture.tokens * architecture.widths.dim
+    assert stream_blocks(architecture, images=STREAM_LIMIT_BYTES // size, views=1) == blocks
+    assert stream_blocks(architecture, images=STREAM_LIMIT_BYTES // size + 1, views=1) == ()

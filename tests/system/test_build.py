@@ -52,7 +52,7 @@ def test_a_build_ends_with_ctrl_c_and_keeps_what_is_done(tmp_path):
     command += ["--recover-epochs", "1", "--no-baseline"]
     process = subprocess.Popen([*command, "-o", str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        assert wait_for(lambda: list(work.glob("scores-*")) or process.poll() is not None, within_s=200)
+        assert wait_for(lambda: list(work.glob("pruned-*")) or process.poll() is not None, within_s=200)
         workers = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)

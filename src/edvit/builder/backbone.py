@@ -393,3 +393,13 @@ class FeatureExtractor(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         return feature(self.model, (image.float() / 255.0 - self.mean) / self.std)
+
+    def follow(self, image: Tensor, blocks: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+        """As `forward`, and the residual stream after each of `blocks`, `[batch, tokens, dim]`."""
+        stream, after = embed(self.model, (image.float() / 255.0 - self.mean) / self.std), []
+        for index, block in enumerate(self.model.blocks):
+            stream = block(stream)
+            if index in blocks:
+                after.append(stream)
+        pooled: Tensor = self.model.forward_head(self.model.norm(stream), pre_logits=True)
+        return pooled, after

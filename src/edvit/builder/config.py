@@ -12,11 +12,27 @@ from edvit.architecture import AttentionMode
 from edvit.errors import ConfigError
 from edvit.fleet import Fleet, first_problem
 
-Criterion = Literal["fisher-kl", "kl", "magnitude", "random"]
+Pruner = Literal["subspace", "channels"]
+ChannelCriterion = Literal["fisher-kl", "kl", "magnitude", "random"]
+Step = Literal["rotation", "fisher", "factors", "readers", "writers", "correction"]
 Augment = Literal["natural", "glyphs", "none"]
 
-STAGES = ("data", "base", "teacher", "scores", "submodel", "fusion", "export", "test")
+STAGES = (
+    "data",
+    "base",
+    "teacher",
+    "statistics",
+    "pruned",
+    "submodel",
+    "export",
+    "features",
+    "fusion",
+    "test",
+)
 """Names that --force takes, in the order in which they run."""
+
+
+RECOVER_LR: dict[Pruner, float] = {"subspace": 5e-4, "channels": 1e-3}
 
 
 class BuildConfig(BaseModel):
@@ -38,9 +54,18 @@ class BuildConfig(BaseModel):
     keep: str | None = None
     """Keep ratio `s` to start from, such as `2/12`; None is about a third."""
     attention: AttentionMode = "dims"
-    criterion: Criterion = "fisher-kl"
-    calibration: int = Field(default=256, ge=1)
-    """Images of its own classes that each group's components are scored on."""
+    prune: Pruner = "subspace"
+    """`subspace` rotates the residual stream and refits (docs/guide/subspace.md); `channels` is the paper's."""
+    criterion: ChannelCriterion = "fisher-kl"
+    """How `channels` scores components."""
+    without: tuple[Step, ...] = ()
+    """Steps of `subspace` to leave out, to see what each is worth."""
+    fisher: float = Field(default=0.3, gt=0)
+    """Share of the identity in the Fisher weight of `subspace`."""
+    foreign: float = Field(default=1 / 3, ge=0)
+    """Weight of all foreign classes together in `subspace`, relative to the own."""
+    calibration: int = Field(default=300, ge=1)
+    """Images of its own classes that each group is pruned on."""
     seed: int = Field(default=0, ge=0)
     validation: float = Field(default=0.1, gt=0, lt=0.5)
     """Share of the training data that is held out for validation."""
@@ -48,11 +73,13 @@ class BuildConfig(BaseModel):
     base_epochs: int | None = Field(default=None, ge=0)
     """None: 0 where the weights know the classes, 6 to fine-tune, `SCRATCH_EPOCHS` without weights."""
     recover_epochs: int = Field(default=20, ge=0)
+    """0 keeps sub-models as pruned."""
     views: int | None = Field(default=None, ge=1)
     """Augmented views of the training set that the base model is run on; None is one per epoch, at most 5."""
     batch_size: int = Field(default=64, ge=2)
     base_lr: float | None = Field(default=None, gt=0)
-    recover_lr: float = Field(default=1e-3, gt=0)
+    recover_lr: float | None = Field(default=None, gt=0)
+    """None: `RECOVER_LR` of the pruner. What it left is worth more by subspace, and a large step undoes it."""
     baseline: bool = True
     """Also build one sub-model for all classes at the same width (N = 1), to see what splitting buys."""
     workers: int = Field(default_factory=lambda: max(1, len(os.sched_getaffinity(0))), ge=1)
@@ -61,6 +88,15 @@ class BuildConfig(BaseModel):
     @property
     def resolved_groups(self) -> int:
         return self.groups or len(self.fleet.devices)
+
+    @property
+    def rotated(self) -> bool:
+        """Whether sub-models are of the rotated form of the base model."""
+        return self.prune == "subspace"
+
+    @property
+    def resolved_recover_lr(self) -> float:
+        return self.recover_lr or RECOVER_LR[self.prune]
 
     @property
     def resolved_views(self) -> int:

@@ -88,7 +88,7 @@ def importance_figure(parts: Sequence[tuple[str, Sequence[Sequence[float]]]]) ->
                 text = f"{100 * values[row, column]:.0f}"
                 panel.text(column, row, text, ha="center", va="center", color=ink, fontsize=7)
         panels[0].set_ylabel("sub-model")
-        return _to_svg(figure, "importance", "Share of importance kept per block, percent")
+        return _to_svg(figure, "importance", "Share kept per block, percent")
 
 
 def channels_figure(kept: Sequence[Sequence[bool]]) -> str:

@@ -14,14 +14,15 @@ from typing import Any
 import numpy as np
 
 from edvit import __version__
-from edvit.builder import backbone, measure, prepare, split, surgery
+from edvit.builder import backbone, measure, prepare, split
 from edvit.builder.artifacts import WorkFolder
 from edvit.builder.config import BuildConfig
 from edvit.builder.measure import TestResult
 from edvit.builder.progress import Reporter
-from edvit.builder.report import ReportData, kept_importance, result_rows, write_report
-from edvit.builder.scores import Scores
+from edvit.builder.prune import Group, load_kept, prune
+from edvit.builder.report import ReportData, result_rows, write_report
 from edvit.builder.split import Split
+from edvit.builder.subspace import rms
 from edvit.bundle import (
     BaseModelInfo,
     Bundle,
@@ -105,30 +106,32 @@ def _run(context: prepare.Context, plan: Plan, out: Path, flags: dict[str, Any])
     report.line("split", _describe_groups(plan, data))
 
     taught = prepare.run_teacher(context, data, trained)
-    groups = [split.Group(submodel.classes, submodel.architecture.widths) for submodel in plan.submodels]
-    everything = split.Group(tuple(range(len(data.classes))), groups[0].widths)
-    with_baseline = config.baseline and len(groups) > 1
-    scores = split.score(context, data, trained, [*groups, everything] if with_baseline else groups)
-    done("prune", _describe_widths(plan))
+    groups = [Group(submodel.classes, submodel.architecture.widths) for submodel in plan.submodels]
+    everything = Group(tuple(range(len(data.classes))), groups[0].widths)
+    n, hidden, with_baseline = len(groups), plan.fusion_hidden, config.baseline and len(groups) > 1
+    wanted = [*groups, everything] if with_baseline else groups
+    pruned = prune(context, data, trained, wanted)
+    done("prune", _describe_widths(plan, config))
 
-    submodels = split.recover_submodels(
-        context,
-        data,
-        trained=trained,
-        taught=taught,
-        groups=[*groups, everything] if with_baseline else groups,
-        scores=scores,
-    )
-    done("recover", _describe_submodels(len(groups), with_baseline, config))
+    submodels = split.recover_submodels(context, data, taught=taught, groups=wanted, pruned=pruned)
+    done("recover", _describe_submodels(n, with_baseline, config))
 
     exports = split.export_submodels(context, data, submodels)
-    n, hidden = len(groups), plan.fusion_hidden
-    fusion = split.fuse(context, data, taught, submodels[:n], hidden)
-    made = Split(tuple(groups), scores[:n], submodels[:n], exports[:n], fusion)
-    baseline = None
-    if with_baseline:
-        fusion = split.fuse(context, data, taught, submodels[n:], hidden)
-        baseline = Split((everything,), scores[n:], submodels[n:], exports[n:], fusion)
+    features = split.view_features(context, data, taught, submodels)
+
+    def fused_split(first: int, last: int) -> Split:
+        fusion = split.fuse(
+            context,
+            data,
+            taught=taught,
+            submodels=submodels[first:last],
+            features=features[first:last],
+            hidden=hidden,
+        )
+        return Split(tuple(wanted[first:last]), pruned[first:last], submodels[first:last], exports[first:last], fusion)
+
+    made = fused_split(0, n)
+    baseline = fused_split(n, n + 1) if with_baseline else None
     fused = float(made.fusion.record()["validation"])
     done("fuse", f"exported and compared with PyTorch · {fused:.1%} on validation")
 
@@ -153,11 +156,14 @@ def make_plan(config: BuildConfig, source: prepare.Source) -> Plan:
 
     Raises:
         InfeasibleError: the fleet cannot hold the sub-models however much is pruned.
+        ModelError: the model cannot be pruned by subspace, and that was asked for.
     """
     classes = len(source.train.classes)
     how = source.preprocessing
     template = backbone.template(source.model, image_size=how.image_size, channels=how.channels, classes=classes)
     architecture = backbone.describe(template)
+    if config.rotated:
+        rms.check_rotatable(template)
     keep = parse_keep(config.keep) if config.keep else default_keep(architecture.heads)
     return assign(
         architecture,
@@ -165,6 +171,7 @@ def make_plan(config: BuildConfig, source: prepare.Source) -> Plan:
         config.fleet,
         heads_pruned=heads_pruned_at(keep, architecture.heads),
         mode=config.attention,
+        rotated=config.rotated,
     )
 
 
@@ -242,20 +249,16 @@ def _resolved(built: Built) -> dict[str, Any]:
         "base_epochs": built.base.artifact.record()["epochs"],
         "base_lr": built.base.artifact.record()["lr"],
         "views": config.resolved_views,
+        "recover_lr": config.resolved_recover_lr,
     }
 
 
 def report_data(built: Built, manifest: Manifest, durations: Mapping[str, float]) -> ReportData:
     """What the report shows, with latencies measured here and now."""
-    test, made, architecture = built.test, built.split, built.plan.base
+    test, made = built.test, built.split
     classes = len(built.data.classes)
     confusion = np.zeros((classes, classes), dtype=np.int64)
     np.add.at(confusion, (test.labels, test.fused.argmax(axis=1)), 1)
-    kept = []
-    for submodel, artifact in zip(built.plan.submodels, made.scores, strict=True):
-        scores = Scores.load(artifact.folder / "scores.safetensors")
-        selection = surgery.select(scores, architecture, submodel.architecture.widths)
-        kept.append(kept_importance(submodel.id, scores, selection))
     rows = result_rows(
         manifest,
         own_accuracy={s.id: test.own_accuracy(s.id, s.classes) for s in built.plan.submodels},
@@ -265,8 +268,11 @@ def report_data(built: Built, manifest: Manifest, durations: Mapping[str, float]
         manifest=manifest,
         rows=rows,
         confusion=confusion,
-        importance=tuple(kept),
-        criterion=built.context.config.criterion,
+        kept={
+            submodel.id: load_kept(artifact)
+            for submodel, artifact in zip(built.plan.submodels, made.pruned, strict=True)
+        },
+        pruned_by=_describe_pruner(built.context.config),
         seeds={"seed": built.context.config.seed},
         measured_on=f"{platform.machine()}, one thread, one image at a time: the base in PyTorch fp32, "
         "sub-models in ONNX Runtime fp32; fused is the slowest sub-model and the fusion, without a network",
@@ -297,11 +303,17 @@ def _describe_groups(plan: Plan, data: prepare.Data) -> str:
     return f"{len(data.classes)} classes in {len(plan.submodels)} groups of {per_group}"
 
 
-def _describe_widths(plan: Plan) -> str:
+def _describe_pruner(config: BuildConfig) -> str:
+    if config.prune == "channels":
+        return f"channels, by {config.criterion}"
+    return "subspace" + "".join(f", without {step}" for step in config.without)
+
+
+def _describe_widths(plan: Plan, config: BuildConfig) -> str:
     old, new = plan.base.widths, plan.submodels[0].architecture.widths
     ratio = vit_cost(plan.base).params / max(submodel.cost.params for submodel in plan.submodels)
     return (
-        f"d {old.dim}→{new.dim}, heads {old.blocks[0].heads}×{old.blocks[0].head_dim}→"
+        f"by {_describe_pruner(config)} · d {old.dim}→{new.dim}, heads {old.blocks[0].heads}×{old.blocks[0].head_dim}→"
         f"{new.blocks[0].heads}×{new.blocks[0].head_dim}, FFN {old.blocks[0].hidden}→{new.blocks[0].hidden} · "
         f"{ratio:.1f}× smaller"
     )

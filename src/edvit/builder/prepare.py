@@ -18,7 +18,10 @@ from edvit.builder.backbone import FeatureExtractor
 from edvit.builder.base import BaseTraining, train_base
 from edvit.builder.config import Augment, BuildConfig
 from edvit.builder.images import ImageSet
+from edvit.builder.jobs import run_stages
 from edvit.builder.progress import Reporter
+from edvit.builder.subspace.rms import to_rms
+from edvit.builder.teacher import TeacherView
 from edvit.builder.training import Schedule
 from edvit.builder.weights import load_weights
 from edvit.bundle import sha256_of
@@ -207,43 +210,71 @@ def default_augment(data: str) -> Augment:
     return "glyphs" if data in GREY else "natural"
 
 
-def run_teacher(context: Context, data: Data, trained: Base) -> Artifact:
-    """The base model's outputs on every view, for all sub-models."""
-    config = context.config
-    views = Views(data.train, augmentation(config), config.seed + 1)
-    stage = Stage(
-        "teacher",
-        {
-            "data": data.digest,
-            "base": trained.artifact.digest,
-            "views": config.resolved_views,
-            "augment": asdict(views.augmentation),
-            "seed": views.seed,
-        },
-    )
-    count, shape = config.resolved_views, backbone.describe(trained.model)
+@dataclass(frozen=True)
+class Teacher:
+    """The base model's outputs on the views of the training set."""
 
-    def fill(folder: Path) -> dict[str, Any]:
-        teacher.create_outputs(folder, views=count, images=len(data.train), classes=shape.classes, dim=shape.widths.dim)
-        jobs = [_TeachJob(trained.artifact, context.source.preprocessing, views, view, folder) for view in range(count)]
-        with context.report.bar("teacher", f"{count} views") as bar:
-            parallel.run_jobs(_teach, jobs, workers=config.workers, threads=1, progress=bar)
-        return {"views": count}
+    views: tuple[Artifact, ...]
+    blocks: tuple[int, ...]
+    """After which the residual stream was kept."""
 
-    return context.work.make(stage, fill)
+    def open(self) -> tuple[TeacherView, ...]:
+        """Map the outputs of every view."""
+        return teacher.open_views([view.folder for view in self.views])
 
 
 @dataclass(frozen=True)
 class _TeachJob:
+    stage: Stage
+    scratch: Path
     base: Artifact
+    rotated: bool
     preprocessing: Preprocessing
     views: Views
     view: int
-    folder: Path
+    blocks: tuple[int, ...]
 
 
-def _teach(job: _TeachJob, progress: parallel.Progress) -> None:
-    teacher.write_view(load_extractor(job.base, job.preprocessing), job.views, job.view, job.folder, progress)
+def run_teacher(context: Context, data: Data, trained: Base) -> Teacher:
+    """The base model's outputs on every view, for all sub-models."""
+    config = context.config
+    views = Views(data.train, augmentation(config), config.seed + 1)
+    count = config.resolved_views
+    shape = backbone.describe(trained.model)
+    blocks = teacher.stream_blocks(shape, len(data.train), count) if config.recover_epochs else ()
+    jobs = []
+    for view in range(count):
+        settings = {
+            "data": data.digest,
+            "base": trained.artifact.digest,
+            "rotated": config.rotated,
+            "view": view,
+            "augment": asdict(views.augmentation),
+            "seed": views.seed,
+            "blocks": blocks,
+        }
+        jobs.append(
+            _TeachJob(
+                stage=Stage("teacher", settings),
+                scratch=Path(),
+                base=trained.artifact,
+                rotated=config.rotated,
+                preprocessing=context.source.preprocessing,
+                views=views,
+                view=view,
+                blocks=blocks,
+            )
+        )
+    with context.report.bar("teacher", f"{count} views") as bar:
+        return Teacher(run_stages(context.work, _teach, jobs, workers=config.workers, progress=bar), blocks)
+
+
+def _teach(job: _TeachJob, progress: parallel.Progress) -> dict[str, Any]:
+    extractor = load_extractor(job.base, job.preprocessing)
+    if job.rotated:
+        extractor.model = to_rms(extractor.model)
+    teacher.write_view(extractor, job.views, job.view, job.scratch, blocks=job.blocks, progress=progress)
+    return {}
 
 
 def load_extractor(artifact: Artifact, how: Preprocessing) -> FeatureExtractor:

@@ -5,15 +5,18 @@ Three losses, summed with the weights of `Recovery`:
 - own: cross-entropy over the group's own classes and *other* (ED-ViT, arXiv 2410.11650), on images drawn so that
   the own classes make up a given share;
 - logits: KL to the base model's softened scores over all classes (Hinton et al., arXiv 1503.02531);
-- features: distance to the base model's feature, through a linear map that is dropped after training.
+- features: distance to the base model's feature, through a linear map that is dropped after training;
+- streams: distance of the residual stream, token by token, to the base model's times `Q`, after the blocks that the
+  teacher kept.
 
 The paper has the first alone. A sub-model whose feature tells foreign classes apart as well gives the fusion more
-to work with, which is what the other two are for.
+to work with, which is what the next two are for. The last gives every block a target of its own: it is what makes a
+short training worth most.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +28,7 @@ from torch import Tensor, nn
 
 from edvit.builder.augment import Views
 from edvit.builder.backbone import FeatureExtractor
-from edvit.builder.teacher import TeacherOutputs
+from edvit.builder.teacher import TeacherView
 from edvit.builder.training import Schedule, epoch_order, train
 
 
@@ -41,6 +44,7 @@ class Recovery:
     own_weight: float = 0.5
     logits_weight: float = 1.0
     features_weight: float = 1.0
+    streams_weight: float = 1.0
     temperature: float = 2.0
     label_smoothing: float = 0.1
 
@@ -52,24 +56,42 @@ class Student(nn.Module):
     feature to the base model's.
     """
 
-    def __init__(self, extractor: FeatureExtractor, classes: tuple[int, ...], teacher_dim: int) -> None:
+    def __init__(
+        self, extractor: FeatureExtractor, classes: tuple[int, ...], rotation: Tensor, blocks: Sequence[int]
+    ) -> None:
         super().__init__()
-        self.extractor = extractor
+        self.extractor, self.blocks = extractor, tuple(blocks)
         head = extractor.model.head
         self.own = nn.Linear(head.in_features, len(classes) + 1)
-        self.to_teacher = nn.Linear(head.in_features, teacher_dim)
+        self.to_teacher = nn.Linear(head.in_features, len(rotation))
         foreign = np.setdiff1d(np.arange(head.out_features), classes)
         with torch.no_grad():
+            self.to_teacher.weight.copy_(rotation)
+            self.to_teacher.bias.zero_()
             self.own.weight[:-1] = head.weight[list(classes)]
             self.own.bias[:-1] = head.bias[list(classes)]
             if len(foreign):
                 self.own.weight[-1] = head.weight[foreign].mean(dim=0)
                 self.own.bias[-1] = head.bias[foreign].mean()
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Images on 0 to 255 -> scores over all classes, scores over own classes and other, teacher's feature."""
-        feature = self.extractor(images)
-        return self.extractor.model.head(feature), self.own(feature), self.to_teacher(feature)
+    def forward(self, images: Tensor) -> Answer:
+        """Images on a scale of 0 to 255."""
+        feature, streams = self.extractor.follow(images, self.blocks)
+        return Answer(self.extractor.model.head(feature), self.own(feature), self.to_teacher(feature), streams)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a student says of a batch."""
+
+    scores: Tensor
+    """`[batch, classes]`"""
+    own: Tensor
+    """`[batch, own classes + 1]`, *other* last."""
+    feature: Tensor
+    """`[batch, teacher's dim]`, a guess at the teacher's."""
+    streams: list[Tensor]
+    """After each block that is followed, `[batch, tokens, dim]`."""
 
 
 @dataclass(frozen=True)
@@ -80,15 +102,19 @@ class Lesson:
     own_labels: Tensor
     teacher_logits: Tensor
     teacher_features: Tensor
+    teacher_streams: Tensor | None
+    """Times `Q`: `[batch, blocks, tokens, dim]`."""
 
 
 def recover(
     model: VisionTransformer,
     classes: tuple[int, ...],
     views: Views,
-    teacher: TeacherOutputs,
+    teacher: Sequence[TeacherView],
     how: Recovery,
     *,
+    rotation: Tensor,
+    blocks: Sequence[int] = (),
     mean: tuple[float, ...],
     std: tuple[float, ...],
     seed: int,
@@ -100,35 +126,44 @@ def recover(
         model: pruned, with a head over all classes.
         classes: the class group.
         views: of the training set; epoch e sees view e modulo the number of views the teacher has seen.
-        teacher: the base model's outputs on these views.
+        teacher: the base model's outputs, view by view.
+        rotation: `Q`, `[base dim, dim]`: the stream and the feature of `model` stand in for the base's times `Q`.
+        blocks: whose outputs the teacher's streams are.
         mean: per channel, on a scale of 0 to 1.
         std: per channel, on a scale of 0 to 1.
     """
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    student = Student(FeatureExtractor(model, mean, std), classes, teacher.features.shape[2])
+    student = Student(FeatureExtractor(model, mean, std), classes, rotation, blocks)
     own_labels = own_or_other(views.images.labels, classes)
     weights = draw_weights(own_labels, len(classes), how.own_share)
     steps = max(1, len(views.images) // how.batch_size)
 
     def batches(epoch: int) -> Iterator[Lesson]:
-        view = epoch % teacher.views
+        view = epoch % len(teacher)
+        outputs = teacher[view]
         order = epoch_order(len(views.images), weights, generator).numpy()
         for step in range(steps):
             index = order[step * how.batch_size : (step + 1) * how.batch_size]
             yield Lesson(
                 views.batch(view, index),
                 own_labels[index],
-                torch.from_numpy(teacher.logits[view, index]),
-                torch.from_numpy(teacher.features[view, index]),
+                torch.from_numpy(outputs.logits[index]),
+                torch.from_numpy(outputs.features[index]),
+                None if outputs.streams is None else torch.from_numpy(outputs.streams[index]).float() @ rotation,
             )
 
     def loss_of(module: nn.Module, lesson: Lesson) -> Tensor:
-        scores, own, feature = module(lesson.images)
-        loss = how.own_weight * F.cross_entropy(own, lesson.own_labels, label_smoothing=how.label_smoothing)
-        loss = loss + how.logits_weight * soft_loss(scores, lesson.teacher_logits, how.temperature)
-        target = F.layer_norm(lesson.teacher_features, lesson.teacher_features.shape[-1:])
-        return loss + how.features_weight * F.mse_loss(F.layer_norm(feature, feature.shape[-1:]), target)
+        said: Answer = module(lesson.images)
+        loss = how.own_weight * F.cross_entropy(said.own, lesson.own_labels, label_smoothing=how.label_smoothing)
+        loss = loss + how.logits_weight * soft_loss(said.scores, lesson.teacher_logits, how.temperature)
+        shape = lesson.teacher_features.shape[-1:]
+        target = F.layer_norm(lesson.teacher_features, shape)
+        loss = loss + how.features_weight * F.mse_loss(F.layer_norm(said.feature, shape), target)
+        if lesson.teacher_streams is not None:
+            streams = torch.stack(said.streams, dim=1)
+            loss = loss + how.streams_weight * stream_loss(streams, lesson.teacher_streams)
+        return loss
 
     trained = train(student, batches, loss_of, steps_per_epoch=steps, schedule=how.schedule, progress=progress)
     if not isinstance(trained, Student):
@@ -141,6 +176,15 @@ def soft_loss(scores: Tensor, teacher_scores: Tensor, temperature: float) -> Ten
     student = F.log_softmax(scores / temperature, dim=-1)
     teacher = F.log_softmax(teacher_scores / temperature, dim=-1)
     return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+
+
+def stream_loss(streams: Tensor, teacher_streams: Tensor) -> Tensor:
+    """Squared distance of each token's stream relative to the teacher's squared length, mean over tokens.
+
+    Relative, because what reads the stream normalises it first. Both `[batch, blocks, tokens, dim]`.
+    """
+    distance = (streams - teacher_streams).square().sum(dim=-1)
+    return (distance / teacher_streams.square().sum(dim=-1).clamp_min(1e-6)).mean()
 
 
 def own_or_other(labels: npt.NDArray[np.int64], classes: tuple[int, ...]) -> Tensor:

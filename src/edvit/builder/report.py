@@ -15,8 +15,7 @@ from markupsafe import Markup
 
 from edvit.architecture import Widths
 from edvit.builder import figures
-from edvit.builder.scores import Scores
-from edvit.builder.surgery import Selection
+from edvit.builder.prune import Kept
 from edvit.bundle import Manifest
 from edvit.units import si
 
@@ -45,19 +44,6 @@ class ResultRow:
 
 
 @dataclass(frozen=True)
-class KeptImportance:
-    """What pruning left of one sub-model, as shares of the base model's importance for its classes, 0 to 1."""
-
-    submodel: int
-    attention: tuple[float, ...] = ()
-    """Per block."""
-    ffn: tuple[float, ...] = ()
-    """Per block."""
-    channels: tuple[bool, ...] = ()
-    """Per residual channel of the base model: kept or not."""
-
-
-@dataclass(frozen=True)
 class ReportData:
     """Everything the report shows. Only the manifest is needed."""
 
@@ -65,9 +51,10 @@ class ReportData:
     rows: tuple[ResultRow, ...] = ()
     confusion: npt.NDArray[np.int64] | None = None
     """`[true class, predicted class]`, counts on the test split."""
-    importance: tuple[KeptImportance, ...] = ()
-    criterion: str | None = None
-    """The importance criterion, e.g. `fisher-kl`."""
+    kept: Mapping[int, Kept] = field(default_factory=dict)
+    """What pruning left, by sub-model."""
+    pruned_by: str | None = None
+    """How, e.g. `channels, by fisher-kl`."""
     seeds: Mapping[str, int] = field(default_factory=dict)
     measured_on: str | None = None
     """Machine and method behind the measured latencies."""
@@ -127,26 +114,6 @@ def result_rows(
     return tuple(rows)
 
 
-def kept_importance(submodel: int, scores: Scores, selection: Selection) -> KeptImportance:
-    """What a selection keeps of the scores it was made from; a block whose scores are all 0 counts as kept whole."""
-    attention, ffn = [], []
-    for index, block in enumerate(selection.blocks):
-        kept = scores.attn[index][block.heads].gather(1, block.head_dims)
-        attention.append(_share(float(kept.sum()), float(scores.attn[index].sum())))
-        ffn.append(_share(float(scores.hidden[index][block.hidden].sum()), float(scores.hidden[index].sum())))
-    channels = set(selection.dim.tolist())
-    return KeptImportance(
-        submodel=submodel,
-        attention=tuple(attention),
-        ffn=tuple(ffn),
-        channels=tuple(channel in channels for channel in range(len(scores.dim))),
-    )
-
-
-def _share(part: float, whole: float) -> float:
-    return part / whole if whole > 0 else 1.0
-
-
 def write_report(path: Path, report: ReportData) -> None:
     """Write the report as one HTML file (UTF-8)."""
     path.write_text(render(report), encoding="utf-8")
@@ -171,6 +138,7 @@ def render(report: ReportData) -> str:
         has_measured=any(row.measured_s is not None for row in report.rows),
         has_own=any(row.own_accuracy is not None for row in report.rows),
         figures=_figures(report),
+        by_subspace=any(one.energy is not None for one in report.kept.values()),
         pruning=_pruning(manifest),
         devices=_devices(manifest),
         flags=_flat(manifest.flags),
@@ -225,7 +193,7 @@ def _figures(report: ReportData) -> dict[str, Markup]:
     drawn = {}
     if report.confusion is not None:
         drawn["confusion"] = figures.confusion_figure(report.confusion, report.manifest.data.classes)
-    kept = sorted(report.importance, key=lambda one: one.submodel)
+    kept = [report.kept[submodel] for submodel in sorted(report.kept)]
     parts = [
         (title, [list(shares) for shares in column])
         for title, column in (("attention", [one.attention for one in kept]), ("FFN", [one.ffn for one in kept]))

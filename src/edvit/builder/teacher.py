@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,54 +10,86 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from edvit.architecture import Architecture
+from edvit.builder import backbone
 from edvit.builder.augment import Views
 from edvit.builder.backbone import FeatureExtractor
 
 BATCH = 128
+STREAMS = "streams.npy"
+STREAM_LIMIT_BYTES = 12 * 1024**3
+"""Disk that the streams of all views may take together; beyond, sub-models learn without them."""
 
 
 @dataclass(frozen=True)
-class TeacherOutputs:
-    """What the base model says of each image in each view.
+class TeacherView:
+    """What the base model says of each image in one view; arrays are mapped from disk.
 
     Attributes:
-        logits: float32 `[views, n, classes]`, mapped from disk.
-        features: float32 `[views, n, dim]`, mapped from disk.
+        logits: float32 `[n, classes]`.
+        features: float32 `[n, dim]`.
+        streams: float16 `[n, blocks, tokens, dim]`, the residual stream after some blocks, or None.
     """
 
     logits: npt.NDArray[np.float32]
     features: npt.NDArray[np.float32]
-
-    @property
-    def views(self) -> int:
-        return len(self.logits)
+    streams: npt.NDArray[np.float16] | None
 
 
-def create_outputs(folder: Path, *, views: int, images: int, classes: int, dim: int) -> None:
-    """Lay out the arrays that `write_view` fills, one view at a time, also from several processes."""
-    for name, width in {"logits": classes, "features": dim}.items():
-        np.lib.format.open_memmap(
-            folder / f"{name}.npy", mode="w+", dtype=np.float32, shape=(views, images, width)
-        ).flush()
+def stream_blocks(architecture: Architecture, images: int, views: int) -> tuple[int, ...]:
+    """Blocks whose outputs a sub-model is to follow: the second half, but for the last one.
+
+    Of the last block's output only the pooled tokens are read, and these are the feature. None where the streams
+    would take more than `STREAM_LIMIT_BYTES`.
+    """
+    depth = len(architecture.widths.blocks)
+    blocks = tuple(range((depth - 1) // 2, depth - 1))
+    size = 2 * images * views * len(blocks) * architecture.tokens * architecture.widths.dim
+    return blocks if size <= STREAM_LIMIT_BYTES else ()
 
 
 def write_view(
-    extractor: FeatureExtractor, views: Views, view: int, folder: Path, progress: Callable[[int, int], None]
+    extractor: FeatureExtractor,
+    views: Views,
+    view: int,
+    folder: Path,
+    *,
+    blocks: Sequence[int] = (),
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Run the base model over one view, into the arrays of `create_outputs`."""
-    logits, features = (np.load(folder / f"{name}.npy", mmap_mode="r+") for name in ("logits", "features"))
-    images = len(views.images)
+    """Run the base model over one view, and the streams after `blocks` as well, into `folder`."""
+    shape, images = backbone.describe(extractor.model), len(views.images)
+    logits = _create(folder / "logits.npy", np.float32, (images, shape.classes))
+    features = _create(folder / "features.npy", np.float32, (images, shape.widths.dim))
+    streams = None
+    if blocks:
+        sizes = (images, len(blocks), shape.tokens, shape.widths.dim)
+        streams = _create(folder / STREAMS, np.float16, sizes)
     with torch.inference_mode():
         for start in range(0, images, BATCH):
             index = np.arange(start, min(start + BATCH, images))
-            vectors = extractor(views.batch(view, index))
-            features[view, index] = vectors.numpy()
-            logits[view, index] = extractor.model.head(vectors).numpy()
+            vectors, after = extractor.follow(views.batch(view, index), blocks)
+            features[index] = vectors.numpy()
+            logits[index] = extractor.model.head(vectors).numpy()
+            if streams is not None:
+                streams[index] = torch.stack(after, dim=1).half().numpy()
             progress(index[-1] + 1, images)
-    logits.flush()
-    features.flush()
+    for array in (logits, features, streams):
+        if array is not None:
+            array.flush()
 
 
-def open_outputs(folder: Path) -> TeacherOutputs:
-    """Map what `write_view` wrote."""
-    return TeacherOutputs(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("logits", "features")))
+def _create(path: Path, dtype: type, shape: tuple[int, ...]) -> np.memmap:
+    return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+
+
+def open_views(folders: Sequence[Path]) -> tuple[TeacherView, ...]:
+    """Map what `write_view` wrote, one folder a view."""
+    return tuple(
+        TeacherView(
+            logits=np.load(folder / "logits.npy", mmap_mode="r"),
+            features=np.load(folder / "features.npy", mmap_mode="r"),
+            streams=np.load(folder / STREAMS, mmap_mode="r") if (folder / STREAMS).exists() else None,
+        )
+        for folder in folders
+    )

@@ -30,25 +30,35 @@ def build(
     groups: int | None = typer.Option(None, min=1, help="Sub-models; default: one per device, at most one per class."),
     keep: str | None = typer.Option(None, help="Keep ratio, e.g. 2/12; default: a third of the heads."),
     attention: Literal["dims", "heads"] = typer.Option("dims", help="Narrow every head, or drop whole heads."),
-    criterion: Literal["fisher-kl", "kl", "magnitude", "random"] = typer.Option(
-        "fisher-kl", help="How components are scored."
+    prune: Literal["subspace", "channels"] = typer.Option(
+        "subspace", help="Keep the directions that a class group uses and refit, or score and delete channels."
     ),
-    calibration: int = typer.Option(256, min=1, help="Images that each group's components are scored on."),
+    criterion: Literal["fisher-kl", "kl", "magnitude", "random"] = typer.Option(
+        "fisher-kl", help="How --prune channels scores components."
+    ),
+    without: list[str] = typer.Option(
+        [], help="A step of --prune subspace to leave out: rotation, fisher, factors, readers, writers, correction."
+    ),
+    fisher: float = typer.Option(0.3, help="Share of the identity in the Fisher weight of --prune subspace."),
+    foreign: float = typer.Option(1 / 3, min=0, help="Weight of the foreign classes in --prune subspace, own: 1."),
+    calibration: int = typer.Option(300, min=1, help="Images of its own classes that each group is pruned on."),
     augment: Literal["natural", "glyphs", "none"] | None = typer.Option(None, help="Default: what suits the data."),
     base_epochs: int | None = typer.Option(None, min=0, help="Epochs of training the base; default: as needed."),
     base_lr: float | None = typer.Option(None, help="Peak learning rate of the base."),
-    recover_epochs: int = typer.Option(20, min=0, help="Epochs of training each sub-model after pruning."),
+    recover_epochs: int = typer.Option(20, min=0, help="Epochs of training each sub-model; 0 leaves it as pruned."),
     views: int | None = typer.Option(
         None, min=1, help="Augmented views that the base model teaches on; default: one per epoch, at most 5."
     ),
-    recover_lr: float = typer.Option(1e-3, help="Peak learning rate of recovery."),
+    recover_lr: float | None = typer.Option(
+        None, help="Peak learning rate of recovery; default: 5e-4 by subspace, 1e-3 by channels."
+    ),
     batch_size: int = typer.Option(64, min=2, help="Images a training step."),
     validation: float = typer.Option(0.1, help="Share of the training data held out for validation."),
     seed: int = typer.Option(0, min=0, help="Of the groups, the draws and the training."),
     baseline: bool = typer.Option(True, help="Also build N = 1 at the same width, to compare."),
     workers: int | None = typer.Option(None, min=1, help="Sub-models trained at a time; default: one per core."),
     work: Path | None = typer.Option(None, help="Where stages are kept for resuming; default: OUT-work."),
-    force: list[str] = typer.Option([], help="Redo this stage: data, base, teacher, scores, submodel, fusion, ..."),
+    force: list[str] = typer.Option([], help="Redo this stage: data, base, teacher, pruned, submodel, fusion, ..."),
 ) -> None:
     """Build a bundle: train, split, prune, recover, assign, fuse, export, measure. Run again to resume."""
     try:
@@ -73,7 +83,11 @@ def build(
         "groups": groups,
         "keep": keep,
         "attention": attention,
+        "prune": prune,
         "criterion": criterion,
+        "without": tuple(without),
+        "fisher": fisher,
+        "foreign": foreign,
         "calibration": calibration,
         "augment": augment,
         "base_epochs": base_epochs,

@@ -33,6 +33,7 @@ def plan(
     groups: int | None = typer.Option(None, min=1, help="Sub-models; default: one per device, at most one per class."),
     keep: str | None = typer.Option(None, help="Keep ratio, e.g. 2/12; default: a third of the heads."),
     attention: Literal["dims", "heads"] = typer.Option("dims", help="Narrow every head, or drop whole heads."),
+    prune: Literal["subspace", "channels"] = typer.Option("subspace", help="As edvit build would prune."),
     seed: int = typer.Option(0, min=0, help="Seed of the class groups."),
     as_json: bool = typer.Option(False, "--json", help="Print the plan as JSON."),
 ) -> None:
@@ -49,7 +50,7 @@ def plan(
     ratio = default_keep(base.heads) if keep is None else parse_keep(keep)
     asked = heads_pruned_at(ratio, base.heads)
     class_groups = partition(len(names), groups or len(chosen.devices), seed)
-    result = assign(base, class_groups, chosen, heads_pruned=asked, mode=attention)
+    result = assign(base, class_groups, chosen, heads_pruned=asked, mode=attention, rotated=prune == "subspace")
     if as_json:
         typer.echo(to_json(result, names))
         return

@@ -115,6 +115,7 @@ def assign(
     *,
     heads_pruned: int,
     mode: AttentionMode = "dims",
+    rotated: bool = False,
     fusion_hidden: int = FUSION_HIDDEN,
 ) -> Plan:
     """Widths and a device for the sub-model of each class group, pruning more than asked only where it must.
@@ -126,6 +127,7 @@ def assign(
         base: the base model.
         groups: class indices per sub-model, in the order of their ids.
         heads_pruned: `h_p` to start from, 0 to h - 1.
+        rotated: sub-models are of the base's rotated form (`Architecture.rotated`), as pruning by subspace leaves it.
 
     Raises:
         ConfigError: `heads_pruned` is out of range, or there is no group.
@@ -135,8 +137,9 @@ def assign(
         raise ConfigError("nothing to place: give at least one class group")
     if not 0 <= heads_pruned < base.heads:
         raise ConfigError(f"cannot prune {heads_pruned} of {base.heads} heads: give 0 to {base.heads - 1}")
+    form = base.rotated_form() if rotated else base
     shapes = {
-        h_p: base.model_copy(update={"classes": 0, "widths": pruned_widths(base.widths, h_p, mode)})
+        h_p: form.model_copy(update={"classes": 0, "widths": pruned_widths(base.widths, h_p, mode)})
         for h_p in range(heads_pruned, base.heads)
     }
     costs = {h_p: vit_cost(shape) for h_p, shape in shapes.items()}

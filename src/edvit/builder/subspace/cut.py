@@ -55,10 +55,17 @@ class Cut:
         model: rotated, with a head over all classes, in evaluation mode.
         rotation: `Q`, float32 `[base dim, dim]`, orthonormal columns. The stream after any block of `model` stands in
             for that of the converted base times `Q`; so does the feature, for the base's normalised and pooled token.
+        energy: share of the base's normalised stream that lies in the kept directions, for this group, 0 to 1.
+        after_attention: per block, the share of the variance of the base's stream times `Q` that the sub-model's stream
+            explains after attention, on the calibration images, at most 1.
+        after_ffn: as `after_attention`, after the FFN.
     """
 
     model: VisionTransformer
     rotation: Tensor
+    energy: float
+    after_attention: tuple[float, ...]
+    after_ffn: tuple[float, ...]
 
 
 @torch.no_grad()
@@ -137,7 +144,16 @@ def cut(
             cutting.write_ffn(index, before, after)
         before = after
         progress(2 * index + 2, total)
-    return [Cut(cutting.finish(before), cutting.rotation.float()) for cutting in cuttings]
+    return [
+        Cut(
+            model=cutting.finish(before),
+            rotation=cutting.rotation.float(),
+            energy=cutting.energy,
+            after_attention=tuple(cutting.explained[::2]),
+            after_ffn=tuple(cutting.explained[1::2]),
+        )
+        for cutting in cuttings
+    ]
 
 
 def state_bytes(architecture: Architecture, images: int, groups: Sequence[tuple[int, Widths]]) -> int:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -93,6 +94,7 @@ class Cutting:
         ).eval()
         self.tokens = architecture.tokens
         self.stream = torch.empty(0)
+        self.explained: list[float] = []
         self.scale = math.sqrt(architecture.widths.dim / widths.dim)
         self._copy_fixed()
 
@@ -183,8 +185,7 @@ class Cutting:
                     inputs, self._target(part, before, after), self._token_weights(part, last=self._is_last(index))
                 )
             _set(block.attn.proj, *moments.solve(block.attn.proj.weight, self.options.ridge))
-        for part in self._parts():
-            self.stream[part] = forward.after_attention(block, self.stream[part])
+        self._step(partial(forward.after_attention, block), after, last=self._is_last(index))
 
     def read_ffn(self, index: int, before: Tensor) -> None:
         """Find what fc1 of block `index` would be with every unit."""
@@ -224,8 +225,20 @@ class Cutting:
             mean = self.sums.unit_mean[0, index] / self.sums.tokens[0, index]
             mean[kept] = 0.0  # the units that go leave their mean behind
             _set(block.mlp.fc2, prior[:, kept], self.rotation.T @ old.mlp.fc2.bias.double() + prior @ mean)
+        self._step(partial(forward.after_ffn, block), after, last=self._is_last(index))
+
+    def _step(self, half: Callable[[Tensor], Tensor], after: Tensor, *, last: bool) -> None:
+        """Take the stream past half a block, and note how much of the base's it explains."""
+        weight, total, energy, lost = 0.0, torch.zeros(self.widths.dim, dtype=torch.float64), 0.0, 0.0
         for part in self._parts():
-            self.stream[part] = forward.after_ffn(block, self.stream[part])
+            self.stream[part] = half(self.stream[part])
+            target, w = after[self.rows[part]] @ self.rotation.float(), self._token_weights(part, last=last)[..., None]
+            weight += float(w.sum())
+            total += (w * target).sum(dim=(0, 1))
+            energy += float((w * target.square()).sum())
+            lost += float((w * (target - self.stream[part]).square()).sum())
+        variance = energy - float(total.square().sum()) / weight
+        self.explained.append(1.0 - lost / variance if variance > 0 else 1.0)
 
     def finish(self, after: Tensor) -> VisionTransformer:
         """Set the head; the sub-model."""
@@ -240,6 +253,12 @@ class Cutting:
             weight, bias = head.weight.double() @ guess, head.bias.double() + head.weight.double() @ shift
         _set(model.head, weight, bias)
         return model
+
+    @property
+    def energy(self) -> float:
+        """Share of the normalised stream's second moment in the kept directions."""
+        moment = self.sums.stream[0]
+        return float(torch.einsum("dk,de,ek->", self.rotation, moment, self.rotation) / moment.trace())
 
     # --- parts of it -------------------------------------------------------------------------------------------
 

@@ -28,9 +28,7 @@ def to_rms(model: VisionTransformer) -> VisionTransformer:
         ModelError: no such form of the model exists, see `why_not_rotatable`.
         BuildError: the model is not a whole base model with a head, or its weights are NaN or infinite.
     """
-    reason = why_not_rotatable(model)
-    if reason is not None:
-        raise ModelError(f"this model's residual stream cannot be rotated: {reason}; prune it by channels")
+    check_rotatable(model)
     architecture = backbone.describe(model)
     if architecture.classes == 0:
         raise BuildError("only a model with a head can be converted: gains and biases of the last norm go into it")
@@ -52,6 +50,13 @@ def to_rms(model: VisionTransformer) -> VisionTransformer:
     cpu = {name: value.detach().to(device="cpu", dtype=like.dtype, copy=True) for name, value in state.items()}
     converted.load_state_dict(cpu, strict=True, assign=True)
     return converted.train(model.training)
+
+
+def check_rotatable(model: VisionTransformer) -> None:
+    """Raise ModelError for a model that has no rotated form."""
+    reason = why_not_rotatable(model)
+    if reason is not None:
+        raise ModelError(f"this model's residual stream cannot be rotated: {reason}; give --prune channels")
 
 
 def why_not_rotatable(model: VisionTransformer) -> str | None:

@@ -1,0 +1,49 @@
+"""Stages that are made by independent jobs, several at a time, each kept as soon as it is finished."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from edvit.builder import parallel
+from edvit.builder.artifacts import Artifact, WorkFolder
+
+
+def run_stages(
+    work: WorkFolder,
+    run: Callable[[Any, parallel.Progress], dict[str, Any]],
+    jobs: Sequence[Any],
+    *,
+    workers: int,
+    progress: parallel.Progress,
+) -> tuple[Artifact, ...]:
+    """The results of the jobs' stages, in their order; what an earlier build has finished is not run again.
+
+    Args:
+        run: fills `job.scratch` and returns what to note beside the result; a module-level function.
+        jobs: dataclasses with a `stage` and a `scratch`, which is set here.
+        workers: processes at a time, one torch thread each.
+    """
+    found = {job.stage.key: work.find(job.stage) for job in jobs}
+    # By key: two sub-models may be the same to the last bit, and are then made once.
+    todo = {job.stage.key: job for job in jobs if found[job.stage.key] is None}
+    begun = [replace(job, scratch=work.begin(job.stage)) for job in todo.values()]
+    try:
+        made = parallel.run_jobs(_Committed(work, run), begun, workers=workers, threads=1, progress=progress)
+    finally:
+        for job in begun:
+            work.discard(job.scratch)
+    done = {**found, **dict(zip(todo, made, strict=True))}
+    return tuple(done[job.stage.key] for job in jobs)
+
+
+@dataclass(frozen=True)
+class _Committed:
+    """Runs a job and commits its stage in the same process."""
+
+    work: WorkFolder
+    run: Callable[[Any, parallel.Progress], dict[str, Any]]
+
+    def __call__(self, job: Any, progress: parallel.Progress) -> Artifact:
+        return self.work.commit(job.stage, job.scratch, self.run(job, progress))

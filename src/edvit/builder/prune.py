@@ -1,0 +1,303 @@
+"""Pruning: from the base model to one narrow sub-model for each class group, by subspace or by channels.
+
+Either way a pruned model comes with its rotation `Q` `[base dim, dim]`: its residual stream stands in for the base's
+times `Q`. By channels `Q` is a selection of columns of the identity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.torch import load_file, save_file
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from edvit.architecture import Architecture, Widths
+from edvit.builder import backbone, base, checkpoint, importance, parallel, surgery
+from edvit.builder.artifacts import Artifact, Stage
+from edvit.builder.backbone import FeatureExtractor
+from edvit.builder.config import BuildConfig, ChannelCriterion
+from edvit.builder.images import ImageSet
+from edvit.builder.jobs import run_stages
+from edvit.builder.prepare import WEIGHTS, Base, Context, Data, weights_path
+from edvit.builder.scores import Scores
+from edvit.builder.subspace import attention, statistics
+from edvit.builder.subspace.calibration import Calibration
+from edvit.builder.subspace.cut import Cut, Options, cut
+from edvit.builder.subspace.cut import Group as CutGroup
+from edvit.builder.subspace.rms import to_rms
+from edvit.preprocess import Preprocessing
+
+ROTATION = "rotation.safetensors"
+SCORES = "scores.safetensors"
+SUMS = "sums.safetensors"
+
+
+@dataclass(frozen=True)
+class Group:
+    """What one sub-model is to be."""
+
+    classes: tuple[int, ...]
+    widths: Widths
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What pruning left of the base model in one sub-model, shares 0 to 1; it is noted beside the pruned model.
+
+    Attributes:
+        attention: per block; by channels, of the importance; by subspace, of the variance of the stream after it.
+        ffn: likewise.
+        channels: by channels, which residual channels; else empty.
+        energy: by subspace, what the kept directions hold of the stream's second moment; else None.
+    """
+
+    attention: tuple[float, ...]
+    ffn: tuple[float, ...]
+    channels: tuple[bool, ...] = ()
+    energy: float | None = None
+
+
+def prune(context: Context, data: Data, trained: Base, groups: Sequence[Group]) -> tuple[Artifact, ...]:
+    """A pruned model for each group, with a head over all classes and not trained any further.
+
+    Raises:
+        ModelError: by subspace, the base model's residual stream cannot be rotated.
+        DataError: by subspace, a class has no calibration images.
+    """
+    if context.config.prune == "subspace":
+        return _by_subspace(context, data, trained, groups)
+    return _by_channels(context, data, trained, groups)
+
+
+def load_rotation(pruned: Artifact) -> Tensor:
+    """`Q` of a pruned model, float32 `[base dim, dim]`."""
+    rotation: Tensor = load_file(pruned.folder / ROTATION)["rotation"]
+    return rotation
+
+
+def load_kept(pruned: Artifact) -> Kept:
+    """What pruning left."""
+    return Kept(**pruned.record()["kept"])
+
+
+def _save(folder: Path, model: VisionTransformer, rotation: Tensor) -> None:
+    checkpoint.save_model(folder / WEIGHTS, model)
+    save_file({"rotation": rotation.float().contiguous()}, folder / ROTATION)
+
+
+def _note(model: VisionTransformer, kept: Kept, how: Preprocessing, validation: ImageSet) -> dict[str, Any]:
+    logits = base.logits_of(FeatureExtractor(model, how.mean, how.std), validation)
+    return {"validation": base.accuracy(logits, validation), "kept": asdict(kept)}
+
+
+def calibration_rows(data: Data, classes: Sequence[int], count: int, seed: int) -> npt.NDArray[np.int64]:
+    """`count` training images of these classes drawn at random, or all there are, ascending."""
+    own = data.train.of_classes(classes)
+    return np.sort(np.random.default_rng(seed).permutation(own)[:count])
+
+
+# --- by subspace -------------------------------------------------------------------------------------------
+
+
+def subspace_options(config: BuildConfig) -> Options:
+    """What a cut is to do, less the steps that were asked to be left out."""
+    without = set(config.without)
+    return Options(
+        rotate="rotation" not in without,
+        fisher=None if {"rotation", "fisher"} & without else config.fisher,
+        low_rank="factors" not in without,
+        refit_readers="readers" not in without,
+        refit_writers="writers" not in without,
+        correct_errors="correction" not in without,
+        foreign=config.foreign,
+    )
+
+
+def _by_subspace(context: Context, data: Data, trained: Base, groups: Sequence[Group]) -> tuple[Artifact, ...]:
+    config, work, how = context.config, context.work, context.source.preprocessing
+    options = subspace_options(config)
+    rows = np.unique(
+        np.concatenate([calibration_rows(data, group.classes, config.calibration, config.seed) for group in groups])
+    )
+    shared = {
+        "data": data.digest,
+        "base": trained.artifact.digest,
+        "images": rows.tolist(),
+        "seed": config.seed,
+    }
+    stages = [
+        Stage(
+            "pruned",
+            {
+                **shared,
+                "classes": group.classes,
+                "widths": group.widths.model_dump(mode="json"),
+                "options": asdict(options),
+            },
+        )
+        for group in groups
+    ]
+    done = [work.find(stage) for stage in stages]
+    missing = [i for i, artifact in enumerate(done) if artifact is None]
+    if missing:
+        rotated = to_rms(trained.model)
+        calibration = Calibration(data.train.take(rows), how.mean, how.std)
+        bins = _bins(backbone.describe(rotated), groups, gradients=options.fisher is not None)
+        measured = _statistics(context, rotated, calibration, bins, shared)
+        to_cut = [
+            CutGroup(groups[i].classes, groups[i].widths, bins=None if bins is None else bins.of(groups[i].classes))
+            for i in missing
+        ]
+        with context.report.bar("prune", "subspaces") as bar:
+            cuts = cut(
+                rotated,
+                statistics.Sums.load(measured.folder / SUMS),
+                calibration,
+                to_cut,
+                options,
+                seed=config.seed,
+                progress=bar,
+            )
+        for i, made in zip(missing, cuts, strict=True):
+            done[i] = work.make(stages[i], partial(_keep_cut, made, how, data.validation))
+    return tuple(artifact for artifact in done if artifact is not None)
+
+
+def _keep_cut(made: Cut, how: Preprocessing, validation: ImageSet, folder: Path) -> dict[str, Any]:
+    _save(folder, made.model, made.rotation)
+    kept = Kept(attention=made.after_attention, ffn=made.after_ffn, energy=made.energy)
+    return _note(made.model, kept, how, validation)
+
+
+def _statistics(
+    context: Context,
+    rotated: VisionTransformer,
+    calibration: Calibration,
+    bins: _Bins | None,
+    shared: dict[str, Any],
+) -> Artifact:
+    gradients = subspace_options(context.config).fisher is not None
+    of_image = None if bins is None else [bins.of_class[int(label)] for label in calibration.labels]
+
+    def fill(folder: Path) -> dict[str, Any]:
+        with context.report.bar("prune", "statistics of the base model") as bar:
+            sums = statistics.collect(
+                rotated, calibration, of_image, gradients=gradients, seed=context.config.seed, progress=bar
+            )
+        sums.save(folder / SUMS)
+        return {"images": len(calibration.images)}
+
+    settings = {**shared, "gradients": gradients, "bins": None if bins is None else sorted(bins.of_class.items())}
+    return context.work.make(Stage("statistics", settings), fill)
+
+
+@dataclass(frozen=True)
+class _Bins:
+    """Statistics by class group, where those by class would take too much memory."""
+
+    of_class: Mapping[int, int]
+
+    def of(self, classes: Sequence[int]) -> tuple[int, ...]:
+        return tuple(sorted({self.of_class[label] for label in classes}))
+
+
+def _bins(architecture: Architecture, groups: Sequence[Group], *, gradients: bool) -> _Bins | None:
+    needed = statistics.sums_bytes(architecture, architecture.classes, gradients=gradients)
+    if needed <= statistics.SUMS_LIMIT_BYTES:
+        return None
+    # The group of all classes, N = 1, is the sum of the others.
+    parts = [group for group in groups if len(group.classes) < architecture.classes] or groups
+    return _Bins({label: index for index, group in enumerate(parts) for label in group.classes})
+
+
+# --- by channels -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _ChannelJob:
+    stage: Stage
+    scratch: Path
+    base: Path
+    group: Group
+    images: ImageSet
+    validation: ImageSet
+    preprocessing: Preprocessing
+    criterion: ChannelCriterion
+    exact_heads: bool
+    seed: int
+
+
+def _by_channels(context: Context, data: Data, trained: Base, groups: Sequence[Group]) -> tuple[Artifact, ...]:
+    config = context.config
+    # Fisher-KL ranks whole heads poorly, and there are few of them.
+    exact_heads = config.attention == "heads" and config.criterion == "fisher-kl"
+    jobs = []
+    for group in groups:
+        rows = calibration_rows(data, group.classes, config.calibration, config.seed)
+        stage = Stage(
+            "pruned",
+            {
+                "data": data.digest,
+                "base": trained.artifact.digest,
+                "classes": group.classes,
+                "widths": group.widths.model_dump(mode="json"),
+                "criterion": config.criterion,
+                "exact_heads": exact_heads,
+                "images": rows.tolist(),
+                "seed": config.seed,
+            },
+        )
+        jobs.append(
+            _ChannelJob(
+                stage=stage,
+                scratch=Path(),
+                base=weights_path(trained.artifact),
+                group=group,
+                images=data.train.take(rows),
+                validation=data.validation,
+                preprocessing=context.source.preprocessing,
+                criterion=config.criterion,
+                exact_heads=exact_heads,
+                seed=config.seed,
+            )
+        )
+    with context.report.bar("prune", f"scoring ({config.criterion})") as bar:
+        return run_stages(context.work, _prune_channels, jobs, workers=config.workers, progress=bar)
+
+
+def _prune_channels(job: _ChannelJob, progress: parallel.Progress) -> dict[str, Any]:
+    model = checkpoint.load_model(job.base)
+    how = FeatureExtractor(model, job.preprocessing.mean, job.preprocessing.std)
+    pixels = (torch.from_numpy(job.images.pixels()).float() / 255.0 - how.mean) / how.std
+    scores = importance.score(
+        model, pixels, criterion=job.criterion, exact_heads=job.exact_heads, seed=job.seed, progress=progress
+    )
+    architecture = backbone.describe(model)
+    selection = surgery.select(scores, architecture, job.group.widths)
+    pruned = surgery.prune(model, selection)
+    scores.save(job.scratch / SCORES)
+    _save(job.scratch, pruned, attention.selection(selection.dim, architecture.widths.dim))
+    return _note(pruned, kept_importance(scores, selection), job.preprocessing, job.validation)
+
+
+def kept_importance(scores: Scores, selection: surgery.Selection) -> Kept:
+    """What a selection keeps of the scores it was made from; a block whose scores are all 0 counts as kept whole."""
+    attended, ffn = [], []
+    for index, block in enumerate(selection.blocks):
+        kept = scores.attn[index][block.heads].gather(1, block.head_dims)
+        attended.append(_share(float(kept.sum()), float(scores.attn[index].sum())))
+        ffn.append(_share(float(scores.hidden[index][block.hidden].sum()), float(scores.hidden[index].sum())))
+    channels = set(selection.dim.tolist())
+    return Kept(tuple(attended), tuple(ffn), tuple(channel in channels for channel in range(len(scores.dim))))
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole > 0 else 1.0

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from edvit.architecture import Architecture
+from edvit.builder import backbone, base, checkpoint, prepare
+from edvit.builder.artifacts import WorkFolder
+from edvit.builder.pipeline import make_plan
+from edvit.builder.progress import Reporter
+from edvit.builder.prune import Group, Kept, kept_importance, load_kept, load_rotation, prune, subspace_options
+from edvit.builder.scores import Scores
+from edvit.builder.subspace import statistics
+from edvit.builder.subspace.cut import Options
+from edvit.builder.subspace.rms import to_rms
+from edvit.builder.surgery import BlockSelection, Selection
+from edvit.errors import ConfigError, ModelError
+from tiny_build import tiny_config
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def work(tiny_build, tmp_path):
+    """A copy of the tiny build's work folder: its data and its base model are there already."""
+    shutil.copytree(tiny_build.work, tmp_path / "work")
+    return tmp_path / "work"
+
+
+def pruned(work, keep=None, groups=((0, 1, 2), tuple(range(3, 10))), **settings):
+    """Data, base model, groups and their pruned models."""
+    config = tiny_config(**({"keep": keep} if keep else {}), **settings)
+    context = prepare.Context(config, prepare.open_source(config), WorkFolder(work), Reporter(quiet=True))
+    data = prepare.prepare_data(context)
+    trained = prepare.prepare_base(context, data)
+    widths = make_plan(config, context.source).submodels[0].architecture.widths
+    wanted = [Group(classes, widths) for classes in groups]
+    return data, trained, wanted, prune(context, data, trained, wanted)
+
+
+def model_of(artifact):
+    return checkpoint.load_model(prepare.weights_path(artifact))
+
+
+@pytest.mark.parametrize("pruner", ["subspace", "channels"])
+def test_both_pruners_leave_the_same_things(work, pruner):
+    data, trained, groups, artifacts = pruned(work, prune=pruner)
+    for group, artifact in zip(groups, artifacts, strict=True):
+        model, q, kept = model_of(artifact), load_rotation(artifact), load_kept(artifact)
+        shape = backbone.describe(model)
+        assert shape.widths == group.widths
+        assert shape.rotated == (pruner == "subspace")
+        assert shape.classes == 10, "its head scores every class"
+        assert q.shape == (24, group.widths.dim)
+        assert torch.allclose(q.T @ q, torch.eye(group.widths.dim), atol=1e-5)
+        assert len(kept.attention) == len(kept.ffn) == 2
+        assert (kept.energy is None) == (pruner == "channels")
+        assert sum(kept.channels) == (0 if pruner == "subspace" else group.widths.dim)
+        extractor = prepare.load_extractor(artifact, prepare.open_source(tiny_config()).preprocessing)
+        assert artifact.record()["validation"] == base.accuracy(
+            base.logits_of(extractor, data.validation), data.validation
+        )
+
+
+@pytest.mark.parametrize("pruner", ["subspace", "channels"])
+def test_the_stream_stands_in_for_the_base_models_times_q(work, pruner):
+    """At full width exactly, so the recovery's targets are those of the form that was pruned."""
+    data, trained, _, (artifact, _) = pruned(work, keep="1/1", prune=pruner)
+    whole = to_rms(trained.model) if pruner == "subspace" else trained.model
+    how = prepare.open_source(tiny_config()).preprocessing
+    images = torch.from_numpy(data.validation.pixels()[:5])
+    with torch.inference_mode():
+        feature, streams = prepare.load_extractor(artifact, how).follow(images, (0, 1))
+        expected, targets = backbone.FeatureExtractor(whole, how.mean, how.std).follow(images, (0, 1))
+    q = load_rotation(artifact)
+    assert torch.allclose(feature, expected @ q, atol=1e-3)
+    for stream, target in zip(streams, targets, strict=True):
+        assert torch.allclose(stream, target @ q, atol=1e-3)
+
+
+def test_subspaces_keep_more_than_channels(work):
+    found = {}
+    for pruner in ("subspace", "channels"):
+        _, trained, _, artifacts = pruned(work, prune=pruner, calibration=200)
+        found[pruner] = np.mean([artifact.record()["validation"] for artifact in artifacts])
+    assert trained.artifact.record()["validation"] > 0.8
+    assert found["subspace"] > found["channels"] + 0.1
+
+
+def test_groups_are_cut_once_and_a_new_one_alone(work):
+    *_, first = pruned(work)
+    *_, again = pruned(work)
+    assert first == again
+    *_, other = pruned(work, groups=((0, 1, 2), (3, 4), tuple(range(3, 10))))
+    assert other[1].digest != other[2].digest
+
+
+def test_statistics_by_group_where_those_by_class_are_too_large(work, monkeypatch):
+    *_, by_class = pruned(work)
+    shutil.rmtree(work)
+    architecture = Architecture.model_validate(make_plan(tiny_config(), prepare.open_source(tiny_config())).base)
+    needed = statistics.sums_bytes(architecture.rotated_form(), 10, gradients=True)
+    monkeypatch.setattr(statistics, "SUMS_LIMIT_BYTES", needed - 1)
+    *_, by_group = pruned(work)
+    stage = next(work.glob("statistics-*"))
+    assert statistics.Sums.load(stage / "sums.safetensors").bins == 2
+    for one, other in zip(by_class, by_group, strict=True):
+        share = abs(one.record()["validation"] - other.record()["validation"])
+        assert share < 0.05, "sums over classes and over groups are the same sums"
+
+
+def test_steps_can_be_left_out(work):
+    everything = subspace_options(tiny_config())
+    assert everything == Options(fisher=0.3)
+    bare = tiny_config(without=("rotation", "factors", "readers", "writers", "correction"))
+    assert subspace_options(bare) == Options(
+        rotate=False, fisher=None, low_rank=False, refit_readers=False, refit_writers=False, correct_errors=False
+    )
+    assert subspace_options(tiny_config(without=("fisher",))) == Options(fisher=None)
+    with pytest.raises(ConfigError, match="without"):
+        tiny_config(without=("luck",))
+    *_, (whole, _) = pruned(work)
+    *_, (less, _) = pruned(work, without=("writers",))
+    assert whole.digest != less.digest
+
+
+def test_a_model_that_cannot_be_rotated_says_so_before_any_work():
+    config = tiny_config(model="vit_test_build_max")
+    with pytest.raises(ModelError, match="give --prune channels"):
+        make_plan(config, prepare.open_source(config))
+
+
+def test_kept_importance_is_the_share_of_the_scores():
+    scores = Scores(
+        dim=torch.tensor([1.0, 2.0, 3.0]),
+        attn=torch.tensor([[[1.0, 2.0], [3.0, 4.0]], [[0.0, 0.0], [0.0, 0.0]]]),
+        heads=torch.tensor([[3.0, 7.0], [0.0, 0.0]]),
+        hidden=torch.tensor([[1.0, 1.0, 2.0], [5.0, 0.0, 0.0]]),
+        criterion="fisher-kl",
+    )
+    one_head = BlockSelection(torch.tensor([1]), torch.tensor([[1]]), torch.tensor([2]))
+    both_heads = BlockSelection(torch.tensor([0, 1]), torch.tensor([[0], [1]]), torch.tensor([1, 2]))
+    kept = kept_importance(scores, Selection(torch.tensor([0, 2]), (one_head, both_heads)))
+    assert kept == Kept(attention=(0.4, 1.0), ffn=(0.5, 0.0), channels=(True, False, True))
