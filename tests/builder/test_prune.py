@@ -11,7 +11,16 @@ from edvit.builder import backbone, base, checkpoint, prepare
 from edvit.builder.artifacts import WorkFolder
 from edvit.builder.pipeline import make_plan
 from edvit.builder.progress import Reporter
-from edvit.builder.prune import Group, Kept, kept_importance, load_kept, load_rotation, prune, subspace_options
+from edvit.builder.prune import (
+    Group,
+    Kept,
+    calibration_rows,
+    kept_importance,
+    load_kept,
+    load_rotation,
+    prune,
+    subspace_options,
+)
 from edvit.builder.scores import Scores
 from edvit.builder.subspace import statistics
 from edvit.builder.subspace.cut import Options
@@ -47,7 +56,7 @@ def model_of(artifact):
 
 @pytest.mark.parametrize("pruner", ["subspace", "channels"])
 def test_both_pruners_leave_the_same_things(work, pruner):
-    data, trained, groups, artifacts = pruned(work, prune=pruner)
+    data, _, groups, artifacts = pruned(work, prune=pruner)
     for group, artifact in zip(groups, artifacts, strict=True):
         model, q, kept = model_of(artifact), load_rotation(artifact), load_kept(artifact)
         shape = backbone.describe(model)
@@ -84,10 +93,23 @@ def test_the_stream_stands_in_for_the_base_models_times_q(work, pruner):
 def test_subspaces_keep_more_than_channels(work):
     found = {}
     for pruner in ("subspace", "channels"):
-        _, trained, _, artifacts = pruned(work, prune=pruner, calibration=200)
+        _, trained, _, artifacts = pruned(work, keep="1/3", prune=pruner, calibration=200)
         found[pruner] = np.mean([artifact.record()["validation"] for artifact in artifacts])
     assert trained.artifact.record()["validation"] > 0.8
     assert found["subspace"] > found["channels"] + 0.1
+
+
+def test_calibration_images_are_spread_over_the_classes(work):
+    data, *_ = pruned(work)
+    counts = np.bincount(data.train.labels)
+    for classes, count in (((2, 5, 7), 16), ((0, 1), 1), (tuple(range(10)), 10**6)):
+        rows = calibration_rows(data, classes, count, seed=3)
+        found = np.bincount(data.train.labels[rows], minlength=10)
+        assert np.array_equal(rows, np.unique(rows))
+        assert found.sum() == min(max(count, len(classes)), counts[list(classes)].sum())
+        assert set(np.flatnonzero(found)) == set(classes)
+        if count < 1000:
+            assert np.ptp(found[list(classes)]) <= 1
 
 
 def test_groups_are_cut_once_and_a_new_one_alone(work):

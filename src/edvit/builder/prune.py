@@ -99,9 +99,13 @@ def _note(model: VisionTransformer, kept: Kept, how: Preprocessing, validation: 
 
 
 def calibration_rows(data: Data, classes: Sequence[int], count: int, seed: int) -> npt.NDArray[np.int64]:
-    """`count` training images of these classes drawn at random, or all there are, ascending."""
-    own = data.train.of_classes(classes)
-    return np.sort(np.random.default_rng(seed).permutation(own)[:count])
+    """`count` training images drawn evenly from these classes, or all there are, ascending; at least one of each."""
+    rng = np.random.default_rng(seed)
+    drawn = [rng.permutation(data.train.of_classes((label,))) for label in classes]
+    # Every class's first image, then every class's second, ...
+    turns = np.concatenate([np.arange(len(rows)) for rows in drawn])
+    order = np.argsort(turns, kind="stable")[: max(count, len(classes))]
+    return np.sort(np.concatenate(drawn)[order])
 
 
 # --- by subspace -------------------------------------------------------------------------------------------
@@ -124,8 +128,9 @@ def subspace_options(config: BuildConfig) -> Options:
 def _by_subspace(context: Context, data: Data, trained: Base, groups: Sequence[Group]) -> tuple[Artifact, ...]:
     config, work, how = context.config, context.work, context.source.preprocessing
     options = subspace_options(config)
+    parts = _parts(groups, len(data.classes))
     rows = np.unique(
-        np.concatenate([calibration_rows(data, group.classes, config.calibration, config.seed) for group in groups])
+        np.concatenate([calibration_rows(data, part.classes, config.calibration, config.seed) for part in parts])
     )
     shared = {
         "data": data.digest,
@@ -199,6 +204,11 @@ def _statistics(
     return context.work.make(Stage("statistics", settings), fill)
 
 
+def _parts(groups: Sequence[Group], classes: int) -> Sequence[Group]:
+    """The groups without that of all classes, N = 1, which has the others' images and statistics together."""
+    return [group for group in groups if len(group.classes) < classes] or groups
+
+
 @dataclass(frozen=True)
 class _Bins:
     """Statistics by class group, where those by class would take too much memory."""
@@ -213,8 +223,7 @@ def _bins(architecture: Architecture, groups: Sequence[Group], *, gradients: boo
     needed = statistics.sums_bytes(architecture, architecture.classes, gradients=gradients)
     if needed <= statistics.SUMS_LIMIT_BYTES:
         return None
-    # The group of all classes, N = 1, is the sum of the others.
-    parts = [group for group in groups if len(group.classes) < architecture.classes] or groups
+    parts = _parts(groups, architecture.classes)
     return _Bins({label: index for index, group in enumerate(parts) for label in group.classes})
 
 
