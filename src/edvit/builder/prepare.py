@@ -163,7 +163,8 @@ def prepare_base(context: Context, data: Data) -> Base:
         ),
         batch_size=32 if scratch else config.batch_size,
     )
-    # The matrix products of a very small model are too small to share out between threads.
+    # The matrix products of a very small model are too small to share out between threads. Their number is no part of
+    # the stage: another one gives other roundings, and that is no reason to train for an hour again.
     threads = 1 if vit_cost(backbone.describe(model)).flops < SMALL_FLOPS else torch.get_num_threads()
     stage = Stage(
         "base",
@@ -174,7 +175,6 @@ def prepare_base(context: Context, data: Data) -> Base:
             "training": asdict(how),
             "augment": asdict(augmentation(config)),
             "seed": config.seed,
-            "threads": threads,
         },
     )
     how_seen = source.preprocessing
