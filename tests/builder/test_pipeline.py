@@ -32,13 +32,6 @@ def redone(before, after):
     return sorted(name.rsplit("-", 1)[0] for name, when in after.items() if before.get(name) != when)
 
 
-@pytest.fixture
-def work(tiny_build, tmp_path):
-    """A copy of the tiny build's work folder, to change."""
-    shutil.copytree(tiny_build.work, tmp_path / "work")
-    return tmp_path / "work"
-
-
 @pytest.fixture(scope="module")
 def test_pixels(tiny_build):
     """Every test image as the gateway would send it."""

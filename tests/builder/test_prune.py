@@ -32,13 +32,6 @@ from tiny_build import tiny_config
 torch.set_num_threads(1)
 
 
-@pytest.fixture
-def work(tiny_build, tmp_path):
-    """A copy of the tiny build's work folder: its data and its base model are there already."""
-    shutil.copytree(tiny_build.work, tmp_path / "work")
-    return tmp_path / "work"
-
-
 def pruned(work, keep=None, groups=((0, 1, 2), tuple(range(3, 10))), **settings):
     """Data, base model, groups and their pruned models."""
     config = tiny_config(**({"keep": keep} if keep else {}), **settings)
