@@ -6,6 +6,7 @@ bundle records them.
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -98,32 +99,35 @@ def round_width(width: float) -> int:
     return max(WIDTH_MULTIPLE, int(width / WIDTH_MULTIPLE + 0.5) * WIDTH_MULTIPLE)
 
 
-def pruned_widths(base: Widths, heads_pruned: int, mode: AttentionMode = "dims") -> Widths:
+def pruned_widths(base: Widths, heads_pruned: int | Fraction, mode: AttentionMode = "dims") -> Widths:
     """Widths at keep ratio `s = (h - h_p) / h` (ED-ViT, arXiv 2410.11650): dim, attention and hidden all x s.
 
     Args:
         base: widths of the base model, the same heads in every block.
-        heads_pruned: `h_p`, 0 to h - 1. 0 returns `base` itself.
+        heads_pruned: `h_p`, from 0 and below h. 0 returns `base` itself.
         mode: `"dims"` keeps every head and narrows it, `"heads"` keeps whole heads.
 
     Raises:
-        ValueError: `heads_pruned` is out of range, or blocks differ in their heads.
+        ValueError: `heads_pruned` is out of range, or no whole number where whole heads go; or blocks differ in their
+            heads.
     """
     heads = base.blocks[0].heads
     if any(block.heads != heads for block in base.blocks):
         raise ValueError("blocks differ in their number of heads: this is not a base model")
     if not 0 <= heads_pruned < heads:
         raise ValueError(f"heads_pruned must be 0..{heads - 1}, not {heads_pruned}")
+    if mode == "heads" and heads_pruned != int(heads_pruned):
+        raise ValueError(f"heads_pruned must be a whole number of heads, not {heads_pruned}")
     if heads_pruned == 0:
         return base
-    keep = (heads - heads_pruned) / heads
+    keep = float(heads - heads_pruned) / heads
 
     def shrink(width: int) -> int:
         return min(width, round_width(width * keep))
 
     def shrink_block(block: BlockWidths) -> BlockWidths:
         if mode == "heads":
-            return BlockWidths(heads=heads - heads_pruned, head_dim=block.head_dim, hidden=shrink(block.hidden))
+            return BlockWidths(heads=heads - int(heads_pruned), head_dim=block.head_dim, hidden=shrink(block.hidden))
         return BlockWidths(heads=heads, head_dim=shrink(block.head_dim), hidden=shrink(block.hidden))
 
     return Widths(dim=shrink(base.dim), blocks=tuple(shrink_block(block) for block in base.blocks))

@@ -38,7 +38,7 @@ from edvit.bundle import (
 from edvit.partition import partition
 from edvit.plan.cost import vit_cost
 from edvit.plan.greedy import assign
-from edvit.plan.keep import default_keep, heads_pruned_at, parse_keep
+from edvit.plan.keep import default_keep, format_keep, heads_pruned_at, parse_keep
 from edvit.plan.placement import Plan
 
 REPORT = "report.html"
@@ -169,7 +169,7 @@ def make_plan(config: BuildConfig, source: prepare.Source) -> Plan:
         architecture,
         partition(classes, config.resolved_groups, config.seed),
         config.fleet,
-        heads_pruned=heads_pruned_at(keep, architecture.heads),
+        heads_pruned=heads_pruned_at(keep, architecture.heads, config.attention),
         mode=config.attention,
         rotated=config.rotated,
     )
@@ -244,7 +244,7 @@ def _resolved(built: Built) -> dict[str, Any]:
         "image_size": how.image_size,
         "channels": how.channels,
         "groups": len(built.plan.submodels),
-        "keep": f"{heads - pruned}/{heads}",
+        "keep": format_keep(heads, pruned),
         "augment": config.augment or prepare.default_augment(config.data),
         "base_epochs": built.base.artifact.record()["epochs"],
         "base_lr": built.base.artifact.record()["lr"],

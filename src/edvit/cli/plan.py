@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -9,6 +10,7 @@ import typer
 
 from edvit.cli import app
 from edvit.errors import ConfigError, MissingExtraError
+from edvit.plan.keep import format_keep
 from edvit.units import si
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ def plan(
     chosen = chosen_fleet(fleet, devices)
     base = _architecture(model, img_size, channels, len(names))
     ratio = default_keep(base.heads) if keep is None else parse_keep(keep)
-    asked = heads_pruned_at(ratio, base.heads)
+    asked = heads_pruned_at(ratio, base.heads, attention)
     class_groups = partition(len(names), groups or len(chosen.devices), seed)
     result = assign(base, class_groups, chosen, heads_pruned=asked, mode=attention, rotated=prune == "subspace")
     if as_json:
@@ -155,7 +157,7 @@ def _device_rows(plan: Plan, load: DeviceLoad, names: tuple[str, ...]) -> list[t
                 load.device.name if position == 0 else "",
                 str(index),
                 escape(", ".join(names[c] for c in submodel.classes)),
-                f"{heads - submodel.heads_pruned}/{heads}",
+                format_keep(heads, submodel.heads_pruned),
                 si(submodel.cost.weight_bytes, "B"),
                 *(used if position == 0 else ("", "", "", "")),
             )
@@ -168,15 +170,14 @@ def _energy(load: DeviceLoad) -> str:
     return si(load.energy_j, "J") if limit is None else f"{load.energy_j:.2g}/{limit:g} J"
 
 
-def remarks(plan: Plan, asked: int) -> list[str]:
+def remarks(plan: Plan, asked: Fraction | int) -> list[str]:
     """What a reader should know before building: where it was pruned more, and what the wire takes."""
     lines = []
     heads = plan.base.heads
     more = [str(submodel.id) for submodel in plan.submodels if submodel.heads_pruned > asked]
     if more:
-        lines.append(
-            f"Pruned beyond the keep ratio of {heads - asked}/{heads}, to fit the limits: sub-model {', '.join(more)}."
-        )
+        which = f"sub-model {', '.join(more)}"
+        lines.append(f"Pruned beyond the keep ratio of {format_keep(heads, asked)}, to fit the limits: {which}.")
     lines.append(
         f"The gateway's uplink ({plan.fleet.gateway.uplink_mbps:g} Mbit/s, shared) takes {si(plan.uplink_s, 's')} "
         f"for {_count(plan.devices_used, 'input')}; the fusion takes {si(plan.fusion_s, 's')}."
@@ -198,7 +199,7 @@ def to_json(plan: Plan, names: tuple[str, ...]) -> str:
             {
                 "id": submodel.id,
                 "classes": [names[index] for index in submodel.classes],
-                "keep": f"{plan.base.heads - submodel.heads_pruned}/{plan.base.heads}",
+                "keep": format_keep(plan.base.heads, submodel.heads_pruned),
                 "widths": submodel.architecture.widths.model_dump(mode="json"),
                 "cost": asdict(submodel.cost),
                 "device": submodel.device,

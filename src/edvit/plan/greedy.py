@@ -10,11 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 from edvit.architecture import Architecture, AttentionMode, pruned_widths
 from edvit.errors import ConfigError, InfeasibleError
 from edvit.fleet import Device, Fleet
 from edvit.plan.cost import vit_cost
+from edvit.plan.keep import format_keep
 from edvit.plan.placement import Demand, Placement, Plan, PlannedSubModel
 
 FUSION_HIDDEN = 256
@@ -113,7 +115,7 @@ def assign(
     groups: Sequence[Sequence[int]],
     fleet: Fleet,
     *,
-    heads_pruned: int,
+    heads_pruned: int | Fraction,
     mode: AttentionMode = "dims",
     rotated: bool = False,
     fusion_hidden: int = FUSION_HIDDEN,
@@ -126,7 +128,7 @@ def assign(
     Args:
         base: the base model.
         groups: class indices per sub-model, in the order of their ids.
-        heads_pruned: `h_p` to start from, 0 to h - 1.
+        heads_pruned: `h_p` to start from, 0 and below h; whole where `mode` drops whole heads.
         rotated: sub-models are of the base's rotated form (`Architecture.rotated`), as pruning by subspace leaves it.
 
     Raises:
@@ -137,10 +139,10 @@ def assign(
         raise ConfigError("nothing to place: give at least one class group")
     if not 0 <= heads_pruned < base.heads:
         raise ConfigError(f"cannot prune {heads_pruned} of {base.heads} heads: give 0 to {base.heads - 1}")
+    steps = [heads_pruned + more for more in range(base.heads) if heads_pruned + more < base.heads]
     form = base.rotated_form() if rotated else base
     shapes = {
-        h_p: form.model_copy(update={"classes": 0, "widths": pruned_widths(base.widths, h_p, mode)})
-        for h_p in range(heads_pruned, base.heads)
+        h_p: form.model_copy(update={"classes": 0, "widths": pruned_widths(base.widths, h_p, mode)}) for h_p in steps
     }
     costs = {h_p: vit_cost(shape) for h_p, shape in shapes.items()}
     pruned = [heads_pruned] * len(groups)
@@ -150,7 +152,7 @@ def assign(
             placement = place(demands, fleet)
             break
         except InfeasibleError as error:
-            _prune_more(pruned, error, base)
+            _prune_more(pruned, error, base.heads, most=steps[-1])
     submodels = tuple(
         PlannedSubModel(
             id=i,
@@ -165,9 +167,8 @@ def assign(
     return Plan(base=base, mode=mode, fleet=fleet, submodels=submodels, fusion_hidden=fusion_hidden)
 
 
-def _prune_more(pruned: list[int], error: InfeasibleError, base: Architecture) -> None:
+def _prune_more(pruned: list[int | Fraction], error: InfeasibleError, heads: int, most: int | Fraction) -> None:
     """Raise one entry of `pruned`: of the sub-model that failed, else of the least pruned one."""
-    most = base.heads - 1
     if pruned[error.submodel] < most:
         pruned[error.submodel] += 1
         return
@@ -177,8 +178,8 @@ def _prune_more(pruned: list[int], error: InfeasibleError, base: Architecture) -
         return
     limit = "memory_mb" if error.constraint == "memory" else "energy_j"
     raise InfeasibleError(
-        f"{error}, even at keep ratio 1/{base.heads} for all; raise {limit}, add devices, split into fewer groups, "
-        "or take a smaller model or image size",
+        f"{error}, even at keep ratio {format_keep(heads, most)} for all; raise {limit}, add devices, "
+        "split into fewer groups, or take a smaller model or image size",
         submodel=error.submodel,
         constraint=error.constraint,
         shortfall=error.shortfall,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
+from edvit.architecture import AttentionMode
 from edvit.errors import ConfigError
 
 
@@ -22,11 +23,22 @@ def parse_keep(text: str) -> Fraction:
     return keep
 
 
-def heads_pruned_at(keep: Fraction | float, heads: int) -> int:
-    """`h_p` whose keep ratio is nearest to `keep`; at least one head's worth is kept."""
-    return heads - max(1, min(heads, int(keep * heads + Fraction(1, 2))))
+def heads_pruned_at(keep: Fraction, heads: int, mode: AttentionMode = "dims") -> Fraction:
+    """`h_p` of a keep ratio: `h (1 - s)`, a fraction where heads are narrowed.
+
+    Where whole heads go, the nearest whole number; at least one head is kept.
+    """
+    if mode == "dims":
+        return heads * (1 - keep)
+    return Fraction(heads - max(1, min(heads, int(keep * heads + Fraction(1, 2)))))
+
+
+def format_keep(heads: int, heads_pruned: Fraction | int) -> str:
+    """The keep ratio `(h - h_p) / h`, as `parse_keep` reads it: in whole heads, or as a number."""
+    kept = Fraction(heads) - heads_pruned
+    return f"{kept}/{heads}" if kept.denominator == 1 else f"{float(kept / heads):.4g}"
 
 
 def default_keep(heads: int) -> Fraction:
     """A third of the heads (at least one): about nine times fewer parameters."""
-    return Fraction(heads - heads_pruned_at(Fraction(1, 3), heads), heads)
+    return 1 - heads_pruned_at(Fraction(1, 3), heads, "heads") / heads

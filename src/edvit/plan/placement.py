@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 
 from edvit.architecture import Architecture, AttentionMode
 from edvit.bundle import PlacedSubModel, PlanInfo
@@ -33,7 +34,7 @@ class PlannedSubModel:
     id: int
     classes: tuple[int, ...]
     """Its class group, as class indices."""
-    heads_pruned: int
+    heads_pruned: Fraction | int
     architecture: Architecture
     """At its pruned widths, without a classifier head."""
     cost: Cost
