@@ -60,7 +60,8 @@ def run_jobs(
         min(workers, len(jobs)), mp_context=context, initializer=_set_up, initargs=(outgoing, threads)
     )
     try:
-        futures = {pool.submit(_run, work, job, i): i for i, job in enumerate(jobs)}
+        with _interrupt_deferred():
+            futures = {pool.submit(_run, work, job, i): i for i, job in enumerate(jobs)}
         results = {futures[future]: future.result() for future in as_completed(futures)}
         pool.shutdown()
         return [results[i] for i in range(len(jobs))]
@@ -74,6 +75,22 @@ def run_jobs(
         listener.join()
         incoming.close()
         outgoing.close()
+
+
+@contextmanager
+def _interrupt_deferred() -> Iterator[None]:
+    """Ctrl-C waits until the block is left: a process that loses its parent while it starts prints a traceback."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    caught: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: caught.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if caught:
+            signal.raise_signal(signal.SIGINT)
 
 
 @contextmanager
@@ -116,7 +133,13 @@ def _run(work: Callable[[Any, Progress], Any], job: Any, index: int) -> Any:
 
 def _listen(incoming: Connection, jobs: int, progress: Progress) -> None:
     done, total = [0] * jobs, [0] * jobs
-    while (message := incoming.recv()) is not None:
+    while True:
+        try:
+            message = incoming.recv()
+        except (EOFError, OSError):
+            return  # the build was interrupted
+        if message is None:
+            return
         index, done[index], total[index] = message
         # Jobs that have not started yet are taken to be as long as the longest that has.
         longest = max(total)
