@@ -89,7 +89,7 @@ class Architecture(BaseModel):
 
     def rotated_form(self) -> Architecture:
         """The same model converted for pruning by subspace."""
-        norms = self.rms_norm and self.qk_norm
+        norms = self.rms_norm or not self.qk_norm
         kept = {"qkv_bias": True, "proj_bias": True, "layer_scale": False, "rms_norm": norms, "rotated": True}
         return self.model_copy(update=kept)
 

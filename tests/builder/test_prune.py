@@ -127,6 +127,15 @@ def test_statistics_by_group_where_those_by_class_are_too_large(work, monkeypatc
         assert share < 0.05, "sums over classes and over groups are the same sums"
 
 
+def test_other_widths_are_cut_from_the_same_scores(work):
+    pruned(work, prune="channels")
+    scored = {path: path.stat().st_mtime_ns for path in work.glob("scores-*")}
+    *_, narrow = pruned(work, prune="channels", keep="1/3")
+    assert len(scored) == 2
+    assert {path: path.stat().st_mtime_ns for path in work.glob("scores-*")} == scored
+    assert backbone.describe(model_of(narrow[0])).widths.dim == 8
+
+
 def test_steps_can_be_left_out(work):
     everything = subspace_options(tiny_config())
     assert everything == Options(fisher=0.3)

@@ -367,6 +367,12 @@ def classify(model: VisionTransformer, stream: Tensor, start: int = 0) -> Tensor
     return logits
 
 
+def read_by_head(model: VisionTransformer, stream: Tensor) -> Tensor:
+    """What the head reads, `[batch, dim]`, of the stream after the last block."""
+    vector: Tensor = model.forward_head(model.norm(stream), pre_logits=True)
+    return vector
+
+
 def feature(model: VisionTransformer, images: Tensor) -> Tensor:
     """The pooled vector after the final norm, `[batch, dim]`, of normalised images `[batch, channels, H, W]`."""
     vector: Tensor = model.forward_head(model.forward_features(images), pre_logits=True)
@@ -392,14 +398,17 @@ class FeatureExtractor(nn.Module):
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
 
     def forward(self, image: Tensor) -> Tensor:
-        return feature(self.model, (image.float() / 255.0 - self.mean) / self.std)
+        return feature(self.model, self.normalise(image))
+
+    def normalise(self, image: Tensor) -> Tensor:
+        """Images on a scale of 0 to 255 as the model takes them, float32."""
+        return (image.float() / 255.0 - self.mean) / self.std
 
     def follow(self, image: Tensor, blocks: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
         """As `forward`, and the residual stream after each of `blocks`, `[batch, tokens, dim]`."""
-        stream, after = embed(self.model, (image.float() / 255.0 - self.mean) / self.std), []
+        stream, after = embed(self.model, self.normalise(image)), []
         for index, block in enumerate(self.model.blocks):
             stream = block(stream)
             if index in blocks:
                 after.append(stream)
-        pooled: Tensor = self.model.forward_head(self.model.norm(stream), pre_logits=True)
-        return pooled, after
+        return read_by_head(self.model, stream), after

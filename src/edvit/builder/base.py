@@ -46,7 +46,6 @@ def train_base(
     generator = torch.Generator().manual_seed(seed)
     labels = torch.from_numpy(views.images.labels)
     extractor = FeatureExtractor(model, mean, std)
-    shift, scale = extractor.mean, extractor.std
     mixup = Mixup(mixup_alpha=how.mixup, label_smoothing=how.label_smoothing, num_classes=model.num_classes)
     steps = max(1, len(views.images) // how.batch_size)
 
@@ -54,7 +53,7 @@ def train_base(
         order = epoch_order(len(labels), None, generator).numpy()
         for step in range(steps):
             index = order[step * how.batch_size : (step + 1) * how.batch_size]
-            yield (views.batch(epoch, index) / 255.0 - shift) / scale, labels[index]
+            yield extractor.normalise(views.batch(epoch, index)), labels[index]
 
     def loss_of(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         images, targets = batch

@@ -18,19 +18,9 @@ Step = Literal["rotation", "fisher", "factors", "readers", "writers", "correctio
 Augment = Literal["natural", "glyphs", "none"]
 
 STAGES = (
-    "data",
-    "base",
-    "teacher",
-    "statistics",
-    "pruned",
-    "submodel",
-    "export",
-    "features",
-    "fusion",
-    "test",
-)
+    "data", "base", "teacher", "statistics", "scores", "pruned", "submodel", "export", "features", "fusion", "test",
+)  # fmt: skip
 """Names that --force takes, in the order in which they run."""
-
 
 RECOVER_LR: dict[Pruner, float] = {"subspace": 5e-4, "channels": 1e-3}
 

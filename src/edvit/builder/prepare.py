@@ -210,6 +210,11 @@ def default_augment(data: str) -> Augment:
     return "glyphs" if data in GREY else "natural"
 
 
+def training_views(config: BuildConfig, data: Data) -> Views:
+    """What the teacher, the sub-models and the fusion see of the training set; not the views the base learned on."""
+    return Views(data.train, augmentation(config), config.seed + 1)
+
+
 @dataclass(frozen=True)
 class Teacher:
     """The base model's outputs on the views of the training set."""
@@ -238,7 +243,7 @@ class _TeachJob:
 def run_teacher(context: Context, data: Data, trained: Base) -> Teacher:
     """The base model's outputs on every view, for all sub-models."""
     config = context.config
-    views = Views(data.train, augmentation(config), config.seed + 1)
+    views = training_views(config, data)
     count = config.resolved_views
     shape = backbone.describe(trained.model)
     blocks = teacher.stream_blocks(shape, len(data.train), count) if config.recover_epochs else ()

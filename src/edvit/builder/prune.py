@@ -6,7 +6,7 @@ times `Q`. By channels `Q` is a selection of columns of the identity.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -155,11 +155,12 @@ def _by_subspace(context: Context, data: Data, trained: Base, groups: Sequence[G
     if missing:
         rotated = to_rms(trained.model)
         calibration = Calibration(data.train.take(rows), how.mean, how.std)
-        bins = _bins(backbone.describe(rotated), groups, gradients=options.fisher is not None)
-        measured = _statistics(context, rotated, calibration, bins, shared)
+        gradients = options.fisher is not None
+        bins = _bins(backbone.describe(rotated), parts, gradients=gradients)
+        measured = _statistics(context, rotated, calibration, {**shared, "gradients": gradients, "bins": bins})
         to_cut = [
-            CutGroup(groups[i].classes, groups[i].widths, bins=None if bins is None else bins.of(groups[i].classes))
-            for i in missing
+            CutGroup(group.classes, group.widths, bins=tuple(sorted({bins[label] for label in group.classes})))
+            for group in (groups[i] for i in missing)
         ]
         with context.report.bar("prune", "subspaces") as bar:
             cuts = cut(
@@ -186,21 +187,17 @@ def _statistics(
     context: Context,
     rotated: VisionTransformer,
     calibration: Calibration,
-    bins: _Bins | None,
-    shared: dict[str, Any],
+    settings: dict[str, Any],
 ) -> Artifact:
-    gradients = subspace_options(context.config).fisher is not None
-    of_image = None if bins is None else [bins.of_class[int(label)] for label in calibration.labels]
+    bins, gradients, seed = (settings[name] for name in ("bins", "gradients", "seed"))
 
     def fill(folder: Path) -> dict[str, Any]:
+        of_image = [bins[label] for label in calibration.labels.tolist()]
         with context.report.bar("prune", "statistics of the base model") as bar:
-            sums = statistics.collect(
-                rotated, calibration, of_image, gradients=gradients, seed=context.config.seed, progress=bar
-            )
+            sums = statistics.collect(rotated, calibration, of_image, gradients=gradients, seed=seed, progress=bar)
         sums.save(folder / SUMS)
         return {"images": len(calibration.images)}
 
-    settings = {**shared, "gradients": gradients, "bins": None if bins is None else sorted(bins.of_class.items())}
     return context.work.make(Stage("statistics", settings), fill)
 
 
@@ -209,42 +206,68 @@ def _parts(groups: Sequence[Group], classes: int) -> Sequence[Group]:
     return [group for group in groups if len(group.classes) < classes] or groups
 
 
-@dataclass(frozen=True)
-class _Bins:
-    """Statistics by class group, where those by class would take too much memory."""
-
-    of_class: Mapping[int, int]
-
-    def of(self, classes: Sequence[int]) -> tuple[int, ...]:
-        return tuple(sorted({self.of_class[label] for label in classes}))
-
-
-def _bins(architecture: Architecture, groups: Sequence[Group], *, gradients: bool) -> _Bins | None:
+def _bins(architecture: Architecture, parts: Sequence[Group], *, gradients: bool) -> dict[int, int]:
+    """The bin of each class in the statistics: its own, or its group's where those by class would take too much."""
     needed = statistics.sums_bytes(architecture, architecture.classes, gradients=gradients)
-    if needed <= statistics.SUMS_LIMIT_BYTES:
-        return None
-    parts = _parts(groups, architecture.classes)
-    return _Bins({label: index for index, group in enumerate(parts) for label in group.classes})
+    by_class = needed <= statistics.SUMS_LIMIT_BYTES
+    return {label: label if by_class else index for index, part in enumerate(parts) for label in sorted(part.classes)}
 
 
 # --- by channels -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class _ChannelJob:
+class _ScoreJob:
     stage: Stage
     scratch: Path
     base: Path
-    group: Group
     images: ImageSet
-    validation: ImageSet
     preprocessing: Preprocessing
     criterion: ChannelCriterion
     exact_heads: bool
     seed: int
 
 
+@dataclass(frozen=True)
+class _SelectJob:
+    stage: Stage
+    scratch: Path
+    base: Path
+    scores: Path
+    widths: Widths
+    validation: ImageSet
+    preprocessing: Preprocessing
+
+
 def _by_channels(context: Context, data: Data, trained: Base, groups: Sequence[Group]) -> tuple[Artifact, ...]:
+    config, whole = context.config, weights_path(trained.artifact)
+    scored = _scores(context, data, trained, groups)
+    jobs = [
+        _SelectJob(
+            stage=Stage(
+                "pruned",
+                {
+                    "data": data.digest,
+                    "base": trained.artifact.digest,
+                    "scores": scores.digest,
+                    "widths": group.widths.model_dump(mode="json"),
+                },
+            ),
+            scratch=Path(),
+            base=whole,
+            scores=scores.folder / SCORES,
+            widths=group.widths,
+            validation=data.validation,
+            preprocessing=context.source.preprocessing,
+        )
+        for group, scores in zip(groups, scored, strict=True)
+    ]
+    with context.report.bar("prune", "channels") as bar:
+        return run_stages(context.work, _select_job, jobs, workers=config.workers, progress=bar)
+
+
+def _scores(context: Context, data: Data, trained: Base, groups: Sequence[Group]) -> tuple[Artifact, ...]:
+    """Importance of every component for each group; other widths are cut from the same."""
     config = context.config
     # Fisher-KL ranks whole heads poorly, and there are few of them.
     exact_heads = config.attention == "heads" and config.criterion == "fisher-kl"
@@ -252,12 +275,11 @@ def _by_channels(context: Context, data: Data, trained: Base, groups: Sequence[G
     for group in groups:
         rows = calibration_rows(data, group.classes, config.calibration, config.seed)
         stage = Stage(
-            "pruned",
+            "scores",
             {
                 "data": data.digest,
                 "base": trained.artifact.digest,
                 "classes": group.classes,
-                "widths": group.widths.model_dump(mode="json"),
                 "criterion": config.criterion,
                 "exact_heads": exact_heads,
                 "images": rows.tolist(),
@@ -265,13 +287,11 @@ def _by_channels(context: Context, data: Data, trained: Base, groups: Sequence[G
             },
         )
         jobs.append(
-            _ChannelJob(
+            _ScoreJob(
                 stage=stage,
                 scratch=Path(),
                 base=weights_path(trained.artifact),
-                group=group,
                 images=data.train.take(rows),
-                validation=data.validation,
                 preprocessing=context.source.preprocessing,
                 criterion=config.criterion,
                 exact_heads=exact_heads,
@@ -279,22 +299,29 @@ def _by_channels(context: Context, data: Data, trained: Base, groups: Sequence[G
             )
         )
     with context.report.bar("prune", f"scoring ({config.criterion})") as bar:
-        return run_stages(context.work, _prune_channels, jobs, workers=config.workers, progress=bar)
+        return run_stages(context.work, _score_job, jobs, workers=config.workers, progress=bar)
 
 
-def _prune_channels(job: _ChannelJob, progress: parallel.Progress) -> dict[str, Any]:
+def _score_job(job: _ScoreJob, progress: parallel.Progress) -> dict[str, Any]:
     model = checkpoint.load_model(job.base)
     how = FeatureExtractor(model, job.preprocessing.mean, job.preprocessing.std)
-    pixels = (torch.from_numpy(job.images.pixels()).float() / 255.0 - how.mean) / how.std
+    pixels = how.normalise(torch.from_numpy(job.images.pixels()))
     scores = importance.score(
         model, pixels, criterion=job.criterion, exact_heads=job.exact_heads, seed=job.seed, progress=progress
     )
-    architecture = backbone.describe(model)
-    selection = surgery.select(scores, architecture, job.group.widths)
-    pruned = surgery.prune(model, selection)
     scores.save(job.scratch / SCORES)
+    return {"images": len(pixels)}
+
+
+def _select_job(job: _SelectJob, progress: parallel.Progress) -> dict[str, Any]:
+    model, scores = checkpoint.load_model(job.base), Scores.load(job.scores)
+    architecture = backbone.describe(model)
+    selection = surgery.select(scores, architecture, job.widths)
+    pruned = surgery.prune(model, selection)
     _save(job.scratch, pruned, attention.selection(selection.dim, architecture.widths.dim))
-    return _note(pruned, kept_importance(scores, selection), job.preprocessing, job.validation)
+    note = _note(pruned, kept_importance(scores, selection), job.preprocessing, job.validation)
+    progress(1, 1)
+    return note
 
 
 def kept_importance(scores: Scores, selection: surgery.Selection) -> Kept:

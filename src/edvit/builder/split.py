@@ -12,13 +12,13 @@ import torch
 
 from edvit.builder import backbone, base, checkpoint, export, parallel, recover
 from edvit.builder.artifacts import Artifact, Stage
-from edvit.builder.augment import Augmentation, Views
+from edvit.builder.augment import Views
 from edvit.builder.backbone import FeatureExtractor
 from edvit.builder.base import features_of
 from edvit.builder.fusion import FusionTraining, train_fusion
 from edvit.builder.images import ImageSet
 from edvit.builder.jobs import run_stages
-from edvit.builder.prepare import WEIGHTS, Context, Data, Teacher, augmentation, load_extractor, weights_path
+from edvit.builder.prepare import WEIGHTS, Context, Data, Teacher, load_extractor, training_views, weights_path
 from edvit.builder.prune import Group, load_rotation
 from edvit.builder.recover import Recovery
 from edvit.builder.training import Schedule
@@ -62,10 +62,8 @@ class _RecoverJob:
     pruned: Artifact
     teacher: Teacher
     group: Group
-    train: ImageSet
+    views: Views
     validation: ImageSet
-    augmentation: Augmentation
-    view_seed: int
     how: Recovery
     preprocessing: Preprocessing
     seed: int
@@ -105,10 +103,8 @@ def recover_submodels(
                 pruned=narrow,
                 teacher=taught,
                 group=group,
-                train=data.train,
+                views=training_views(config, data),
                 validation=data.validation,
-                augmentation=augmentation(config),
-                view_seed=config.seed + 1,
                 how=how,
                 preprocessing=context.source.preprocessing,
                 seed=config.seed,
@@ -123,7 +119,7 @@ def _recover_job(job: _RecoverJob, progress: parallel.Progress) -> dict[str, Any
     trained = recover.recover(
         checkpoint.load_model(weights_path(job.pruned)),
         job.group.classes,
-        Views(job.train, job.augmentation, job.view_seed),
+        job.views,
         job.teacher.open(),
         job.how,
         rotation=load_rotation(job.pruned),
@@ -178,7 +174,7 @@ class _FeatureJob:
 def view_features(context: Context, data: Data, taught: Teacher, submodels: Sequence[Artifact]) -> tuple[Artifact, ...]:
     """Each sub-model's features over the views that the fusion is trained on, float32 `[views x n, dim]`."""
     config = context.config
-    views = Views(data.train, augmentation(config), config.seed + 1)
+    views = training_views(config, data)
     count = min(FUSION_VIEWS, len(taught.views))
     made_from = {"data": data.digest, "augment": asdict(views.augmentation), "seed": views.seed, "views": count}
     jobs = [

@@ -40,6 +40,12 @@ def test_output_is_the_same(variant):
         assert bool((norm.weight == 1).all())
 
 
+@pytest.mark.parametrize("variant", CONVERTIBLE)
+def test_the_plan_knows_the_converted_shape_before_there_is_one(variant):
+    model = vit_variants.make(variant)
+    assert backbone.describe(model).rotated_form() == backbone.describe(to_rms(model))
+
+
 @pytest.mark.parametrize("options", [{"qkv_bias": False}, {"proj_bias": False}])
 def test_a_norms_bias_finds_a_layer_that_had_none(options):
     model = randomised(timm.create_model("vit_test_plain", num_classes=5, **options))

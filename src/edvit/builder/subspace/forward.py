@@ -62,12 +62,6 @@ def before_pre_norm(model: VisionTransformer, images: Tensor) -> Tensor:
     return embedded
 
 
-def read_by_head(model: VisionTransformer, stream: Tensor) -> Tensor:
-    """What the head reads, `[batch, dim]`, of the stream after the last block."""
-    feature: Tensor = model.forward_head(model.norm(stream), pre_logits=True)
-    return feature
-
-
 def pooled(model: VisionTransformer, stream: Tensor) -> Tensor:
     """The tokens of the last block that anything reads: those that are pooled."""
     if model.global_pool == "token":

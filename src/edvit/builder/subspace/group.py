@@ -247,8 +247,8 @@ class Cutting:
         if self.options.refit_readers:
             moments = Moments(self.widths.dim, self.rotation.shape[0])
             for part in self._parts():
-                x = forward.read_by_head(model, self.stream[part])
-                moments.add(x, forward.read_by_head(self.base, after[self.rows[part]]), self.weights[part])
+                x = backbone.read_by_head(model, self.stream[part])
+                moments.add(x, backbone.read_by_head(self.base, after[self.rows[part]]), self.weights[part])
             guess, shift = moments.solve(self.rotation, self.options.reader_ridge)
             weight, bias = head.weight.double() @ guess, head.bias.double() + head.weight.double() @ shift
         _set(model.head, weight, bias)

@@ -191,7 +191,7 @@ def _add_pass(base: VisionTransformer, images: Tensor, into: Sums) -> tuple[list
         normal = base.norm(stream)
         feature = base.forward_head(read(normal, forward.pooled(base, normal)), pre_logits=True)
     else:
-        feature = forward.read_by_head(base, stream)
+        feature = backbone.read_by_head(base, stream)
         feature = read(feature, feature)
     return normals, base.head(feature)
 
