@@ -151,6 +151,20 @@ def test_one_sub_model_that_keeps_everything_is_the_base_model(tiny_build, work,
     assert bundle.manifest.metric("fused") > 0.6
 
 
+def test_a_bundle_of_fitted_widths_says_what_each_sub_model_has_become(work, tmp_path):
+    config = tiny_config(widths="fitted", recover_epochs=0, views=2, baseline=False)
+    bundle, built = build(config, tmp_path / "fitted", work=work)
+    for submodel, planned in zip(bundle.manifest.submodels, built.plan.submodels, strict=True):
+        assert submodel.params <= planned.cost.params
+        assert submodel.flops <= planned.cost.flops
+        assert submodel.feature_dim == submodel.widths.dim
+    assert any(
+        submodel.widths != planned.architecture.widths
+        for submodel, planned in zip(bundle.manifest.submodels, built.plan.submodels, strict=True)
+    )
+    assert bundle.manifest.metric("fused") > 0.3
+
+
 def test_two_groups_share_a_device_and_are_pruned_until_they_fit(work, tmp_path):
     def fleet(memory_mb):
         return Fleet(name="one", devices=(Device.model_validate({"name": "only", "memory_mb": memory_mb}),))

@@ -27,6 +27,7 @@ from edvit.builder.subspace.cut import Options
 from edvit.builder.subspace.rms import to_rms
 from edvit.builder.surgery import BlockSelection, Selection
 from edvit.errors import ConfigError, ModelError
+from edvit.plan.cost import vit_cost
 from tiny_build import tiny_config
 
 torch.set_num_threads(1)
@@ -149,6 +150,20 @@ def test_steps_can_be_left_out(work):
     *_, (whole, _) = pruned(work)
     *_, (less, _) = pruned(work, without=("writers",))
     assert whole.digest != less.digest
+
+
+def test_fitted_widths_are_each_groups_own_and_cost_no_more(work):
+    _, _, groups, artifacts = pruned(work, widths="fitted", groups=((0, 1), (8, 9)))
+    made = [backbone.describe(model_of(artifact)) for artifact in artifacts]
+    assert any(one.widths != group.widths for one, group in zip(made, groups, strict=True))
+    for one, group in zip(made, groups, strict=True):
+        budget = vit_cost(one.model_copy(update={"widths": group.widths, "classes": 0}))
+        cost = vit_cost(one.model_copy(update={"classes": 0}))
+        assert cost.params <= budget.params
+        assert cost.flops <= budget.flops
+        assert cost.peak_memory_bytes <= budget.peak_memory_bytes
+    with pytest.raises(ConfigError, match=r"widths: .*fitted goes with subspace"):
+        tiny_config(widths="fitted", prune="channels")
 
 
 def test_a_model_that_cannot_be_rotated_says_so_before_any_work():

@@ -11,10 +11,19 @@ from scipy.special import rel_entr, softmax
 from digit_images import HOW, train_and_validation
 from edvit.architecture import pruned_widths
 from edvit.builder import backbone, importance, surgery
-from edvit.builder.augment import Augmentation, Views
+from edvit.builder.augment import Augmentation, Mix, Views
 from edvit.builder.backbone import FeatureExtractor
 from edvit.builder.base import BaseTraining, accuracy, logits_of, train_base
-from edvit.builder.recover import Recovery, Student, draw_weights, own_or_other, recover, soft_loss, stream_loss
+from edvit.builder.recover import (
+    Recovery,
+    Student,
+    draw_weights,
+    mixed,
+    own_or_other,
+    recover,
+    soft_loss,
+    stream_loss,
+)
 from edvit.builder.subspace import attention
 from edvit.builder.teacher import open_views, write_view
 from edvit.builder.training import Schedule
@@ -77,6 +86,13 @@ def test_the_soft_loss_is_least_where_student_and_teacher_agree():
     loss.backward()
     assert loss.item() == pytest.approx(0, abs=1e-5)
     assert student.grad.abs().max() < 1e-5
+
+
+def test_the_label_of_a_mixed_image_is_mixed_as_it_is():
+    mix = Mix(
+        np.array([1, 0]), np.array([0.75, 1.0], np.float32), np.array([True, False]), np.zeros((2, 2), np.float32)
+    )
+    assert torch.equal(mixed(torch.eye(2), mix), torch.tensor([[0.75, 0.25], [0.0, 1.0]]))
 
 
 # --- on digits ---------------------------------------------------------------------------------------------

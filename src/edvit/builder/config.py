@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from edvit.architecture import AttentionMode
 from edvit.errors import ConfigError
@@ -15,6 +15,7 @@ from edvit.fleet import Fleet, first_problem
 Pruner = Literal["subspace", "channels"]
 ChannelCriterion = Literal["fisher-kl", "kl", "magnitude", "random"]
 Step = Literal["rotation", "fisher", "factors", "readers", "writers", "correction"]
+Fit = Literal["uniform", "fitted"]
 Augment = Literal["natural", "glyphs", "none"]
 
 STAGES = (
@@ -50,6 +51,8 @@ class BuildConfig(BaseModel):
     """How `channels` scores components."""
     without: tuple[Step, ...] = ()
     """Steps of `subspace` to leave out, to see what each is worth."""
+    widths: Fit = "uniform"
+    """Of `subspace`: the same in every block, or for each group where its output loses least at no larger cost."""
     fisher: float = Field(default=0.3, gt=0)
     """Share of the identity in the Fisher weight of `subspace`."""
     foreign: float = Field(default=1 / 3, ge=0)
@@ -74,6 +77,13 @@ class BuildConfig(BaseModel):
     """Also build one sub-model for all classes at the same width (N = 1), to see what splitting buys."""
     workers: int = Field(default_factory=lambda: max(1, len(os.sched_getaffinity(0))), ge=1)
     """Sub-models that are trained at a time, one thread each. Does not change the result."""
+
+    @field_validator("widths")
+    @classmethod
+    def _fits(cls, widths: Fit, info: ValidationInfo) -> Fit:
+        if widths == "fitted" and (info.data.get("prune") != "subspace" or info.data.get("attention") != "dims"):
+            raise ValueError("fitted goes with subspace pruning of head dimensions only")
+        return widths
 
     @property
     def resolved_groups(self) -> int:

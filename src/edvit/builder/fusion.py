@@ -80,7 +80,7 @@ def train_fusion(
 
     Args:
         features: float32 `[samples, sum of dims]`.
-        labels: int64 `[samples]`.
+        labels: float32 `[samples, classes]`, shares of the classes.
         teacher_logits: float32 `[samples, classes]`, the base model's.
         dims: feature length of each sub-model.
         hidden: width of the hidden layer.

@@ -181,17 +181,19 @@ def _fill_bundle(folder: Path, built: Built, flags: dict[str, Any]) -> Manifest:
     infos = []
     for submodel in plan.submodels:
         path = folder / f"submodel-{submodel.id}.onnx"
+        architecture = made.architecture(submodel.id)
+        cost = vit_cost(architecture)
         shutil.copyfile(made.submodel_path(submodel.id), path)
         infos.append(
             SubModelInfo(
                 id=submodel.id,
                 classes=submodel.classes,
-                widths=submodel.architecture.widths,
+                widths=architecture.widths,
                 model=model_file(path),
-                params=submodel.cost.params,
-                flops=submodel.cost.flops,
-                peak_memory_bytes=submodel.cost.peak_memory_bytes,
-                feature_dim=submodel.architecture.widths.dim,
+                params=cost.params,
+                flops=cost.flops,
+                peak_memory_bytes=cost.peak_memory_bytes,
+                feature_dim=architecture.widths.dim,
             )
         )
     fusion = folder / "fusion.onnx"
@@ -306,14 +308,17 @@ def _describe_groups(plan: Plan, data: prepare.Data) -> str:
 def _describe_pruner(config: BuildConfig) -> str:
     if config.prune == "channels":
         return f"channels, by {config.criterion}"
-    return "subspace" + "".join(f", without {step}" for step in config.without)
+    fitted = ", widths fitted" if config.widths == "fitted" else ""
+    return f"subspace{fitted}" + "".join(f", without {step}" for step in config.without)
 
 
 def _describe_widths(plan: Plan, config: BuildConfig) -> str:
     old, new = plan.base.widths, plan.submodels[0].architecture.widths
+    limit = "no dearer than " if config.widths == "fitted" else ""
     ratio = vit_cost(plan.base).params / max(submodel.cost.params for submodel in plan.submodels)
     return (
-        f"by {_describe_pruner(config)} · d {old.dim}→{new.dim}, heads {old.blocks[0].heads}×{old.blocks[0].head_dim}→"
+        f"by {_describe_pruner(config)} · {limit}d {old.dim}→{new.dim}, "
+        f"heads {old.blocks[0].heads}×{old.blocks[0].head_dim}→"
         f"{new.blocks[0].heads}×{new.blocks[0].head_dim}, FFN {old.blocks[0].hidden}→{new.blocks[0].hidden} · "
         f"{ratio:.1f}× smaller"
     )

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from edvit.builder.augment import Views
+from edvit.builder.augment import Mix, Views
 from edvit.builder.backbone import FeatureExtractor
 from edvit.builder.teacher import TeacherView
 from edvit.builder.training import Schedule, epoch_order, train
@@ -100,6 +100,7 @@ class Lesson:
 
     images: Tensor
     own_labels: Tensor
+    """Shares of the own classes and *other*, `[batch, own classes + 1]`."""
     teacher_logits: Tensor
     teacher_features: Tensor
     teacher_streams: Tensor | None
@@ -136,18 +137,20 @@ def recover(
     generator = torch.Generator().manual_seed(seed)
     student = Student(FeatureExtractor(model, mean, std), classes, rotation, blocks)
     own_labels = own_or_other(views.images.labels, classes)
+    one_hot = F.one_hot(own_labels, len(classes) + 1).float()
     weights = draw_weights(own_labels, len(classes), how.own_share)
     steps = max(1, len(views.images) // how.batch_size)
 
     def batches(epoch: int) -> Iterator[Lesson]:
         view = epoch % len(teacher)
         outputs = teacher[view]
+        targets = mixed(one_hot, views.mix(view))
         order = epoch_order(len(views.images), weights, generator).numpy()
         for step in range(steps):
             index = order[step * how.batch_size : (step + 1) * how.batch_size]
             yield Lesson(
                 views.batch(view, index),
-                own_labels[index],
+                targets[index],
                 torch.from_numpy(outputs.logits[index]),
                 torch.from_numpy(outputs.features[index]),
                 None if outputs.streams is None else torch.from_numpy(outputs.streams[index]).float() @ rotation,
@@ -192,6 +195,12 @@ def own_or_other(labels: npt.NDArray[np.int64], classes: tuple[int, ...]) -> Ten
     lookup = np.full(max(int(labels.max()), *classes) + 1, len(classes), dtype=np.int64)
     lookup[list(classes)] = np.arange(len(classes))
     return torch.from_numpy(lookup[labels])
+
+
+def mixed(one_hot: Tensor, mix: Mix) -> Tensor:
+    """Labels `[n, classes]` of images that are mixed with others: each label has its image's share."""
+    share = torch.from_numpy(mix.share)[:, None]
+    return share * one_hot + (1 - share) * one_hot[mix.partner]
 
 
 def draw_weights(own_labels: Tensor, own_classes: int, own_share: float) -> Tensor | None:

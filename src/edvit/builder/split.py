@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
+from edvit.architecture import Architecture
 from edvit.builder import backbone, base, checkpoint, export, parallel, recover
 from edvit.builder.artifacts import Artifact, Stage
 from edvit.builder.augment import Views
@@ -44,6 +46,11 @@ class Split:
     submodels: tuple[Artifact, ...]
     exports: tuple[Artifact, ...]
     fusion: Artifact
+
+    def architecture(self, submodel: int) -> Architecture:
+        """Of a sub-model as it runs on a device: without a head."""
+        model = checkpoint.load_model(weights_path(self.submodels[submodel]))
+        return backbone.describe(model).model_copy(update={"classes": 0})
 
     def submodel_path(self, submodel: int) -> Path:
         """ONNX file of a sub-model."""
@@ -230,13 +237,14 @@ def fuse(
     )
 
     def fill(folder: Path) -> dict[str, Any]:
-        outputs = taught.open()[:FUSION_VIEWS]
+        outputs, views = taught.open()[:FUSION_VIEWS], training_views(config, data)
+        one_hot = F.one_hot(torch.from_numpy(data.train.labels), len(data.classes)).float()
         extractors = [load_extractor(artifact, context.source.preprocessing) for artifact in submodels]
         seen = np.concatenate([np.load(artifact.folder / FEATURES) for artifact in features], axis=1)
         with context.report.bar("fuse", "training") as bar:
             fusion = train_fusion(
                 torch.from_numpy(seen),
-                torch.from_numpy(data.train.labels).repeat(len(outputs)),
+                torch.cat([recover.mixed(one_hot, views.mix(view)) for view in range(len(outputs))]),
                 torch.from_numpy(np.concatenate([view.logits for view in outputs])),
                 dims=[backbone.describe(extractor.model).widths.dim for extractor in extractors],
                 hidden=hidden,

@@ -39,6 +39,9 @@ def build(
     without: list[str] = typer.Option(
         [], help="A step of --prune subspace to leave out: rotation, fisher, factors, readers, writers, correction."
     ),
+    widths: Literal["uniform", "fitted"] = typer.Option(
+        "uniform", help="Of --prune subspace: equal in all blocks, or spent where a group's output gains most."
+    ),
     fisher: float = typer.Option(0.3, help="Share of the identity in the Fisher weight of --prune subspace."),
     foreign: float = typer.Option(1 / 3, min=0, help="Weight of the foreign classes in --prune subspace, own: 1."),
     calibration: int = typer.Option(300, min=1, help="Images of its own classes that each group is pruned on."),
@@ -86,6 +89,7 @@ def build(
         "prune": prune,
         "criterion": criterion,
         "without": tuple(without),
+        "widths": widths,
         "fisher": fisher,
         "foreign": foreign,
         "calibration": calibration,
