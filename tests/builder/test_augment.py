@@ -35,7 +35,6 @@ augmentations = st.builds(
     scale=st.floats(0, 0.5),
     rotate=st.floats(0, 90),
     colour=st.floats(0, 1),
-    mix=st.floats(0, 1),
 )
 
 
@@ -111,29 +110,3 @@ def test_a_shift_moves_the_image_by_that_much(noise):
         ]
         at = (image[:, inner, inner] - source[:, 5 + y : 11 + y, 5 + x : 11 + x]).abs().mean()
         assert at == min(near)
-
-
-def test_a_mixed_image_is_its_own_share_of_itself_and_the_rest_of_its_partner(noise):
-    """All else left out, so that both are known: all over in the share's proportion, or the partner's within a box."""
-    views, every = Views(noise, Augmentation(mix=1.0), 2), np.arange(40)
-    plain, made, mix = torch.from_numpy(noise.pixels()).float(), views.batch(1, every), views.mix(1)
-    assert (mix.share >= 0.5).all()
-    assert 10 < mix.cut.sum() < 30
-    for i in every:
-        partner, share = plain[mix.partner[i]], float(mix.share[i])
-        if not mix.cut[i]:
-            assert torch.allclose(made[i], share * plain[i] + (1 - share) * partner, atol=1e-3)
-            continue
-        foreign = (made[i] != plain[i]).any(dim=0)
-        assert torch.equal(made[i][:, foreign], partner[:, foreign])
-        side = np.sqrt(1 - share) * 16
-        rows, columns = foreign.any(dim=1).nonzero(), foreign.any(dim=0).nonzero()
-        if mix.partner[i] != i and len(rows):
-            assert abs(rows[-1] - rows[0] + 1 - side) <= 1
-            assert abs(columns[-1] - columns[0] + 1 - side) <= 1
-
-
-def test_only_the_share_asked_for_is_mixed(noise):
-    mix = Views(noise, Augmentation(mix=0.5), 0).mix(0)
-    assert 8 <= (mix.share < 1).sum() <= 32
-    assert (Views(noise, Augmentation(), 0).mix(0).share == 1).all()

@@ -11,19 +11,10 @@ from scipy.special import rel_entr, softmax
 from digit_images import HOW, train_and_validation
 from edvit.architecture import pruned_widths
 from edvit.builder import backbone, importance, surgery
-from edvit.builder.augment import Augmentation, Mix, Views
+from edvit.builder.augment import Augmentation, Views
 from edvit.builder.backbone import FeatureExtractor
 from edvit.builder.base import BaseTraining, accuracy, logits_of, train_base
-from edvit.builder.recover import (
-    Recovery,
-    Student,
-    draw_weights,
-    mixed,
-    own_or_other,
-    recover,
-    soft_loss,
-    stream_loss,
-)
+from edvit.builder.recover import Recovery, Student, own_or_other, recover, soft_loss, stream_loss
 from edvit.builder.subspace import attention
 from edvit.builder.teacher import open_views, write_view
 from edvit.builder.training import Schedule
@@ -46,25 +37,10 @@ def test_own_labels_are_places_in_the_group_and_the_rest_is_other(labels, group)
         assert place == (group.index(label) if label in group else len(group))
 
 
-@given(labels_in_ten, groups, st.floats(0.05, 0.95))
-def test_own_classes_are_drawn_with_at_least_their_share(labels, group, share):
-    own_labels = own_or_other(labels, group)
-    own = own_labels < len(group)
-    weights = draw_weights(own_labels, len(group), share)
-    if weights is None:
-        found = own.double().mean().item()
-        assert found in (0.0, 1.0) or found >= share
-    else:
-        assert (weights > 0).all()
-        assert (weights[own].sum() / weights.sum()).item() == pytest.approx(share)
-        assert len(set(weights[own].tolist())) == len(set(weights[~own].tolist())) == 1
-
-
 def test_a_group_of_all_classes_has_no_other():
     labels = np.array([0, 1, 2, 1])
     own = own_or_other(labels, (0, 1, 2))
     assert own.tolist() == labels.tolist()
-    assert draw_weights(own, 3, 0.5) is None
 
 
 scores = arrays(np.float32, (3, 5), elements=st.floats(-8, 8, width=32))
@@ -86,13 +62,6 @@ def test_the_soft_loss_is_least_where_student_and_teacher_agree():
     loss.backward()
     assert loss.item() == pytest.approx(0, abs=1e-5)
     assert student.grad.abs().max() < 1e-5
-
-
-def test_the_label_of_a_mixed_image_is_mixed_as_it_is():
-    mix = Mix(
-        np.array([1, 0]), np.array([0.75, 1.0], np.float32), np.array([True, False]), np.zeros((2, 2), np.float32)
-    )
-    assert torch.equal(mixed(torch.eye(2), mix), torch.tensor([[0.75, 0.25], [0.0, 1.0]]))
 
 
 # --- on digits ---------------------------------------------------------------------------------------------

@@ -5,11 +5,9 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 
-from edvit.builder.training import Schedule, epoch_order, train
+from edvit.builder.training import Schedule, train
 from edvit.errors import BuildError
 
 torch.set_num_threads(1)
@@ -120,17 +118,3 @@ def test_progress_counts_every_step():
 def test_the_same_seed_gives_the_same_weights():
     one, other = (run(line(), Schedule(epochs=2, lr=0.1, ema_decay=0.9)) for _ in range(2))
     assert torch.equal(one.weight, other.weight)
-
-
-@given(st.integers(1, 50), st.integers(0, 9))
-def test_an_epoch_without_weights_takes_each_image_once(count, seed):
-    order = epoch_order(count, None, torch.Generator().manual_seed(seed))
-    assert sorted(order.tolist()) == list(range(count))
-
-
-def test_weights_decide_what_is_drawn():
-    weights = torch.tensor([0.0, 1.0, 3.0])
-    drawn = torch.cat([epoch_order(3, weights, torch.Generator().manual_seed(seed)) for seed in range(500)])
-    counts = torch.bincount(drawn, minlength=3)
-    assert counts[0] == 0
-    assert 2.5 < counts[2] / counts[1] < 3.6

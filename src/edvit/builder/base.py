@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from edvit.builder.augment import Views
 from edvit.builder.backbone import FeatureExtractor
 from edvit.builder.images import ImageSet
-from edvit.builder.training import Schedule, epoch_order, train
+from edvit.builder.training import Schedule, train
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def train_base(
     steps = max(1, len(views.images) // how.batch_size)
 
     def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        order = epoch_order(len(labels), None, generator).numpy()
+        order = torch.randperm(len(labels), generator=generator).numpy()
         for step in range(steps):
             index = order[step * how.batch_size : (step + 1) * how.batch_size]
             yield extractor.normalise(views.batch(epoch, index)), labels[index]

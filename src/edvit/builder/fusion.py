@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edvit.builder.recover import soft_loss
-from edvit.builder.training import Schedule, epoch_order, train
+from edvit.builder.training import Schedule, train
 
 
 class Fusion(nn.Module):
@@ -80,7 +80,7 @@ def train_fusion(
 
     Args:
         features: float32 `[samples, sum of dims]`.
-        labels: float32 `[samples, classes]`, shares of the classes.
+        labels: int64 `[samples]`.
         teacher_logits: float32 `[samples, classes]`, the base model's.
         dims: feature length of each sub-model.
         hidden: width of the hidden layer.
@@ -93,7 +93,7 @@ def train_fusion(
     steps = max(1, len(features) // how.batch_size)
 
     def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        order = epoch_order(len(features), None, generator)
+        order = torch.randperm(len(features), generator=generator)
         for step in range(steps):
             index = order[step * how.batch_size : (step + 1) * how.batch_size]
             yield index, draw_present(len(index), len(dims), how.drop, generator)

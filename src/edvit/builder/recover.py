@@ -2,8 +2,7 @@
 
 Three losses, summed with the weights of `Recovery`:
 
-- own: cross-entropy over the group's own classes and *other* (ED-ViT, arXiv 2410.11650), on images drawn so that
-  the own classes make up a given share;
+- own: cross-entropy over the group's own classes and *other* (ED-ViT, arXiv 2410.11650);
 - logits: KL to the base model's softened scores over all classes (Hinton et al., arXiv 1503.02531);
 - features: distance to the base model's feature, through a linear map that is dropped after training;
 - streams: distance of the residual stream, token by token, to the base model's times `Q`, after the blocks that the
@@ -26,10 +25,10 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from edvit.builder.augment import Mix, Views
+from edvit.builder.augment import Views
 from edvit.builder.backbone import FeatureExtractor
 from edvit.builder.teacher import TeacherView
-from edvit.builder.training import Schedule, epoch_order, train
+from edvit.builder.training import Schedule, train
 
 
 @dataclass(frozen=True)
@@ -38,9 +37,6 @@ class Recovery:
 
     schedule: Schedule
     batch_size: int = 64
-    own_share: float = 0.5
-    """Share of an epoch's images that are of the own classes (where there are others). The paper's balanced draw
-    is 0.5; never less than they have in the training set."""
     own_weight: float = 0.5
     logits_weight: float = 1.0
     features_weight: float = 1.0
@@ -100,7 +96,6 @@ class Lesson:
 
     images: Tensor
     own_labels: Tensor
-    """Shares of the own classes and *other*, `[batch, own classes + 1]`."""
     teacher_logits: Tensor
     teacher_features: Tensor
     teacher_streams: Tensor | None
@@ -137,20 +132,17 @@ def recover(
     generator = torch.Generator().manual_seed(seed)
     student = Student(FeatureExtractor(model, mean, std), classes, rotation, blocks)
     own_labels = own_or_other(views.images.labels, classes)
-    one_hot = F.one_hot(own_labels, len(classes) + 1).float()
-    weights = draw_weights(own_labels, len(classes), how.own_share)
     steps = max(1, len(views.images) // how.batch_size)
 
     def batches(epoch: int) -> Iterator[Lesson]:
         view = epoch % len(teacher)
         outputs = teacher[view]
-        targets = mixed(one_hot, views.mix(view))
-        order = epoch_order(len(views.images), weights, generator).numpy()
+        order = torch.randperm(len(views.images), generator=generator).numpy()
         for step in range(steps):
             index = order[step * how.batch_size : (step + 1) * how.batch_size]
             yield Lesson(
                 views.batch(view, index),
-                targets[index],
+                own_labels[index],
                 torch.from_numpy(outputs.logits[index]),
                 torch.from_numpy(outputs.features[index]),
                 None if outputs.streams is None else torch.from_numpy(outputs.streams[index]).float() @ rotation,
@@ -195,18 +187,3 @@ def own_or_other(labels: npt.NDArray[np.int64], classes: tuple[int, ...]) -> Ten
     lookup = np.full(max(int(labels.max()), *classes) + 1, len(classes), dtype=np.int64)
     lookup[list(classes)] = np.arange(len(classes))
     return torch.from_numpy(lookup[labels])
-
-
-def mixed(one_hot: Tensor, mix: Mix) -> Tensor:
-    """Labels `[n, classes]` of images that are mixed with others: each label has its image's share."""
-    share = torch.from_numpy(mix.share)[:, None]
-    return share * one_hot + (1 - share) * one_hot[mix.partner]
-
-
-def draw_weights(own_labels: Tensor, own_classes: int, own_share: float) -> Tensor | None:
-    """Weights with which images are drawn so that the own classes make up `own_share`; None to take each once."""
-    own = own_labels < own_classes
-    share = own.double().mean().item()
-    if share in (0.0, 1.0) or share >= own_share:
-        return None
-    return torch.where(own, own_share / share, (1 - own_share) / (1 - share)).double()

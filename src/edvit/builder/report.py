@@ -244,7 +244,7 @@ def _pruning(manifest: Manifest) -> list[_Pruned]:
 
 
 def _stage_widths(widths: Widths) -> tuple[list[int], list[int], list[int]]:
-    """Residual channels, and attention and FFN widths block by block."""
+    """Embedding dimension, and attention and FFN widths block by block."""
     return (
         [widths.dim],
         [block.attention for block in widths.blocks],

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from edvit.architecture import Architecture
 from edvit.builder import backbone, base, checkpoint, export, parallel, recover
@@ -237,14 +236,13 @@ def fuse(
     )
 
     def fill(folder: Path) -> dict[str, Any]:
-        outputs, views = taught.open()[:FUSION_VIEWS], training_views(config, data)
-        one_hot = F.one_hot(torch.from_numpy(data.train.labels), len(data.classes)).float()
+        outputs = taught.open()[:FUSION_VIEWS]
         extractors = [load_extractor(artifact, context.source.preprocessing) for artifact in submodels]
         seen = np.concatenate([np.load(artifact.folder / FEATURES) for artifact in features], axis=1)
         with context.report.bar("fuse", "training") as bar:
             fusion = train_fusion(
                 torch.from_numpy(seen),
-                torch.cat([recover.mixed(one_hot, views.mix(view)) for view in range(len(outputs))]),
+                torch.from_numpy(data.train.labels).repeat(len(outputs)),
                 torch.from_numpy(np.concatenate([view.logits for view in outputs])),
                 dims=[backbone.describe(extractor.model).widths.dim for extractor in extractors],
                 hidden=hidden,

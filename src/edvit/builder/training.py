@@ -88,10 +88,3 @@ def train(
             progress(step, total)
     kept: nn.Module = model if ema is None else copy.deepcopy(ema.module)
     return kept.eval()
-
-
-def epoch_order(count: int, weights: torch.Tensor | None, generator: torch.Generator) -> torch.Tensor:
-    """Indices of one epoch over `count` images: a permutation, or draws with `weights` (with replacement)."""
-    if weights is None:
-        return torch.randperm(count, generator=generator)
-    return torch.multinomial(weights, count, replacement=True, generator=generator)
