@@ -10,6 +10,7 @@ from edvit.bundle import PlanInfo
 from edvit.cli import app, commands  # noqa: F401  (registers the commands)
 from edvit.errors import ConfigError, InfeasibleError, MissingExtraError, ModelError
 from edvit.plan.cost import vit_cost
+from tiny_build import MAX_MODEL
 
 MODEL = ["plan", "--model", "vit_digits_patch4_8"]
 
@@ -99,6 +100,13 @@ def test_pruned_more_to_fit(tmp_path):
 def test_bad_flags(arguments, error, says):
     with pytest.raises(error, match=says):
         run(*arguments)
+
+
+def test_a_model_that_build_could_not_prune_so_is_not_planned_either():
+    unrotatable = ("--model", MAX_MODEL, "--classes", "3", "--devices", "1")
+    with pytest.raises(ModelError, match="give --prune channels"):
+        run(*unrotatable)
+    assert "sub-model" in run(*unrotatable, "--prune", "channels")
 
 
 def test_infeasible(tmp_path):

@@ -48,7 +48,7 @@ def plan(
 
     names = _class_names(data, data_root, classes)
     chosen = chosen_fleet(fleet, devices)
-    base = _architecture(model, img_size, channels, len(names))
+    base = _architecture(model, img_size, channels, len(names), rotated=prune == "subspace")
     ratio = default_keep(base.heads) if keep is None else parse_keep(keep)
     asked = heads_pruned_at(ratio, base.heads, attention)
     class_groups = partition(len(names), groups or len(chosen.devices), seed)
@@ -85,16 +85,21 @@ def chosen_fleet(path: Path | None, devices: int | None) -> Fleet:
     return load_fleet(path) if path is not None else local_fleet(devices or 1)
 
 
-def _architecture(model: str, img_size: int | None, channels: int | None, classes: int) -> Architecture:
+def _architecture(
+    model: str, img_size: int | None, channels: int | None, classes: int, *, rotated: bool
+) -> Architecture:
     if channels == 2:
         raise ConfigError("--channels is 1 (grey) or 3 (colour)")
     try:
         from edvit.builder.backbone import describe, template
+        from edvit.builder.subspace.rms import check_rotatable
     except ModuleNotFoundError as error:
         raise MissingExtraError(
             f'planning reads the model from timm, and {error.name} is not installed: pip install "edvit[build]"'
         ) from None
     built = template(model, image_size=img_size, channels=channels or 3, classes=classes)
+    if rotated:
+        check_rotatable(built)
     if channels is None:
         own = 1 if built.pretrained_cfg["input_size"][0] == 1 else 3
         return describe(built).model_copy(update={"channels": own})
