@@ -1,0 +1,142 @@
+"""What closed-form pruning keeps, on validation images: each way of doing it named by settings of a build.
+
+    python benchmarks/closed_form.py --data imagefolder:cifar10 --weights base.safetensors --img-size 112 \
+        "" "calibration=900" "without=fisher" "keep=1/2 widths=fitted" "prune=channels"
+
+For each: the sub-models alone, over all classes and over their own, and a fusion of them that is trained on a few
+thousand training images without augmentation. The test split is not read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from edvit.builder import base, prepare
+from edvit.builder.artifacts import WorkFolder
+from edvit.builder.config import BuildConfig, make_config
+from edvit.builder.fusion import FusionTraining, train_fusion
+from edvit.builder.pipeline import make_plan
+from edvit.builder.progress import Reporter
+from edvit.builder.prune import Group, prune
+from edvit.builder.training import Schedule
+from edvit.fleet import local_fleet
+
+FUSION_IMAGES = 3000
+FUSION = FusionTraining(Schedule(epochs=30, lr=1e-3, weight_decay=0.05, warmup_epochs=1.0, ema_decay=0.99))
+FUSION_SEEDS = 3
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Accuracies and one cross-entropy on validation images."""
+
+    alone: list[float]
+    own: list[float]
+    fused: float
+    fused_loss: float
+    params: int
+    seconds: float
+    """Of pruning all groups, statistics included unless an earlier variant had the same."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("variants", nargs="+", help="settings as name=value, separated by spaces; empty: the defaults")
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--model", default="deit_tiny_patch16_224")
+    parser.add_argument("--weights", type=Path, required=True, help="of a base model that knows the classes")
+    parser.add_argument("--img-size", type=int, default=112)
+    parser.add_argument("--groups", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--work", type=Path, help="work folder of a build, to reuse what it has done")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        for variant in args.variants:
+            config = make_config(
+                data=args.data,
+                model=args.model,
+                weights=args.weights,
+                image_size=args.img_size,
+                fleet=local_fleet(args.groups),
+                seed=args.seed,
+                recover_epochs=0,
+                **settings(variant),
+            )
+            kept = measure(config, args.work or Path(folder))
+            print(
+                f"{variant or 'defaults':40} {kept.params / 1e6:5.2f} M  alone {spread(kept.alone)}  "
+                f"own classes {spread(kept.own)}  fused {kept.fused:.1%}  cross-entropy {kept.fused_loss:.3f}  "
+                f"{kept.seconds:.0f} s",
+                flush=True,
+            )
+
+
+def settings(variant: str) -> dict[str, object]:
+    """`name=value` pairs; `without` may name several steps, separated by commas."""
+    pairs = dict(part.split("=", 1) for part in variant.split())
+    return {name: tuple(value.split(",")) if name == "without" else value for name, value in pairs.items()}
+
+
+def spread(values: list[float]) -> str:
+    """Mean and range."""
+    return f"{np.mean(values):.1%} ({min(values):.1%}-{max(values):.1%})"
+
+
+def measure(config: BuildConfig, work: Path) -> Kept:
+    """Prune every group and see what is left."""
+    context = prepare.Context(config, prepare.open_source(config), WorkFolder(work), Reporter(quiet=True))
+    data = prepare.prepare_data(context)
+    trained = prepare.prepare_base(context, data)
+    plan = make_plan(config, context.source)
+    groups = [Group(submodel.classes, submodel.architecture.widths) for submodel in plan.submodels]
+    start = time.monotonic()
+    pruned = prune(context, data, trained, groups)
+    seconds = time.monotonic() - start
+    labels = data.validation.labels
+    rows = np.random.default_rng(config.seed).permutation(len(data.train))[:FUSION_IMAGES]
+    few = data.train.take(rows)
+    alone, own, seen, held_out = [], [], [], []
+    for group, artifact in zip(groups, pruned, strict=True):
+        extractor = prepare.load_extractor(artifact, context.source.preprocessing)
+        seen.append(base.features_of(extractor, few))
+        held_out.append(base.features_of(extractor, data.validation))
+        with torch.inference_mode():
+            right = extractor.model.head(held_out[-1]).argmax(dim=1).numpy() == labels
+        alone.append(float(right.mean()))
+        own.append(float(right[np.isin(labels, group.classes)].mean()))
+    teacher = base.logits_of(trained.extractor, few)
+    accuracies, losses = [], []
+    for seed in range(FUSION_SEEDS):
+        fusion = train_fusion(
+            torch.cat(seen, dim=1),
+            torch.from_numpy(few.labels),
+            teacher,
+            dims=[features.shape[1] for features in held_out],
+            hidden=plan.fusion_hidden,
+            how=FUSION,
+            seed=seed,
+        )
+        with torch.inference_mode():
+            scores = fusion(torch.cat(held_out, dim=1), torch.ones(len(labels), len(groups)))
+        accuracies.append(base.accuracy(scores, data.validation))
+        losses.append(F.cross_entropy(scores, torch.from_numpy(labels)).item())
+    return Kept(
+        alone=alone,
+        own=own,
+        fused=float(np.mean(accuracies)),
+        fused_loss=float(np.mean(losses)),
+        params=max(submodel.cost.params for submodel in plan.submodels),
+        seconds=seconds,
+    )
+
+
+if __name__ == "__main__":
+    main()
