@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from edvit.builder import base, prepare
 from edvit.builder.artifacts import WorkFolder
 from edvit.builder.config import BuildConfig, make_config
-from edvit.builder.fusion import FusionTraining, train_fusion
+from edvit.builder.fusion import FusionTraining, Samples, train_fusion
 from edvit.builder.pipeline import make_plan
 from edvit.builder.progress import Reporter
 from edvit.builder.prune import Group, prune
@@ -103,11 +103,12 @@ def measure(config: BuildConfig, work: Path) -> Kept:
     labels = data.validation.labels
     rows = np.random.default_rng(config.seed).permutation(len(data.train))[:FUSION_IMAGES]
     few = data.train.take(rows)
-    alone, own, seen, held_out = [], [], [], []
+    alone, own, seen, held_out, heads = [], [], [], [], []
     for group, artifact in zip(groups, pruned, strict=True):
         extractor = prepare.load_extractor(artifact, context.source.preprocessing)
         seen.append(base.features_of(extractor, few))
         held_out.append(base.features_of(extractor, data.validation))
+        heads.append(extractor.model.head)
         with torch.inference_mode():
             right = extractor.model.head(held_out[-1]).argmax(dim=1).numpy() == labels
         alone.append(float(right.mean()))
@@ -116,10 +117,10 @@ def measure(config: BuildConfig, work: Path) -> Kept:
     accuracies, losses = [], []
     for seed in range(FUSION_SEEDS):
         fusion = train_fusion(
-            torch.cat(seen, dim=1),
-            torch.from_numpy(few.labels),
+            Samples(torch.cat(seen, dim=1), torch.from_numpy(few.labels)),
             teacher,
-            dims=[features.shape[1] for features in held_out],
+            Samples(torch.cat(held_out, dim=1), torch.from_numpy(labels)),
+            heads=heads,
             hidden=plan.fusion_hidden,
             how=FUSION,
             seed=seed,

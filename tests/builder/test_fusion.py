@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from edvit.builder.fusion import Fusion, FusionTraining, draw_present, train_fusion
+from edvit.builder.fusion import Fusion, FusionTraining, Samples, draw_present, train_fusion
 from edvit.builder.training import Schedule
 
 torch.set_num_threads(1)
@@ -87,7 +87,18 @@ def trained(drop=0.3, seed=0):
     features, labels = samples(2000, 0)
     teacher = 4.0 * torch.nn.functional.one_hot(labels, 4).float()
     how = FusionTraining(Schedule(epochs=10, lr=5e-3, ema_decay=0.99), drop=drop)
-    return train_fusion(features, labels, teacher, dims=(3, 3), hidden=32, how=how, seed=seed)
+    held_out = Samples(*samples(500, 2))
+    return train_fusion(
+        Samples(features, labels), teacher, held_out, heads=blank_heads(3, 3), hidden=32, how=how, seed=seed
+    )
+
+
+def blank_heads(*dims):
+    heads = [torch.nn.Linear(dim, 4) for dim in dims]
+    for head in heads:
+        torch.nn.init.zeros_(head.weight)
+        torch.nn.init.zeros_(head.bias)
+    return heads
 
 
 def accuracy(fusion, present):
@@ -108,6 +119,30 @@ def test_training_uses_every_feature_and_gets_over_a_lost_one():
     assert fusion.stand_in.abs().max() > 0, "the stand-in is learned"
 
 
+def test_it_starts_as_the_mean_of_the_heads_and_never_ends_worse_on_held_out_data():
+    """Here the heads are right, and what is learnt from labels at random is not."""
+    heads = [torch.nn.Linear(3, 4), torch.nn.Linear(3, 4)]
+    features = (samples(400, 0)[0] - 300) / 50
+    start = Fusion((3, 3), 16, 4)
+    start.start(features, heads)
+    present = torch.ones(400, 2)
+    with torch.no_grad():
+        mean = (heads[0](features[:, :3]) + heads[1](features[:, 3:])) / 2
+        assert torch.allclose(start(features, present), mean, atol=1e-3)
+    noise = Samples(features, torch.randint(4, (400,), generator=torch.Generator().manual_seed(3)))
+    held_out = Samples(features, mean.argmax(dim=1))
+    how = FusionTraining(Schedule(epochs=6, lr=5e-3))
+    teacher = torch.nn.functional.one_hot(noise.labels, 4).float()
+    fusion = train_fusion(noise, teacher, held_out, heads=heads, hidden=16, how=how, seed=0)
+    long = train_fusion(noise, teacher, noise, heads=heads, hidden=16, how=how, seed=0)
+
+    def loss(one):
+        with torch.no_grad():
+            return torch.nn.functional.cross_entropy(one(features, present), held_out.labels).item()
+
+    assert loss(fusion) < loss(long)
+
+
 def test_the_seed_decides():
     one, again, other = (trained(seed=seed).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(one[name], again[name]) for name in one)
@@ -119,6 +154,7 @@ def test_a_feature_that_never_changes_does_no_harm():
     features[:, 5] = 7.0
     how = FusionTraining(Schedule(epochs=2, lr=5e-3))
     teacher = torch.nn.functional.one_hot(labels, 4).float()
-    fusion = train_fusion(features, labels, teacher, dims=(6,), hidden=16, how=how, seed=0)
+    seen = Samples(features, labels)
+    fusion = train_fusion(seen, teacher, seen, heads=blank_heads(6), hidden=16, how=how, seed=0)
     with torch.no_grad():
         assert fusion(features, torch.ones(len(features), 1)).isfinite().all()

@@ -118,3 +118,20 @@ def test_progress_counts_every_step():
 def test_the_same_seed_gives_the_same_weights():
     one, other = (run(line(), Schedule(epochs=2, lr=0.1, ema_decay=0.9)) for _ in range(2))
     assert torch.equal(one.weight, other.weight)
+
+
+@pytest.mark.parametrize("ema", [None, 0.5])
+def test_the_judge_keeps_what_it_found_best(ema):
+    """It likes what comes after the second of five epochs."""
+    seen, weights = [], []
+
+    def judge(model):
+        assert not model.training
+        seen.append(len(seen))
+        weights.append(model.weight.detach().clone())
+        return abs(seen[-1] - 1.0)
+
+    kept = run(line(), Schedule(epochs=5, lr=0.1, ema_decay=ema), judge=judge)
+    assert len(seen) == 5
+    assert torch.equal(kept.weight, weights[1])
+    assert not torch.equal(kept.weight, weights[4])

@@ -1,7 +1,9 @@
 """Fusion: a tower-shaped MLP from all sub-models' features to the scores over all classes.
 
-It is trained with features dropped at random and a learned stand-in in their place, so that an answer without one
-device is still an answer. Sub-models are frozen while it trains (ED-ViT, arXiv 2410.11650).
+It starts as the mean of the sub-models' own scores and learns what to add, for as long as held-out data gains: features
+of images that the sub-models were trained on look better than they are. It is trained with features dropped at random
+and a learned stand-in in their place, so that an answer without one device is still an answer. Sub-models are frozen
+while it trains (ED-ViT, arXiv 2410.11650).
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ class Fusion(nn.Module):
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("std", torch.ones(width))
         self.stand_in = nn.Parameter(torch.zeros(width))
+        self.mix = nn.Linear(width, classes)
         self.tower = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Dropout(0.1), nn.Linear(hidden, classes))
 
     def forward(self, features: Tensor, present: Tensor) -> Tensor:
@@ -48,8 +51,39 @@ class Fusion(nn.Module):
             present: float32 `[batch, sub-models]`, 1 where the feature is there, else 0.
         """
         there = (present @ self.expand) > 0.5
-        scores: Tensor = self.tower(torch.where(there, (features - self.mean) / self.std, self.stand_in))
+        normal = torch.where(there, (features - self.mean) / self.std, self.stand_in)
+        scores: Tensor = self.mix(normal) + self.tower(normal)
         return scores
+
+    @torch.no_grad()
+    def start(self, features: Tensor, heads: Sequence[nn.Linear]) -> None:
+        """Become the mean of the heads' scores.
+
+        Args:
+            features: float32 `[samples, sum of dims]`, to take mean and deviation from.
+            heads: each sub-model's, over all classes.
+        """
+        self.mean.copy_(features.mean(dim=0))
+        self.std.copy_(features.std(dim=0).clamp_min(1e-4))
+        weight = torch.cat([head.weight for head in heads], dim=1) / len(heads)
+        bias = torch.stack([head.bias for head in heads]).mean(dim=0)
+        self.mix.weight.copy_(weight * self.std)
+        self.mix.bias.copy_(bias + weight @ self.mean)
+        for parameter in self.tower[-1].parameters():
+            parameter.zero_()
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What a fusion learns from, or is held to.
+
+    Attributes:
+        features: float32 `[samples, sum of dims]`.
+        labels: int64 `[samples]`.
+    """
+
+    features: Tensor
+    labels: Tensor
 
 
 @dataclass(frozen=True)
@@ -66,11 +100,11 @@ class FusionTraining:
 
 
 def train_fusion(
-    features: Tensor,
-    labels: Tensor,
+    seen: Samples,
     teacher_logits: Tensor,
+    held_out: Samples,
     *,
-    dims: Sequence[int],
+    heads: Sequence[nn.Linear],
     hidden: int,
     how: FusionTraining,
     seed: int,
@@ -79,24 +113,24 @@ def train_fusion(
     """Train a fusion on frozen features.
 
     Args:
-        features: float32 `[samples, sum of dims]`.
-        labels: int64 `[samples]`.
-        teacher_logits: float32 `[samples, classes]`, the base model's.
-        dims: feature length of each sub-model.
+        seen: of the training set.
+        teacher_logits: float32 `[samples, classes]`, the base model's for what is seen.
+        held_out: of images that nothing was trained on; decide after which epoch to stop.
+        heads: each sub-model's, over all classes.
         hidden: width of the hidden layer.
     """
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    fusion = Fusion(dims, hidden, teacher_logits.shape[1])
-    fusion.mean.copy_(features.mean(dim=0))
-    fusion.std.copy_(features.std(dim=0).clamp_min(1e-4))
+    features, labels = seen.features, seen.labels
+    fusion = Fusion([head.in_features for head in heads], hidden, teacher_logits.shape[1])
+    fusion.start(features, heads)
     steps = max(1, len(features) // how.batch_size)
 
     def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         order = torch.randperm(len(features), generator=generator)
         for step in range(steps):
             index = order[step * how.batch_size : (step + 1) * how.batch_size]
-            yield index, draw_present(len(index), len(dims), how.drop, generator)
+            yield index, draw_present(len(index), len(heads), how.drop, generator)
 
     def loss_of(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         index, present = batch
@@ -104,7 +138,14 @@ def train_fusion(
         loss = F.cross_entropy(scores, labels[index], label_smoothing=how.label_smoothing)
         return loss + how.logits_weight * soft_loss(scores, teacher_logits[index], how.temperature)
 
-    trained = train(fusion, batches, loss_of, steps_per_epoch=steps, schedule=how.schedule, progress=progress)
+    @torch.inference_mode()
+    def judge(module: nn.Module) -> float:
+        present = torch.ones(len(held_out.labels), len(heads))
+        return F.cross_entropy(module(held_out.features, present), held_out.labels).item()
+
+    trained = train(
+        fusion, batches, loss_of, steps_per_epoch=steps, schedule=how.schedule, judge=judge, progress=progress
+    )
     if not isinstance(trained, Fusion):
         raise TypeError("training returned another module")
     return trained

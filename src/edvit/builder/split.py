@@ -16,7 +16,7 @@ from edvit.builder.artifacts import Artifact, Stage
 from edvit.builder.augment import Views
 from edvit.builder.backbone import FeatureExtractor
 from edvit.builder.base import features_of
-from edvit.builder.fusion import FusionTraining, train_fusion
+from edvit.builder.fusion import FusionTraining, Samples, train_fusion
 from edvit.builder.images import ImageSet
 from edvit.builder.jobs import run_stages
 from edvit.builder.prepare import WEIGHTS, Context, Data, Teacher, load_extractor, training_views, weights_path
@@ -230,6 +230,7 @@ def fuse(
             "features": [artifact.digest for artifact in features],
             "teacher": [view.digest for view in taught.views],
             "hidden": hidden,
+            "start": "heads",
             "training": asdict(how),
             "seed": config.seed,
         },
@@ -239,18 +240,18 @@ def fuse(
         outputs = taught.open()[:FUSION_VIEWS]
         extractors = [load_extractor(artifact, context.source.preprocessing) for artifact in submodels]
         seen = np.concatenate([np.load(artifact.folder / FEATURES) for artifact in features], axis=1)
+        held_out = torch.cat([features_of(extractor, data.validation) for extractor in extractors], dim=1)
         with context.report.bar("fuse", "training") as bar:
             fusion = train_fusion(
-                torch.from_numpy(seen),
-                torch.from_numpy(data.train.labels).repeat(len(outputs)),
+                Samples(torch.from_numpy(seen), torch.from_numpy(data.train.labels).repeat(len(outputs))),
                 torch.from_numpy(np.concatenate([view.logits for view in outputs])),
-                dims=[backbone.describe(extractor.model).widths.dim for extractor in extractors],
+                Samples(held_out, torch.from_numpy(data.validation.labels)),
+                heads=[extractor.model.head for extractor in extractors],
                 hidden=hidden,
                 how=how,
                 seed=config.seed,
                 progress=bar,
             )
-        held_out = torch.cat([features_of(extractor, data.validation) for extractor in extractors], dim=1)
         export.export_fusion(fusion, held_out[:SAMPLES], folder / FUSION_FILE)
         with torch.inference_mode():
             logits = fusion(held_out, torch.ones(len(held_out), len(extractors)))

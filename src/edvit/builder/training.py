@@ -42,6 +42,7 @@ def train(
     *,
     steps_per_epoch: int,
     schedule: Schedule,
+    judge: Callable[[nn.Module], float] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> nn.Module:
     """Train `model` in place and return what to keep: the model itself, or its moving average.
@@ -49,6 +50,8 @@ def train(
     Args:
         batches: yields the batches of an epoch, given its number.
         loss_of: scalar loss of a batch.
+        judge: loss on held-out data, of a model in evaluation mode; what it finds least after any epoch is kept, in
+            place of the last.
         progress: called with steps done and steps in all.
 
     Raises:
@@ -69,7 +72,7 @@ def train(
         t_in_epochs=False,
     )
     ema = ModelEmaV3(model, decay=schedule.ema_decay, use_warmup=True) if schedule.ema_decay else None
-    step = 0
+    step, least, kept = 0, math.inf, model
     scheduler.step_update(step)
     for epoch in range(schedule.epochs):
         model.train()
@@ -86,5 +89,9 @@ def train(
             if ema is not None:
                 ema.update(model, step=step)
             progress(step, total)
-    kept: nn.Module = model if ema is None else copy.deepcopy(ema.module)
+        now = model if ema is None else ema.module
+        if judge is None:
+            kept = now
+        elif (found := judge(now.eval())) < least:
+            least, kept = found, copy.deepcopy(now)
     return kept.eval()
