@@ -38,8 +38,8 @@ def logit_maps(query: Tensor, key: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     if rank == len(query):
         identity = torch.eye(rank, dtype=query.dtype)
         return identity, identity
-    root_q, inverse_q = _roots(query)
-    root_k, inverse_k = _roots(key)
+    root_q, inverse_q = roots(query)
+    root_k, inverse_k = roots(key)
     u, s, vt = torch.linalg.svd(root_q @ root_k)
     scale = s[:rank].sqrt()
     return inverse_q @ u[:, :rank] * scale, inverse_k @ vt[:rank].T * scale
@@ -52,7 +52,7 @@ def value_maps(covariance: Tensor, writer: Tensor, rank: int) -> tuple[Tensor, T
     """
     if rank == len(covariance):
         return torch.eye(rank, dtype=covariance.dtype), writer
-    root, inverse = _roots(covariance)
+    root, inverse = roots(covariance)
     u = torch.linalg.svd(root @ writer, full_matrices=False)[0]
     if u.shape[1] < rank:  # the stream is narrower than the head
         u = torch.linalg.svd(root @ writer)[0]
@@ -84,10 +84,10 @@ def _largest(energy: Tensor, count: int) -> Tensor:
     return torch.sort(torch.argsort(energy, descending=True, stable=True)[:count]).values
 
 
-def _roots(moment: Tensor) -> tuple[Tensor, Tensor]:
-    """Square root and pseudo-inverse square root of a symmetric positive semidefinite matrix."""
+def roots(moment: Tensor) -> tuple[Tensor, Tensor]:
+    """Square root and pseudo-inverse square root of symmetric positive semidefinite matrices `[..., d, d]`."""
     values, vectors = torch.linalg.eigh(moment)
     values = values.clamp(min=0.0)
-    there = values > NULL * values[-1]
+    there = values > NULL * values[..., -1:]
     inverse = torch.where(there, values, 1.0).rsqrt() * there
-    return vectors * values.sqrt() @ vectors.T, vectors * inverse @ vectors.T
+    return (vectors * values.sqrt()[..., None, :]) @ vectors.mT, (vectors * inverse[..., None, :]) @ vectors.mT

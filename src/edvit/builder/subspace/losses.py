@@ -17,18 +17,15 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from edvit.builder import backbone
-from edvit.builder.subspace import forward, rotation
-from edvit.builder.subspace.attention import NULL
+from edvit.builder.subspace import attention, forward, rotation
 from edvit.builder.subspace.calibration import Calibration
+from edvit.builder.subspace.group import Options
 from edvit.builder.subspace.refit import penalised_cholesky
 from edvit.builder.subspace.statistics import Sums
 from edvit.errors import BuildError, ConfigError
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
-
-READER_RIDGE = 1e-3
-"""As in `group.Options`: what the guess at cut directions is held back by."""
 
 # Fitted. DeiT-Tiny on CIFAR-10, two class groups, one stage cut alone and refitted, at 4 or 5 widths each: the KL
 # divergence on validation images is about 1.7 (stream), 3.3 (heads) and 2.2 (units) times the plain estimate.
@@ -170,12 +167,12 @@ def _squared_effects(
         stream = backbone.embed(base, images).detach().requires_grad_()
         for block in base.blocks:
             normals.append(block.norm1(stream))
-            attention = forward.heads(block, normals[-1])
-            stream = stream + block.attn.proj(forward.side_by_side(attention.output))
+            heads = forward.heads(block, normals[-1])
+            stream = stream + block.attn.proj(forward.side_by_side(heads.output))
             normals.append(block.norm2(stream))
             units = forward.hidden(block, normals[-1])
             stream = stream + block.mlp.fc2(units)
-            inside += [attention.query, attention.output, units]
+            inside += [heads.query, heads.output, units]
         normal = base.norm(stream)
         feature = base.forward_head(normal, pre_logits=True)
         normals.append(feature if isinstance(base.norm, torch.nn.Identity) else normal)
@@ -237,7 +234,7 @@ def _stream_factors(sums: Sums, fisher: float | None) -> _Factors:
     else:
         basis = rotation.leading(moment, len(moment), sums.gradient[0], fisher)
     inside = basis.T @ moment @ basis
-    factor = penalised_cholesky(inside, READER_RIDGE * float(inside.diagonal().mean()))
+    factor = penalised_cholesky(inside, Options.reader_ridge * float(inside.diagonal().mean()))
     if factor is None:
         raise BuildError("the stream's statistics are zero")
     return _Factors(torch.linalg.solve_triangular(factor, basis.T, upper=False).T, (basis @ factor).T)
@@ -245,13 +242,9 @@ def _stream_factors(sums: Sums, fisher: float | None) -> _Factors:
 
 def _factors(moment: Tensor, other: Tensor) -> _Factors:
     """As `attention.logit_maps` and `value_maps` keep them: in the basis of `svd(C^(1/2) M^(1/2))`, `[..., d, d]`."""
-    values, vectors = torch.linalg.eigh(moment)
-    there = values > NULL * values[..., -1:]
-    root = torch.where(there, values, 0.0).sqrt()
-    inverse = torch.where(there, values, 1.0).rsqrt() * there
-    left = (vectors * root[..., None, :]) @ vectors.mT
-    u = torch.linalg.eigh(left @ other @ left)[1].flip(-1)
-    return _Factors((vectors * inverse[..., None, :]) @ vectors.mT @ u, u.mT @ left)
+    root, inverse = attention.roots(moment)
+    u = torch.linalg.eigh(root @ other @ root)[1].flip(-1)
+    return _Factors(inverse @ u, u.mT @ root)
 
 
 def _chosen(query: Tensor, key: Tensor) -> _Factors:
