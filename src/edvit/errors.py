@@ -87,6 +87,12 @@ class ImageError(UserError):
     code = "bad-image"
 
 
+class SoundError(ImageError):
+    """A request's sound cannot be decoded."""
+
+    code = "bad-sound"
+
+
 class UnsupportedMediaError(ImageError):
     """A request's body is not of a kind that is understood."""
 

@@ -1,4 +1,4 @@
-"""From an image file to the uint8 array a sub-model takes; the same code when training and when serving.
+"""From an image or sound file to the uint8 array a sub-model takes; the same code when training and when serving.
 
 Normalisation is not here: it is inside every exported graph.
 """
@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import io
 import warnings
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
+from edvit.audio import Spectrogram, decode_clip, log_mel, to_grey
 from edvit.errors import ImageError, TooLargeError, UnsupportedMediaError
 
 UInt8 = npt.NDArray[np.uint8]
@@ -25,7 +26,7 @@ _RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.
 
 
 class Preprocessing(BaseModel):
-    """How an image becomes a sub-model's input `[channels, image_size, image_size]`, uint8."""
+    """How an image or a sound becomes a sub-model's input `[channels, image_size, image_size]`, uint8."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -35,6 +36,22 @@ class Preprocessing(BaseModel):
     mean: tuple[float, ...]
     """Per channel, on a scale of 0 to 1; applied inside the graph, recorded here for the reader."""
     std: tuple[float, ...]
+    spectrogram: Spectrogram | None = None
+    """The model takes sounds, by this spectrogram; None, and absent where it is written down: images."""
+
+    @model_serializer(mode="wrap")
+    def _without_none(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in serialize(self).items() if value is not None}
+
+    @property
+    def takes(self) -> str:
+        """`an image` or `a sound`: the kind of file that the model is asked about."""
+        return "an image" if self.spectrogram is None else "a sound"
+
+    @property
+    def media_type(self) -> Literal["image/*", "audio/*"]:
+        """Of that file."""
+        return "image/*" if self.spectrogram is None else "audio/*"
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -50,6 +67,25 @@ def image_to_array(image: Image.Image, how: Preprocessing) -> UInt8:
     array = np.asarray(image, dtype=np.uint8)
     array = array[None] if how.channels == 1 else array.transpose(2, 0, 1)
     return np.ascontiguousarray(array)
+
+
+def decode_file(data: bytes, how: Preprocessing) -> UInt8:
+    """Decode a file of the kind that `how` takes to `[channels, size, size]`, uint8.
+
+    Raises:
+        ImageError: as `decode_image`, or as `decode_clip`.
+    """
+    if how.spectrogram is None:
+        return decode_image(data, how)
+    grey = to_grey(log_mel(decode_clip(data, how.spectrogram), how.spectrogram), how.spectrogram)
+    return spectrogram_to_array(grey, how)
+
+
+def spectrogram_to_array(grey: UInt8, how: Preprocessing) -> UInt8:
+    """Stretch a grey picture `[mels, frames]` over the whole input, as all of it counts: `[channels, size, size]`."""
+    size = (how.image_size, how.image_size)
+    picture = Image.fromarray(grey).resize(size, _RESAMPLE[how.interpolation])
+    return np.repeat(np.asarray(picture, dtype=np.uint8)[None], how.channels, axis=0)
 
 
 def decode_image(data: bytes, how: Preprocessing) -> UInt8:

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from edvit.audio import Spectrogram
 from edvit.builder import prepare
 from edvit.builder.artifacts import WorkFolder
 from edvit.builder.progress import Reporter
-from edvit.errors import DataError, ModelError
+from edvit.errors import ConfigError, DataError, ModelError
+from sounds import encoded, tone
 from tiny_build import tiny_config
 
 torch.set_num_threads(1)
@@ -114,3 +118,39 @@ def test_image_folders_need_a_model(root):
         prepare.open_source(tiny_config(data=f"imagefolder:{root}", model=None))
     with pytest.raises(ModelError, match="did you mean vit_digits_patch4_8"):
         prepare.open_source(tiny_config(model="vit_digit_patch4_8"))
+
+
+@pytest.fixture
+def sounds(tmp_path):
+    for split, clips in (("train", 10), ("test", 1)):
+        for label, hertz in (("high", 2000), ("low", 200)):
+            folder = tmp_path / "sounds" / split / label
+            folder.mkdir(parents=True)
+            for i in range(clips):
+                (folder / f"{i}.wav").write_bytes(encoded(tone(hertz + i, 0.3)))
+    return f"audiofolder:{tmp_path / 'sounds'}"
+
+
+def test_sounds_become_spectrograms_of_their_own_length(sounds):
+    how = prepare.open_source(tiny_config(data=sounds, channels=1)).preprocessing
+    assert how.spectrogram == Spectrogram(seconds=0.3)
+    asked = tiny_config(data=sounds, channels=1, seconds=0.5, sample_rate=8000, mels=32)
+    assert prepare.open_source(asked).preprocessing.spectrogram == Spectrogram(seconds=0.5, sample_rate=8000, mels=32)
+    assert prepare.augmentation(tiny_config(data=sounds)) == prepare.SPECTROGRAMS
+    with pytest.raises(ConfigError, match="mels"):
+        prepare.open_source(tiny_config(data=sounds, channels=1, mels=1))
+
+
+def test_settings_of_sounds_are_refused_for_images(root):
+    with pytest.raises(ConfigError, match="--sample-rate is for sounds"):
+        prepare.open_source(tiny_config(data=f"imagefolder:{root}", sample_rate=8000))
+
+
+def test_a_validation_split_that_the_authors_chose_is_kept(sounds, tmp_path):
+    config = tiny_config(data=sounds, channels=1)
+    source = prepare.open_source(config)
+    chosen = np.array([0, 3, 10, 11])
+    source = replace(source, train=replace(source.train, validation=chosen))
+    data = prepare.prepare_data(prepare.Context(config, source, WorkFolder(tmp_path / "work"), Reporter(quiet=True)))
+    assert data.validation.rows.tolist() == chosen.tolist()
+    assert sorted([*data.train.rows, *chosen]) == list(range(20))

@@ -2,8 +2,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edvit.datasets import read_split
+from edvit.audio import Spectrogram
+from edvit.datasets import FileSounds, read_split
 from edvit.errors import DataError
+from edvit.preprocess import Preprocessing
+from sounds import encoded, tone
 
 
 @pytest.fixture
@@ -103,3 +106,42 @@ def test_a_missing_folder_is_refused(tmp_path):
 def test_an_unknown_spec_is_refused(spec):
     with pytest.raises(DataError):
         read_split(spec, "train")
+
+
+def write_sounds(root, **classes):
+    for name, hertz in classes.items():
+        folder = root / "train" / name
+        folder.mkdir(parents=True)
+        for i, kind in enumerate(("WAV", "FLAC")):
+            (folder / f"{i}.{kind.lower()}").write_bytes(encoded(tone(hertz, 0.5), kind=kind))
+    return f"audiofolder:{root}"
+
+
+def test_an_audiofolder_holds_sounds(tmp_path):
+    sounds = read_split(write_sounds(tmp_path, low=200, high=2000), "train")
+    assert isinstance(sounds, FileSounds)
+    assert sounds.classes == ("high", "low")
+    assert sounds.labels.tolist() == [0, 0, 1, 1]
+    assert sounds.typical_seconds() == 0.5
+    how = Preprocessing(image_size=16, channels=1, mean=(0.5,), std=(0.5,), spectrogram=Spectrogram(seconds=0.5))
+    wav, flac, other = (sounds.prepared(i, how).astype(int) for i in range(3))
+    # The same sound, but libsndfile rounds the two to 16 bits differently.
+    assert np.abs(wav - flac).max() <= 2
+    assert np.abs(wav - other).max() > 50
+
+
+def test_a_damaged_sound_is_named(tmp_path):
+    sounds = read_split(write_sounds(tmp_path, low=200), "train")
+    how = Preprocessing(image_size=16, channels=1, mean=(0.5,), std=(0.5,), spectrogram=Spectrogram())
+    sounds.paths[0].write_bytes(b"nothing of the kind")
+    for ask in (lambda: sounds.prepared(0, how), sounds.typical_seconds):
+        with pytest.raises(DataError, match=r"low/0.wav: not a sound file.*replace or remove the file"):
+            ask()
+
+
+def test_an_audiofolder_without_sounds_says_so(fill, tmp_path):
+    fill("train", cat=1)
+    with pytest.raises(DataError, match="a class folder with no sound files"):
+        read_split(f"audiofolder:{tmp_path}", "train")
+    with pytest.raises(DataError, match="audiofolder needs a folder: audiofolder:DIR"):
+        read_split("audiofolder", "train")

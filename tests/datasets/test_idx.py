@@ -112,5 +112,5 @@ def test_counts_and_labels_must_agree(tmp_path, images):
 
 def test_a_split_without_images_is_refused(tmp_path, images):
     write_split(tmp_path, "train", images[:0], [])
-    with pytest.raises(DataError, match="the train split holds no images"):
+    with pytest.raises(DataError, match="the train split holds nothing"):
         read_split("mnist", "train", tmp_path)

@@ -8,9 +8,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
+from edvit.audio import Spectrogram
 from edvit.errors import ImageError, TooLargeError, UnsupportedMediaError
-from edvit.preprocess import Preprocessing
-from edvit.runtime.body import MAX_BODY_BYTES, NPY, check_size, read_images, read_npy, to_npy
+from edvit.preprocess import Preprocessing, decode_file
+from edvit.runtime.body import FILE, MAX_BODY_BYTES, NPY, check_size, read_images, read_npy, to_npy
+from sounds import encoded, tone
 
 HOW = Preprocessing(image_size=4, channels=3, mean=(0.0,) * 3, std=(1.0,) * 3)
 IMAGE = np.arange(48, dtype=np.uint8).reshape(3, 4, 4)
@@ -88,10 +90,29 @@ def test_an_image_file_is_decoded():
     assert not is_batch
 
 
-@pytest.mark.parametrize("media_type", ["", "text/plain", "application/json", "application/octet-stream"])
+@pytest.mark.parametrize("media_type", ["", "text/plain", "application/json"])
 def test_other_media_types_are_unsupported(media_type):
     with pytest.raises(UnsupportedMediaError, match="send an image file"):
         read_images(b"x", media_type, HOW)
+
+
+@pytest.mark.parametrize("media_type", ["audio/wav", "audio/*", FILE])
+def test_a_model_of_sounds_takes_a_sound_file(media_type):
+    how = HOW.model_copy(update={"spectrogram": Spectrogram(seconds=0.2)})
+    data = encoded(tone(440, 0.2))
+    images, is_batch = read_images(data, media_type, how)
+    assert np.array_equal(images, decode_file(data, how)[None])
+    assert not is_batch
+
+
+def test_a_model_of_sounds_refuses_an_image_and_a_model_of_images_a_sound():
+    how = HOW.model_copy(update={"spectrogram": Spectrogram()})
+    with pytest.raises(UnsupportedMediaError, match="not a sound file: send WAV"):
+        read_images(b"\x89PNG\r\n", "image/png", how)
+    with pytest.raises(UnsupportedMediaError, match="not an image file: send PNG"):
+        read_images(encoded(tone(440)), "audio/wav", HOW)
+    with pytest.raises(UnsupportedMediaError, match=r"send a sound file \(multipart field `file`, or audio/\*\)"):
+        read_images(b"x", "text/plain", how)
 
 
 @pytest.mark.parametrize("media_type", ["", "text/plain", "image/png", NPY])

@@ -44,6 +44,9 @@ NATURAL = Augmentation(flip=True, shift=0.125, scale=0.15, rotate=8.0, colour=0.
 GLYPHS = Augmentation(shift=0.06, scale=0.1, rotate=8.0)
 """For digits, letters and other images whose mirror image means something else."""
 
+SPECTROGRAMS = Augmentation(shift=0.08, scale=0.1, colour=0.2)
+"""For sounds: later or earlier, higher or lower, faster or slower, louder or softer."""
+
 
 class Views:
     """Makes batches of any view of one training set.

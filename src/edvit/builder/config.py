@@ -16,7 +16,7 @@ Pruner = Literal["subspace", "channels"]
 ChannelCriterion = Literal["fisher-kl", "kl", "magnitude", "random"]
 Step = Literal["rotation", "fisher", "factors", "readers", "writers", "correction"]
 Fit = Literal["uniform", "fitted"]
-Augment = Literal["natural", "glyphs", "none"]
+Augment = Literal["natural", "glyphs", "spectrograms", "none"]
 
 STAGES = (
     "data", "base", "teacher", "statistics", "scores", "pruned", "submodel", "export", "features", "fusion", "test",
@@ -39,6 +39,12 @@ class BuildConfig(BaseModel):
     weights: Path | None = None
     image_size: int | None = Field(default=None, gt=0)
     channels: Literal[1, 3] | None = None
+    seconds: float | None = Field(default=None, gt=0)
+    """Of each sound, its middle; None is the training set's median length."""
+    sample_rate: int | None = Field(default=None, gt=0)
+    """Of sounds, Hz; None is 16,000."""
+    mels: int | None = Field(default=None, gt=0)
+    """Mel bands of sounds; None is 64."""
     fleet: Fleet
     groups: int | None = Field(default=None, ge=1)
     """Class groups, N; None is one per device, at most one per class."""
@@ -61,7 +67,7 @@ class BuildConfig(BaseModel):
     """Images of its own classes that each group is pruned on."""
     seed: int = Field(default=0, ge=0)
     validation: float = Field(default=0.1, gt=0, lt=0.5)
-    """Share of the training data that is held out for validation."""
+    """Share of the training data that is held out for validation, where the data set's authors have not chosen it."""
     augment: Augment | None = None
     base_epochs: int | None = Field(default=None, ge=0)
     """None: 0 where the weights know the classes, 6 to fine-tune, `SCRATCH_EPOCHS` without weights."""

@@ -287,9 +287,14 @@ def report_data(built: Built, manifest: Manifest, durations: Mapping[str, float]
 
 def _describe_data(context: prepare.Context, data: prepare.Data) -> str:
     how, config = context.source.preprocessing, context.config
-    return (
-        f"{config.data} · {len(data.classes)} classes, {how.image_size}×{how.image_size}, "
-        f"{len(data.train):,} train / {len(data.validation):,} validation"
+    sounds = "" if how.spectrogram is None else f"{how.spectrogram.seconds:g} s of sound as "
+    return " · ".join(
+        (
+            config.data,
+            f"{len(data.classes)} classes, {sounds}{how.image_size}×{how.image_size}, "
+            f"{len(data.train):,} train / {len(data.validation):,} validation",
+            *context.source.train.notes,
+        )
     )
 
 

@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from timm.models.vision_transformer import VisionTransformer
 
+from edvit.audio import Spectrogram
 from edvit.builder import backbone, base, checkpoint, images, parallel, teacher
 from edvit.builder.artifacts import Artifact, Stage, WorkFolder
-from edvit.builder.augment import GLYPHS, NATURAL, Augmentation, Views
+from edvit.builder.augment import GLYPHS, NATURAL, SPECTROGRAMS, Augmentation, Views
 from edvit.builder.backbone import FeatureExtractor
 from edvit.builder.base import BaseTraining, train_base
 from edvit.builder.config import Augment, BuildConfig
@@ -25,18 +27,20 @@ from edvit.builder.teacher import TeacherView
 from edvit.builder.training import Schedule
 from edvit.builder.weights import load_weights
 from edvit.bundle import sha256_of
-from edvit.datasets import LabelledImages, read_split
-from edvit.errors import DataError
+from edvit.datasets import FileSounds, LabelledImages, read_split
+from edvit.errors import ConfigError, DataError
+from edvit.fleet import first_problem
 from edvit.plan.cost import vit_cost
 from edvit.preprocess import Preprocessing
 
 DEFAULT_MODELS = {"digits": "vit_digits_patch4_8"}
 GREY = ("digits", "mnist", "fashion-mnist")
+SOUNDS = ("audiofolder", "gtzan", "speech-commands")
 SCRATCH_EPOCHS = 60
 SMALL_FLOPS = 50_000_000
 FINE_TUNE_EPOCHS = 6
 WEIGHTS = "model.safetensors"
-AUGMENTATIONS = {"natural": NATURAL, "glyphs": GLYPHS, "none": Augmentation()}
+AUGMENTATIONS = {"natural": NATURAL, "glyphs": GLYPHS, "spectrograms": SPECTROGRAMS, "none": Augmentation()}
 
 
 @dataclass(frozen=True)
@@ -109,8 +113,23 @@ def open_source(config: BuildConfig) -> Source:
         interpolation="bilinear" if known.get("interpolation") == "bilinear" else "bicubic",
         mean=mean,
         std=std,
+        spectrogram=_spectrogram(config, train),
     )
     return Source(train, preprocessing, name)
+
+
+def _spectrogram(config: BuildConfig, train: LabelledImages) -> Spectrogram | None:
+    """How sounds become images; None where the data set is one of images. Raises ConfigError, DataError."""
+    asked = {"seconds": config.seconds, "sample_rate": config.sample_rate, "mels": config.mels}
+    given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+    if not isinstance(train, FileSounds):
+        if given:
+            raise ConfigError(f"--{next(iter(given)).replace('_', '-')} is for sounds, and {config.data} holds images")
+        return None
+    try:
+        return Spectrogram(**{"seconds": train.typical_seconds(), **given})
+    except ValidationError as error:
+        raise ConfigError(first_problem(error)) from None
 
 
 def prepare_data(context: Context) -> Data:
@@ -132,7 +151,11 @@ def prepare_data(context: Context) -> Data:
     if counts.min() < 2:
         lacking = source.train.classes[int(counts.argmin())]
         raise DataError(f"class {lacking!r} has {counts.min()} training images: at least 2 are needed")
-    train, validation = images.split_validation(every.labels, config.validation, config.seed)
+    chosen = source.train.validation
+    if chosen is None:
+        train, validation = images.split_validation(every.labels, config.validation, config.seed)
+    else:
+        train, validation = np.setdiff1d(np.arange(len(every)), chosen), chosen
     return Data(artifact, source.train.classes, every.take(train), every.take(validation))
 
 
@@ -206,7 +229,9 @@ def augmentation(config: BuildConfig) -> Augmentation:
 
 
 def default_augment(data: str) -> Augment:
-    """`glyphs` for the data sets of digits, letters and the like, `natural` for everything else."""
+    """`glyphs` for the data sets of digits, letters and the like, `natural` for other images."""
+    if data.partition(":")[0] in SOUNDS:
+        return "spectrograms"
     return "glyphs" if data in GREY else "natural"
 
 

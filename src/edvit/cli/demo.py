@@ -80,7 +80,7 @@ def evaluate_over_http(bundle: Bundle, url: str) -> tuple[Evaluation, int]:
     """The whole test set through the gateway, and how many answers equal those of one process."""
     from edvit.datasets import read_split
     from edvit.evaluate import Answer, evaluate
-    from edvit.preprocess import decode_image
+    from edvit.preprocess import decode_file
     from edvit.runtime.client import Client
     from edvit.runtime.engine import LocalPredictor
 
@@ -95,7 +95,7 @@ def evaluate_over_http(bundle: Bundle, url: str) -> tuple[Evaluation, int]:
 
         result = evaluate(images, ask)
     same = sum(
-        int(here.predict(decode_image(images.encoded(i), manifest.preprocessing)[None]).labels[0]) == predicted
+        int(here.predict(decode_file(images.encoded(i), manifest.preprocessing)[None]).labels[0]) == predicted
         for i, predicted in enumerate(result.predicted)
     )
     return result, same

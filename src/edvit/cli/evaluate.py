@@ -21,8 +21,12 @@ if TYPE_CHECKING:
 def evaluate(
     target: str = typer.Argument(..., metavar="URL|BUNDLE", help="A running gateway, or a bundle to run right here."),
     *,
-    data: str = typer.Option(..., help="digits, imagefolder:DIR, cifar10, mnist or fashion-mnist."),
-    data_root: Path | None = typer.Option(None, help="Folder with the files of cifar10, mnist or fashion-mnist."),
+    data: str = typer.Option(
+        ...,
+        help="digits, imagefolder:DIR, audiofolder:DIR, or by name: cifar10, mnist, fashion-mnist, caltech256, "
+        "gtzan, speech-commands.",
+    ),
+    data_root: Path | None = typer.Option(None, help="Folder with the files of cifar10, mnist and so on."),
     split: str = typer.Option("test", help="test or train."),
     limit: int | None = typer.Option(None, min=1, help="At most so many images, evenly spaced over the split."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
@@ -50,7 +54,7 @@ def evaluate(
 
 @contextmanager
 def answering(target: str) -> Iterator[tuple[tuple[str, ...], Ask]]:
-    """The class names of a gateway or a bundle, and a function that classifies the bytes of an image file."""
+    """The class names of a gateway or a bundle, and a function that classifies the bytes of an image or sound file."""
     from edvit.evaluate import Answer
 
     if target.startswith(("http://", "https://")):
@@ -65,14 +69,14 @@ def answering(target: str) -> Iterator[tuple[tuple[str, ...], Ask]]:
             yield client.fleet().classes, ask_gateway
     else:
         from edvit.bundle import read_bundle
-        from edvit.preprocess import decode_image
+        from edvit.preprocess import decode_file
         from edvit.runtime.engine import LocalPredictor
 
         bundle = read_bundle(Path(target))
         predictor = LocalPredictor(bundle)
 
         def ask_here(image: bytes) -> Answer:
-            prediction = predictor.predict(decode_image(image, bundle.manifest.preprocessing)[None])
+            prediction = predictor.predict(decode_file(image, bundle.manifest.preprocessing)[None])
             return Answer(int(prediction.labels[0]), prediction.degraded)
 
         yield bundle.manifest.data.classes, ask_here

@@ -1,4 +1,4 @@
-"""`edvit predict`: ask a gateway about image files."""
+"""`edvit predict`: ask a gateway about image or sound files."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 @app.command()
 def predict(
     url: str = typer.Argument(..., help="Address of a gateway, e.g. http://127.0.0.1:8080."),
-    files: list[Path] = typer.Argument(..., help="Image files."),
+    files: list[Path] = typer.Argument(..., help="Image files, or sound files where the model takes sounds."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object per file and line."),
 ) -> None:
-    """Classify image files by a running gateway. A bad file does not stop the rest, but the exit code is then not 0."""
+    """Classify image or sound files by a running gateway. A bad file stops no other; the exit code is then not 0."""
     from edvit.errors import EdvitError
     from edvit.runtime.client import Client
 

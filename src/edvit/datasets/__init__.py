@@ -1,12 +1,16 @@
-"""Labelled images by data spec, one reader for training and for evaluation; needs neither torch nor the network.
+"""Labelled images and sounds by data spec, one reader for training and evaluation; needs neither torch nor network.
 
     digits               scikit-learn's 1,797 hand-written digits, 1,437 train / 360 test
     imagefolder:DIR      DIR/train/<class>/* and DIR/test/<class>/* (or DIR/val)
+    audiofolder:DIR      the same with sound files
     cifar10              --data-root with cifar-10-batches-py (or cifar-10-batches-bin)
     mnist                --data-root with MNIST/raw
     fashion-mnist        --data-root with FashionMNIST/raw, or Debian's dataset-fashion-mnist
+    caltech256           --data-root with 256_ObjectCategories; it has no split of its own, see `splits`
+    gtzan                --data-root with genres; likewise
+    speech-commands      --data-root with speech_commands_v0.02; split by its authors' lists
 
-Under --data-root lie the files as torchvision or the data set's own site leaves them.
+Under --data-root lie the files as torchvision, torchaudio or the data set's own site leaves them.
 """
 
 from __future__ import annotations
@@ -14,12 +18,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from edvit.datasets.images import LabelledImages, Split
+from edvit.datasets.images import FileSounds, LabelledImages, Split
 from edvit.errors import DataError
 
-__all__ = ["SPECS", "LabelledImages", "Split", "read_split"]
+__all__ = ["SPECS", "FileSounds", "LabelledImages", "Split", "read_split"]
 
-SPECS = ("digits", "imagefolder:DIR", "cifar10", "mnist", "fashion-mnist")
+SPECS = (
+    "digits", "imagefolder:DIR", "audiofolder:DIR", "cifar10", "mnist", "fashion-mnist", "caltech256", "gtzan",
+    "speech-commands",
+)  # fmt: skip
 
 
 def read_split(spec: str, split: Split, data_root: Path | None = None) -> LabelledImages:
@@ -28,7 +35,7 @@ def read_split(spec: str, split: Split, data_root: Path | None = None) -> Labell
     Args:
         spec: one of `SPECS`.
         split: `"train"` or `"test"`. A validation split is the caller's to cut from `"train"`.
-        data_root: folder that holds the files of `cifar10`, `mnist` or `fashion-mnist`.
+        data_root: folder that holds the files of a data set that has a name.
 
     Raises:
         DataError: the spec is unknown, or files are missing or damaged; the message names them.
@@ -36,23 +43,27 @@ def read_split(spec: str, split: Split, data_root: Path | None = None) -> Labell
     """
     images = _reader(spec)(split, data_root)
     if len(images) == 0:
-        raise DataError(f"{spec}: the {split} split holds no images")
+        raise DataError(f"{spec}: the {split} split holds nothing")
     return images
 
 
 def _reader(spec: str) -> Callable[[Split, Path | None], LabelledImages]:
-    from edvit.datasets import cifar, digits, folder, idx
+    from edvit.datasets import caltech, cifar, digits, folder, gtzan, idx, speech_commands
 
     kind, _, argument = spec.partition(":")
-    if kind == "imagefolder":
+    if kind in ("imagefolder", "audiofolder"):
         if not argument:
-            raise DataError("imagefolder needs a folder: imagefolder:DIR")
-        return lambda split, _: folder.read_imagefolder(Path(argument).expanduser(), split)
+            raise DataError(f"{kind} needs a folder: {kind}:DIR")
+        read = folder.read_imagefolder if kind == "imagefolder" else folder.read_audiofolder
+        return lambda split, _: read(Path(argument).expanduser(), split)
     readers: dict[str, Callable[[Split, Path | None], LabelledImages]] = {
         "digits": lambda split, _: digits.read_digits(split),
         "cifar10": cifar.read_cifar10,
         "mnist": idx.read_mnist,
         "fashion-mnist": idx.read_fashion_mnist,
+        "caltech256": caltech.read_caltech256,
+        "gtzan": gtzan.read_gtzan,
+        "speech-commands": speech_commands.read_speech_commands,
     }
     if spec not in readers:
         raise DataError(f"unknown data spec {spec!r}; known: {', '.join(SPECS)}")

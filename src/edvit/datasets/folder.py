@@ -1,26 +1,41 @@
-"""torchvision's ImageFolder layout: `DIR/train/<class>/...` and `DIR/test/<class>/...`."""
+"""torchvision's ImageFolder layout, `DIR/train/<class>/...` and `DIR/test/<class>/...`, of image or sound files."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
-from edvit.datasets.images import FileImages, Split, shorten
+from edvit.datasets.images import FileImages, Files, FileSounds, Split, shorten
 from edvit.errors import DataError
 
-EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))
+IMAGES = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))
 """torchvision's, lower case."""
+SOUNDS = frozenset((".wav", ".flac", ".ogg", ".opus", ".mp3", ".au", ".aif", ".aiff"))
+"""Of what libsndfile reads, the usual."""
+
+F = TypeVar("F", bound=Files)
 
 
 def read_imagefolder(root: Path, split: Split) -> FileImages:
+    """Image files by class folder, see `read_folder`."""
+    return read_folder(root, split, FileImages, IMAGES)
+
+
+def read_audiofolder(root: Path, split: Split) -> FileSounds:
+    """Sound files by class folder, see `read_folder`."""
+    return read_folder(root, split, FileSounds, SOUNDS)
+
+
+def read_folder(root: Path, split: Split, kind: type[F], extensions: frozenset[str]) -> F:
     """Classes are the sorted names of the folders under `train/`, or under the split where there is no `train/`.
 
     `val/` stands in for a missing `test/`. A folder with neither `train/`, `test/` nor `val/` is itself read as the
     test split: class folders right under it.
 
     Raises:
-        DataError: a folder is missing or holds no image, or the split has a class that `train/` lacks.
+        DataError: a folder is missing or holds no such file, or the split has a class that `train/` lacks.
     """
     if not root.is_dir():
         raise DataError(f"{root}: no such folder")
@@ -35,12 +50,13 @@ def read_imagefolder(root: Path, split: Split) -> FileImages:
     paths: list[Path] = []
     labels: list[int] = []
     for name in found:
-        images = _images_under(folder / name)
-        if not images:
-            raise DataError(f"{folder / name}: a class folder with no images; fill it or remove it")
-        paths += images
-        labels += [classes.index(name)] * len(images)
-    return FileImages(classes=classes, labels=np.array(labels, dtype=np.int64), paths=tuple(paths))
+        files = files_under(folder / name, extensions)
+        if not files:
+            what = "images" if extensions is IMAGES else "sound files"
+            raise DataError(f"{folder / name}: a class folder with no {what}; fill it or remove it")
+        paths += files
+        labels += [classes.index(name)] * len(files)
+    return kind(classes=classes, labels=np.array(labels, dtype=np.int64), paths=tuple(paths))
 
 
 def _split_folder(root: Path, split: Split) -> Path:
@@ -50,7 +66,7 @@ def _split_folder(root: Path, split: Split) -> Path:
             return root / name
     if split == "test" and not (root / "train").is_dir():
         return root
-    raise DataError(f"{root}: has no {' or '.join(f'{name}/' for name in names)} with a folder of images per class")
+    raise DataError(f"{root}: has no {' or '.join(f'{name}/' for name in names)} with a folder per class")
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:
@@ -59,9 +75,10 @@ def _class_names(folder: Path) -> tuple[str, ...]:
     except OSError as error:
         raise DataError(f"{folder}: cannot be read ({type(error).__name__})") from None
     if not names:
-        raise DataError(f"{folder}: has no class folders; the layout is {folder}/<class>/<image>")
+        raise DataError(f"{folder}: has no class folders; the layout is {folder}/<class>/<file>")
     return tuple(names)
 
 
-def _images_under(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
+def files_under(folder: Path, extensions: frozenset[str]) -> list[Path]:
+    """Files of those kinds at any depth, sorted."""
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in extensions and path.is_file())

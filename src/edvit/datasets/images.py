@@ -1,4 +1,4 @@
-"""One split of a data set: labels in memory, images by index."""
+"""One split of a data set: labels in memory, images (or sounds, whose spectrograms are images) by index."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import io
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, cast
 
@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from edvit.audio import duration
 from edvit.errors import DataError, ImageError
-from edvit.preprocess import MAX_PIXELS, Preprocessing, UInt8, decode_image, image_to_array
+from edvit.preprocess import MAX_PIXELS, Preprocessing, UInt8, decode_file, image_to_array
 
 Split = Literal["train", "test"]
 Labels = npt.NDArray[np.int64]
@@ -28,10 +29,14 @@ class LabelledImages(ABC):
     Attributes:
         classes: class names; a label is an index into them.
         labels: `[images]`, int64.
+        validation: indices that the data set's authors set aside from training for validation; None: they did not.
+        notes: what a user should know of how the data was read.
     """
 
     classes: tuple[str, ...]
     labels: Labels
+    validation: Labels | None = field(default=None, kw_only=True)
+    notes: tuple[str, ...] = field(default=(), kw_only=True)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -41,20 +46,16 @@ class LabelledImages(ABC):
         """What to call an image in a message: its path, or its place in the data set."""
 
     @abstractmethod
-    def image(self, index: int) -> Image.Image:
-        """The decoded image. Raises DataError naming the file when it is unreadable."""
-
-    @abstractmethod
     def encoded(self, index: int) -> bytes:
         """The image as a file: the very bytes on disk, or a lossless PNG. Raises DataError."""
+
+    @abstractmethod
+    def prepared(self, index: int, how: Preprocessing) -> UInt8:
+        """The image as the gateway would send it to a device, uint8 `[channels, size, size]`. Raises DataError."""
 
     def stamp(self, index: int) -> str:
         """A text that changes when the image does, without decoding it. Raises DataError."""
         return f"{self.name(index)} {hashlib.sha256(self.encoded(index)).hexdigest()}"
-
-    def prepared(self, index: int, how: Preprocessing) -> UInt8:
-        """The image as the gateway would send it to a device, uint8 `[channels, size, size]`. Raises DataError."""
-        return image_to_array(self.image(index), how)
 
     def with_classes(self, classes: Sequence[str]) -> LabelledImages:
         """The same images, labelled by the position of their class name in `classes`.
@@ -87,7 +88,11 @@ class ArrayImages(LabelledImages):
         return f"{self.source} #{index}"
 
     def image(self, index: int) -> Image.Image:
+        """As a picture."""
         return Image.fromarray(self.pixels[index])
+
+    def prepared(self, index: int, how: Preprocessing) -> UInt8:
+        return image_to_array(self.image(index), how)
 
     def encoded(self, index: int) -> bytes:
         buffer = io.BytesIO()
@@ -96,8 +101,8 @@ class ArrayImages(LabelledImages):
 
 
 @dataclass(frozen=True)
-class FileImages(LabelledImages):
-    """Images that stay on disk until asked for."""
+class Files(LabelledImages):
+    """Files that stay on disk until asked for."""
 
     paths: tuple[Path, ...]
 
@@ -112,7 +117,27 @@ class FileImages(LabelledImages):
             raise DataError(f"{path}: cannot be read ({type(error).__name__})") from None
         return f"{path} {state.st_size} {state.st_mtime_ns}"
 
+    def prepared(self, index: int, how: Preprocessing) -> UInt8:
+        # The gateway's own decoder: it may decode a large JPEG at a reduced scale, which changes pixels slightly.
+        try:
+            return decode_file(self.encoded(index), how)
+        except ImageError as error:
+            raise DataError(f"{self.paths[index]}: {error}; replace or remove the file") from None
+
+    def encoded(self, index: int) -> bytes:
+        path = self.paths[index]
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({type(error).__name__})") from None
+
+
+@dataclass(frozen=True)
+class FileImages(Files):
+    """Image files."""
+
     def image(self, index: int) -> Image.Image:
+        """Decoded in full. Raises DataError naming the file when it is unreadable."""
         path = self.paths[index]
         try:
             with Image.open(path) as image:
@@ -125,17 +150,21 @@ class FileImages(LabelledImages):
         except Exception:  # Pillow's decoders raise many kinds on damaged files
             raise DataError(f"{path}: not a readable image; replace or remove it") from None
 
-    def prepared(self, index: int, how: Preprocessing) -> UInt8:
-        # The gateway's own decoder: it may decode a large JPEG at a reduced scale, which changes pixels slightly.
-        try:
-            return decode_image(self.encoded(index), how)
-        except ImageError as error:
-            raise DataError(f"{self.paths[index]}: {error}; replace or remove the file") from None
 
-    def encoded(self, index: int) -> bytes:
-        path = self.paths[index]
+@dataclass(frozen=True)
+class FileSounds(Files):
+    """Sound files; how they become images is for `Preprocessing.spectrogram` to say."""
+
+    def typical_seconds(self, sample: int = 200) -> float:
+        """Median length of at most `sample` clips, evenly spaced, to a tenth of a second. Raises DataError."""
+        every = max(1, len(self) // sample)
+        return max(0.1, round(float(np.median([self._seconds(path) for path in self.paths[::every]])), 1))
+
+    def _seconds(self, path: Path) -> float:
         try:
-            return path.read_bytes()
+            return duration(path)
+        except ImageError as error:
+            raise DataError(f"{path}: {error}; replace or remove the file") from None
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({type(error).__name__})") from None
 

@@ -8,45 +8,50 @@ import math
 import numpy as np
 
 from edvit.errors import ImageError, TooLargeError, UnsupportedMediaError
-from edvit.preprocess import Preprocessing, UInt8, decode_image
+from edvit.preprocess import Preprocessing, UInt8, decode_file
 
 MAX_BODY_BYTES = 20_000_000
 """Larger request bodies are refused."""
 
 NPY = "application/x-npy"
+FILE = "application/octet-stream"
+"""An image or sound file whose sender does not say which."""
 
 
 def check_size(announced: int) -> None:
     """Raises TooLargeError when a body is, or says that it is, too large."""
     if announced > MAX_BODY_BYTES:
-        raise TooLargeError(f"the body is over {MAX_BODY_BYTES:,} bytes: send a smaller image")
+        raise TooLargeError(f"the body is over {MAX_BODY_BYTES:,} bytes: send a smaller file")
 
 
 def read_images(data: bytes, media_type: str, how: Preprocessing) -> tuple[UInt8, bool]:
-    """Decode a body that is one image file, or an array in NumPy's .npy format.
+    """Decode a body that is one image or sound file, whichever `how` takes, or an array in NumPy's .npy format.
 
     Args:
         data: the body.
-        media_type: without parameters, lower case: `image/...` or `application/x-npy`.
-        how: gives the shape; an array must have it already, an image file is resized to it.
+        media_type: without parameters, lower case: `image/...`, `audio/...`, `application/octet-stream`, or
+            `application/x-npy`.
+        how: gives the shape; an array must have it already, a file is brought to it.
 
     Returns:
         uint8 `[batch, channels, size, size]`, and whether the caller sent a batch rather than one image.
 
     Raises:
-        UnsupportedMediaError: another media type, or the bytes are no image.
-        TooLargeError: the image has too many pixels.
-        ImageError: empty, damaged, or of another shape or dtype; the message says which was expected.
+        UnsupportedMediaError: another media type, or the bytes are not of the kind that `how` takes.
+        TooLargeError: the image has too many pixels, the sound too many samples.
+        ImageError: empty, damaged (SoundError for sounds), or of another shape or dtype; the message says which was
+            expected.
     """
     if not data:
-        raise ImageError("the body is empty: send the bytes of an image file")
+        raise ImageError(f"the body is empty: send the bytes of {how.takes} file")
     if media_type == NPY:
         array = read_npy(data, how)
         return (array, True) if array.ndim == 4 else (array[None], False)
-    if media_type.startswith("image/"):
-        return decode_image(data, how)[None], False
+    if media_type.startswith(("image/", "audio/")) or media_type == FILE:
+        return decode_file(data, how)[None], False
     raise UnsupportedMediaError(
-        f"content type {media_type or 'missing'}: send an image file (multipart field `file`, or image/*) or {NPY}"
+        f"content type {media_type or 'missing'}: send {how.takes} file (multipart field `file`, or "
+        f"{how.media_type}) or {NPY}"
     )
 
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from edvit.errors import ConfigError, DeadlineError, UnavailableError, WireError, error_from
 from edvit.preprocess import UInt8
 from edvit.runtime.answers import ErrorAnswer, FleetAnswer, HealthAnswer, Predicted, PredictedBatch
-from edvit.runtime.body import NPY, to_npy
+from edvit.runtime.body import FILE, NPY, to_npy
 from edvit.runtime.server import missing_serve_extra
 
 if TYPE_CHECKING:
@@ -45,9 +45,9 @@ class Client:
         # Straight to the gateway: a proxy of the environment is meant for the internet, not for the local network.
         self._http = httpx.Client(base_url=self.url, timeout=timeout_s, trust_env=False)
 
-    def predict(self, image: bytes) -> Predicted:
-        """Classify one image, given as the bytes of an image file."""
-        return self._post(image, "image/*", Predicted)
+    def predict(self, file: bytes) -> Predicted:
+        """Classify one image or sound, given as the bytes of a file."""
+        return self._post(file, FILE, Predicted)
 
     def predict_array(self, image: UInt8) -> Predicted:
         """Classify one image, uint8 `[channels, size, size]`."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import io
 import time
+import wave
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from functools import partial
@@ -26,7 +27,7 @@ from starlette.requests import ClientDisconnect
 
 from edvit.bundle import Manifest
 from edvit.errors import EdvitError, ImageError, TooLargeError, UnavailableError
-from edvit.preprocess import Preprocessing, UInt8, decode_image
+from edvit.preprocess import Preprocessing, UInt8, decode_file
 from edvit.runtime.answers import (
     TOP,
     DeviceAnswer,
@@ -40,7 +41,7 @@ from edvit.runtime.answers import (
     Score,
     Timings,
 )
-from edvit.runtime.body import MAX_BODY_BYTES, NPY, check_size, read_images
+from edvit.runtime.body import FILE, MAX_BODY_BYTES, NPY, check_size, read_images
 from edvit.runtime.placement import DeviceStatus
 from edvit.runtime.prediction import Prediction
 
@@ -77,10 +78,15 @@ def create_app(predictor: Predictor, manifest: Manifest) -> FastAPI:
 
 
 def _warm_up(how: Preprocessing) -> None:
-    """Pillow loads its decoders when it first needs them: not while a user waits."""
-    image = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(image, format="JPEG")
-    decode_image(image.getvalue(), how)
+    """Decoders are loaded when they are first needed: not while a user waits; and where one is missing, say so now."""
+    file = io.BytesIO()
+    if how.spectrogram is None:
+        Image.new("RGB", (8, 8)).save(file, format="JPEG")
+    else:
+        with wave.open(file, "wb") as sound:
+            sound.setparams((1, 2, how.spectrogram.sample_rate, 0, "NONE", ""))
+            sound.writeframes(bytes(1000))
+    decode_file(file.getvalue(), how)
 
 
 def _router(predictor: Predictor, manifest: Manifest) -> APIRouter:
@@ -90,7 +96,7 @@ def _router(predictor: Predictor, manifest: Manifest) -> APIRouter:
 
     @router.post("/predict", response_model=Predicted | PredictedBatch, openapi_extra=_request_body(manifest))
     async def predict(request: Request) -> Response:
-        """Classify one image, or a batch given as an array."""
+        """Classify one image or sound, or a batch given as an array."""
         if places.locked():
             await _drain(request, request.stream())
             raise UnavailableError(f"{MAX_REQUESTS} requests are waiting already: try again in a moment")
@@ -119,7 +125,7 @@ def _router(predictor: Predictor, manifest: Manifest) -> APIRouter:
 
 
 async def _read_upload(request: Request) -> tuple[bytes, str]:
-    """The bytes of the image or array, and their media type."""
+    """The bytes of the file or array, and their media type."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     body = await _read_body(request)
     if media_type != "multipart/form-data" or not body:
@@ -138,7 +144,7 @@ async def _read_upload(request: Request) -> tuple[bytes, str]:
         upload = form.get("file")
         if not isinstance(upload, UploadFile):
             raise ImageError("the form has no file: send it as multipart field `file`")
-        return await upload.read(), NPY if upload.content_type == NPY else "image/*"
+        return await upload.read(), NPY if upload.content_type == NPY else FILE
     finally:
         await form.close()
 
@@ -282,11 +288,16 @@ async def _on_defect(_: Request, error: Exception) -> Response:
 
 def _request_body(manifest: Manifest) -> dict[str, Any]:
     """The OpenAPI description of the bodies that `/predict` takes."""
-    shape = list(manifest.preprocessing.shape)
+    how = manifest.preprocessing
+    shape = list(how.shape)
     file = {"type": "string", "format": "binary"}
-    form = {"type": "object", "properties": {"file": {**file, "description": "an image file"}}, "required": ["file"]}
+    form = {
+        "type": "object",
+        "properties": {"file": {**file, "description": f"{how.takes} file"}},
+        "required": ["file"],
+    }
     array = {**file, "description": f"numpy.save of a uint8 array {shape} or [batch, {str(shape)[1:]}"}
-    content = {"multipart/form-data": form, "image/*": file, NPY: array}
+    content = {"multipart/form-data": form, how.media_type: file, NPY: array}
     limit = f"At most {MAX_BODY_BYTES:,} bytes."
     return {
         "requestBody": {

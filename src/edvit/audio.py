@@ -1,0 +1,168 @@
+"""From a sound file to a log-mel spectrogram; the same code when training and when serving, without torch.
+
+libsndfile decodes (WAV, FLAC, OGG, MP3, AU: by content, whatever the file is called) and soxr resamples; both are the
+extra `edvit[audio]`.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from edvit.errors import MissingExtraError, SoundError, TooLargeError, UnsupportedMediaError
+
+if TYPE_CHECKING:
+    from soundfile import SoundFile
+
+Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
+
+MAX_SAMPLES = 50_000_000
+"""A clip that takes more samples, over all of its channels, is refused before it is decoded."""
+
+
+class Spectrogram(BaseModel):
+    """How a clip becomes a log-mel spectrogram `[mels, frames]`; windows of `window` samples, `hop` apart."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sample_rate: int = Field(default=16_000, ge=1000, le=200_000)
+    """Hz; a clip of another rate is resampled."""
+    seconds: float = Field(default=1.0, gt=0, le=600)
+    """Of every clip: the middle of a longer one, silence around a shorter one."""
+    window: int = Field(default=400, ge=16)
+    """Samples, Hann; 25 ms at 16 kHz."""
+    hop: int = Field(default=160, ge=1)
+    fft: int = Field(default=512, ge=16)
+    """Points; the window is padded with zeros to them."""
+    mels: int = Field(default=64, ge=4, le=512)
+    """Triangular filters on the mel scale (HTK's: 2595 log10(1 + f / 700)), their peaks 1."""
+    f_min: float = Field(default=20.0, ge=0)
+    """Hz."""
+    floor_db: float = Field(default=-100.0, lt=0)
+    """Power below it counts as it. 0 dB is about a sine of full scale, which comes to 3 dB at most."""
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Spectrogram:
+        if self.window > self.fft:
+            raise ValueError("the window is longer than the transform")
+        if self.f_min >= self.sample_rate / 2:
+            raise ValueError("f_min is over half the sample rate")
+        return self
+
+    @property
+    def samples(self) -> int:
+        """Of a clip at `sample_rate`."""
+        return max(1, round(self.seconds * self.sample_rate))
+
+    @property
+    def frames(self) -> int:
+        return 1 + self.samples // self.hop
+
+
+def log_mel(clip: Float32, how: Spectrogram) -> Float32:
+    """Log-mel spectrogram in dB, float32 `[mels, frames]`, of `[samples]` between -1 and 1, at `how.sample_rate`.
+
+    Frames are centred on multiples of `hop`, with silence beyond both ends.
+    """
+    window = np.hanning(how.window + 1)[:-1]
+    left = (how.fft - how.window) // 2
+    window = np.pad(window, (left, how.fft - how.window - left))
+    padded = np.pad(clip.astype(np.float64), how.fft // 2)
+    frames = np.lib.stride_tricks.sliding_window_view(padded, how.fft)[:: how.hop]
+    spectrum = np.fft.rfft(frames * window, axis=1)
+    power = (np.abs(spectrum) * (2 / window.sum())) ** 2
+    mel = mel_filters(how) @ power.T
+    floor = 10 ** (how.floor_db / 10)
+    return np.asarray(10 * np.log10(np.maximum(mel, floor)), dtype=np.float32)
+
+
+@lru_cache(maxsize=8)
+def mel_filters(how: Spectrogram) -> Float64:
+    """`[mels, fft // 2 + 1]`: triangles between neighbouring points that lie evenly on the mel scale."""
+    top = how.sample_rate / 2
+    low, high = 2595 * np.log10(1 + np.array([how.f_min, top]) / 700)
+    edges = 700 * (10 ** (np.linspace(low, high, how.mels + 2) / 2595) - 1)
+    bins = np.linspace(0, top, how.fft // 2 + 1)
+    width = np.diff(edges)[:, None]
+    up = (bins - edges[:-2, None]) / width[:-1]
+    down = (edges[2:, None] - bins) / width[1:]
+    return np.asarray(np.maximum(0, np.minimum(up, down)))
+
+
+def to_grey(spectrogram: Float32, how: Spectrogram) -> npt.NDArray[np.uint8]:
+    """A picture, uint8 `[mels, frames]`: low frequencies at the bottom, `floor_db` black, 0 dB white."""
+    level = (spectrogram[::-1] - how.floor_db) / -how.floor_db
+    return np.asarray(np.rint(np.clip(level, 0, 1) * 255), dtype=np.uint8)
+
+
+def decode_clip(data: bytes, how: Spectrogram) -> Float32:
+    """Decode a sound file to one channel, float32 `[how.samples]` at `how.sample_rate`.
+
+    Raises:
+        UnsupportedMediaError: the bytes are no sound file.
+        TooLargeError: the part of it that is needed has more than `MAX_SAMPLES` samples.
+        SoundError: the sound is empty, truncated or damaged.
+        MissingExtraError: libsndfile or soxr are not installed.
+    """
+    if not data:
+        raise SoundError("the sound is empty: send the bytes of a sound file")
+    with _open(io.BytesIO(data)) as file:
+        rate, channels, frames = file.samplerate, file.channels, len(file)
+        if frames <= 0:
+            raise SoundError("the sound has no samples")
+        needed = min(frames, int(np.ceil(how.seconds * rate)))
+        if needed * channels > MAX_SAMPLES:
+            raise TooLargeError(f"the clip has {needed * channels:,} samples, over {MAX_SAMPLES:,}: send a shorter one")
+        try:
+            file.seek((frames - needed) // 2)
+            sound = file.read(needed, dtype="float32", always_2d=True)
+        except Exception:  # libsndfile has one error for many kinds of damage
+            raise SoundError("the sound is damaged: it cannot be decoded") from None
+    if len(sound) < needed:
+        raise SoundError(f"the sound is truncated: {len(sound):,} of {needed:,} samples can be decoded")
+    clip = sound.mean(axis=1)
+    if not np.isfinite(clip).all():
+        raise SoundError("the sound has samples that are not numbers")
+    if rate != how.sample_rate:
+        import soxr
+
+        clip = soxr.resample(clip, rate, how.sample_rate)
+    return _middle(clip, how.samples)
+
+
+def duration(path: Path) -> float:
+    """Seconds, from a sound file's header. Raises as `decode_clip`, and OSError."""
+    with path.open("rb") as stream, _open(stream) as file:
+        return len(file) / float(file.samplerate)
+
+
+@contextmanager
+def _open(stream: BinaryIO) -> Iterator[SoundFile]:
+    try:
+        import soundfile
+        import soxr  # noqa: F401 - one extra, told of at once
+    except (ImportError, OSError):  # OSError: the package is there and its libsndfile is not
+        raise MissingExtraError("sound files need libsndfile and soxr: pip install 'edvit[audio]'") from None
+    try:
+        file = soundfile.SoundFile(stream)
+    except Exception:  # RuntimeError's children, and TypeError where it takes the bytes for headerless ones
+        raise UnsupportedMediaError("not a sound file: send WAV, FLAC or another common format") from None
+    with file:
+        yield file
+
+
+def _middle(clip: Float32, samples: int) -> Float32:
+    """The middle `samples` of a clip, with silence around a shorter one."""
+    missing = max(0, samples - len(clip))
+    clip = np.pad(clip, (missing // 2, missing - missing // 2))
+    start = (len(clip) - samples) // 2
+    return np.asarray(clip[start : start + samples], dtype=np.float32)
