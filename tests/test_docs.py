@@ -34,13 +34,20 @@ def lines_starting(word):
 
 def options_of(name):
     assert commands
-    command = typer.main.get_command(app).commands[name]
+    group = typer.main.get_command(app)
+    if name == "bench paper":  # it hands on what it does not know
+        return options_of("build") | {
+            option for parameter in group.commands["bench"].commands["paper"].params for option in parameter.opts
+        }
+    command = group.commands[name]
     return {option for parameter in command.params for option in parameter.opts}
 
 
 @pytest.mark.parametrize("line", lines_starting("edvit"))
 def test_every_command_exists_with_its_options(line):
     name, *words = shlex.split(line, comments=True)
+    if name == "bench":
+        name = f"bench {words.pop(0)}"
     assert {word for word in words if word.startswith("-")} <= options_of(name)
 
 

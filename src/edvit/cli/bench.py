@@ -1,0 +1,51 @@
+"""`edvit bench`: tables and figures that compare builds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from edvit.cli import app
+from edvit.errors import ConfigError, MissingExtraError
+
+bench_app = typer.Typer(help="Tables and figures that compare builds.", no_args_is_help=True)
+app.add_typer(bench_app, name="bench")
+
+
+@bench_app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def paper(
+    context: typer.Context,
+    *,
+    out: Path = typer.Option(..., "--out", "-o", help="Folder of the table, its figure and the bundles."),
+    devices: str = typer.Option("1,2,3,5,10", help="Numbers of devices, separated by commas."),
+    seeds: int = typer.Option(3, min=1, help="Builds of each: seeds 0, 1, ..."),
+) -> None:
+    """Build for several numbers of devices and seeds: accuracy, latency and size, as in the paper. Run again to resume.
+
+    Every other option is one of edvit build, the same in all builds.
+    """
+    try:
+        from edvit.bench.figures import figure
+        from edvit.bench.paper import cells, run_all, to_csv, to_markdown
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(f"edvit bench needs {error.name}: pip install 'edvit[build]'") from None
+    planned = cells(out, _numbers(devices), seeds, context.args)
+    out.mkdir(parents=True, exist_ok=True)
+    rows = run_all(planned, typer.echo)
+    (out / "table.csv").write_text(to_csv(rows), encoding="utf-8")
+    (out / "table.md").write_text(to_markdown(rows), encoding="utf-8")
+    figure(rows).savefig(out / "figure.svg", metadata={"Date": None})
+    typer.echo(
+        f"\n{to_markdown(rows)}\nTable and figure: {out / 'table.md'}, {out / 'table.csv'}, {out / 'figure.svg'}"
+    )
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1:
+        raise ConfigError(f"--devices {text}: give numbers of devices separated by commas, such as 1,2,5")
+    return numbers
