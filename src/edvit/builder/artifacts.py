@@ -7,6 +7,7 @@ what depends on it exactly when its result has changed.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -20,7 +21,7 @@ from typing import Any
 
 from edvit import __version__
 from edvit.bundle import sha256_of
-from edvit.errors import ConfigError
+from edvit.errors import BuildError, ConfigError
 
 _DONE = "done.json"
 _LOCK = ".lock"
@@ -83,6 +84,7 @@ class WorkFolder:
 
         Raises:
             ConfigError: another build is using the folder.
+            BuildError: within the block, a disk was full.
         """
         try:
             lock = (self.root / _LOCK).open("w")
@@ -95,7 +97,15 @@ class WorkFolder:
                 raise ConfigError(f"{self.root}: in use by another build; wait, or give another --work") from None
             for scratch in self.root.glob(f"{_SCRATCH}*"):
                 self.discard(scratch)
-            yield
+            try:
+                yield
+            except Exception as error:
+                if not _is_disk_full(error):
+                    raise
+                raise BuildError(
+                    f"no space left on the disk (the work folder is {self.root}); free some and run again: what is "
+                    "finished is kept"
+                ) from None
 
     def find(self, stage: Stage) -> Artifact | None:
         """The stage's result, if it is done and is not to be redone."""
@@ -145,3 +155,11 @@ class WorkFolder:
 
     def _folder(self, stage: Stage) -> Path:
         return self.root / f"{stage.name}-{stage.key}"
+
+
+def _is_disk_full(error: Exception) -> bool:
+    """Also a quota or the process's own limit; safetensors has an exception of its own, with the number in its text."""
+    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if isinstance(error, OSError):
+        return error.errno in numbers
+    return any(f"os error {number}" in str(error) for number in numbers)

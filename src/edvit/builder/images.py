@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from edvit.builder.arrays import create_array
 from edvit.datasets import LabelledImages
 from edvit.preprocess import Preprocessing
 
@@ -73,7 +74,7 @@ def decode_images(
         DataError: an image cannot be read; the message names it.
     """
     labels = np.asarray(images.labels, dtype=np.int64)
-    pixels = np.lib.format.open_memmap(folder / PIXELS, mode="w+", dtype=np.uint8, shape=(len(labels), *how.shape))
+    pixels = create_array(folder / PIXELS, np.uint8, (len(labels), *how.shape))
     for i in range(len(labels)):
         pixels[i] = images.prepared(i, how)
         progress(i + 1, len(labels))

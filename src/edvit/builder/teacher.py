@@ -12,6 +12,7 @@ import torch
 
 from edvit.architecture import Architecture
 from edvit.builder import backbone
+from edvit.builder.arrays import create_array
 from edvit.builder.augment import Views
 from edvit.builder.backbone import FeatureExtractor
 
@@ -59,12 +60,12 @@ def write_view(
 ) -> None:
     """Run the base model over one view, and the streams after `blocks` as well, into `folder`."""
     shape, images = backbone.describe(extractor.model), len(views.images)
-    logits = _create(folder / "logits.npy", np.float32, (images, shape.classes))
-    features = _create(folder / "features.npy", np.float32, (images, shape.widths.dim))
+    logits = create_array(folder / "logits.npy", np.float32, (images, shape.classes))
+    features = create_array(folder / "features.npy", np.float32, (images, shape.widths.dim))
     streams = None
     if blocks:
         sizes = (images, len(blocks), shape.tokens, shape.widths.dim)
-        streams = _create(folder / STREAMS, np.float16, sizes)
+        streams = create_array(folder / STREAMS, np.float16, sizes)
     with torch.inference_mode():
         for start in range(0, images, BATCH):
             index = np.arange(start, min(start + BATCH, images))
@@ -77,10 +78,6 @@ def write_view(
     for array in (logits, features, streams):
         if array is not None:
             array.flush()
-
-
-def _create(path: Path, dtype: type, shape: tuple[int, ...]) -> np.memmap:
-    return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
 
 
 def open_views(folders: Sequence[Path]) -> tuple[TeacherView, ...]:
