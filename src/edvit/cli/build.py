@@ -10,7 +10,7 @@ import typer
 from edvit.cli import app
 from edvit.errors import ConfigError, MissingExtraError
 
-NOT_RECORDED = {"out", "work", "force", "workers"}
+NOT_RECORDED = {"out", "work", "force", "workers", "download"}
 """Flags that do not change what is built; recording them would change the bundle's digest."""
 
 
@@ -25,6 +25,9 @@ def build(
         "gtzan, speech-commands.",
     ),
     data_root: Path | None = typer.Option(None, help="Folder with the files of cifar10, mnist and so on."),
+    download: bool = typer.Option(
+        False, "--download", help="Fetch the data set into --data-root where it is not there."
+    ),
     model: str | None = typer.Option(None, help="timm model name; for digits a small ViT is the default."),
     weights: Path | None = typer.Option(None, help="Base weights: .safetensors, or .pth/.pt without code in it."),
     img_size: int | None = typer.Option(None, "--img-size", min=1, help="Pixels; default: the model's own."),
@@ -84,6 +87,10 @@ def build(
     unknown = sorted(set(force) - set(STAGES))
     if unknown:
         raise ConfigError(f"--force {unknown[0]}: no such stage; stages: {', '.join(STAGES)}")
+    if download:
+        from edvit.builder.download import download as fetch
+
+        fetch(data, data_root)
     settings: dict[str, Any] = {
         "data": data,
         "data_root": data_root,
