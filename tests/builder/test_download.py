@@ -20,7 +20,7 @@ CIFAR = torchvision.datasets.CIFAR10
 
 @pytest.fixture
 def site(tmp_path, monkeypatch):
-    """A web site with a small CIFAR-10 archive, and torchvision told of its address and checksums; returns its folder."""
+    """The folder of a web site with a small CIFAR-10 archive; torchvision is told of its address and checksums."""
     folder = tmp_path / "site"
     folder.mkdir()
     sums = {}
@@ -78,7 +78,7 @@ def test_a_wrong_checksum_is_one_line(site, tmp_path):
 
 def test_without_a_network_it_says_so(monkeypatch, tmp_path):
     monkeypatch.setattr(CIFAR, "url", "http://127.0.0.1:9/nothing")
-    with pytest.raises(DataError, match="cifar10 cannot be downloaded .*get its files by hand"):
+    with pytest.raises(DataError, match=r"cifar10 cannot be downloaded .*get its files by hand"):
         download("cifar10", tmp_path / "data")
 
 

@@ -25,9 +25,7 @@ def build(
         "gtzan, speech-commands.",
     ),
     data_root: Path | None = typer.Option(None, help="Folder with the files of cifar10, mnist and so on."),
-    download: bool = typer.Option(
-        False, "--download", help="Fetch the data set into --data-root where it is not there."
-    ),
+    download: bool = typer.Option(False, "--download", help="Fetch the data set into --data-root."),
     model: str | None = typer.Option(None, help="timm model name; for digits a small ViT is the default."),
     weights: Path | None = typer.Option(None, help="Base weights: .safetensors, or .pth/.pt without code in it."),
     img_size: int | None = typer.Option(None, "--img-size", min=1, help="Pixels; default: the model's own."),
