@@ -58,6 +58,9 @@ class Spectrogram(BaseModel):
             raise ValueError("f_min is over half the sample rate")
         return self
 
+    def __str__(self) -> str:
+        return f"{self.seconds:g} s of sound at {self.sample_rate:,} Hz in {self.mels} mel bands"
+
     @property
     def samples(self) -> int:
         """Of a clip at `sample_rate`."""

@@ -32,6 +32,9 @@ def test_a_sound_file_comes_back_with_its_word(tmp_path):
     assert built.returncode == 0, built.stderr
     assert "3 classes, 0.4 s of sound as 8×8" in built.stdout
 
+    shown = run("inspect", tmp_path / "bundle")
+    assert "from 0.4 s of sound at 16,000 Hz in 64 mel bands" in " ".join(shown.stdout.split())
+
     with serving(tmp_path / "bundle", "--local") as served:
         wav = tmp_path / "tones" / "test" / "low" / "40.wav"
         flac = tmp_path / "again.flac"

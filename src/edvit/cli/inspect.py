@@ -50,7 +50,9 @@ def _summary(manifest: Manifest) -> Table:
     base, data, fusion = manifest.base, manifest.data, manifest.fusion
     table = _table("", "", header=False)
     table.add_row("base model", f"{base.name}, {_count(base.params)} parameters, {megabytes(base.bytes)}")
-    table.add_row("input", f"uint8 {list(manifest.preprocessing.shape)}, {manifest.preprocessing.interpolation}")
+    how = manifest.preprocessing
+    sound = f", from {how.spectrogram}" if how.spectrogram else ""
+    table.add_row("input", f"uint8 {list(how.shape)}, {how.interpolation}{sound}")
     table.add_row("data", f"{data.spec}: {data.train:,} train, {data.validation:,} validation, {data.test:,} test")
     table.add_row("classes", f"{len(data.classes)}: {', '.join(data.classes)}")
     table.add_row("fusion", f"{_count(fusion.params)} parameters, {megabytes(fusion.model.bytes)}")
