@@ -32,6 +32,11 @@ def test_a_sound_file_comes_back_with_its_word(tmp_path):
     assert built.returncode == 0, built.stderr
     assert "3 classes, 0.4 s of sound as 8×8" in built.stdout
 
+    config = json.loads((tmp_path / "bundle" / "manifest.json").read_text())["config"]
+    assert {name: config[name] for name in ("seconds", "sample_rate", "mels")} == {
+        "seconds": 0.4, "sample_rate": 16_000, "mels": 64,
+    }  # fmt: skip
+
     shown = run("inspect", tmp_path / "bundle")
     assert "from 0.4 s of sound at 16,000 Hz in 64 mel bands" in " ".join(shown.stdout.split())
 

@@ -43,6 +43,8 @@ from edvit.plan.placement import Plan
 
 REPORT = "report.html"
 LIBRARIES = ("numpy", "onnx", "onnxruntime", "timm", "torch", "torchvision")
+OF_SOUNDS = {"seconds", "sample_rate", "mels"}
+"""Settings that mean nothing where the data are images."""
 
 
 @dataclass(frozen=True)
@@ -241,7 +243,8 @@ def _resolved(built: Built) -> dict[str, Any]:
     heads = built.plan.base.heads
     pruned = min(submodel.heads_pruned for submodel in built.plan.submodels)
     return {
-        **config.model_dump(mode="json", exclude={"fleet", "workers"}),
+        **config.model_dump(mode="json", exclude={"fleet", "workers", *OF_SOUNDS}),
+        **({} if how.spectrogram is None else how.spectrogram.model_dump(include=OF_SOUNDS)),
         "model": built.context.source.model,
         "image_size": how.image_size,
         "channels": how.channels,
