@@ -31,6 +31,7 @@ from edvit.plan.keep import heads_pruned_at, parse_keep
 from edvit.runtime.engine import SubModelEngine
 
 GREY = (0.5, 0.5, 0.5)
+WHOLE = "unsplit, PyTorch fp32"
 
 
 def main() -> None:
@@ -63,17 +64,16 @@ def compare(name: str, keep: str, attention: str, rounds: int, folder: Path) -> 
         files[f"{prune}, int8"] = quantise(files[f"{prune}, fp32"], folder / f"{prune}-int8.onnx")
 
     extractor = FeatureExtractor(base, GREY, GREY).eval()
-    calls: dict[str, Callable[[], object]] = {"unsplit, PyTorch fp32": lambda: extractor(torch.from_numpy(image))}
+    calls: dict[str, Callable[[], object]] = {WHOLE: lambda: extractor(torch.from_numpy(image))}
     for row, path in files.items():
         engine = SubModelEngine(path, channels=3, image_size=size, feature_dim=widths.dim)
         calls[row] = lambda engine=engine: engine.run(image)
     seconds = timed(calls, rounds)
 
-    params = {"unsplit, PyTorch fp32": sum(p.numel() for p in base.parameters())}
+    params = {WHOLE: sum(p.numel() for p in base.parameters())}
     params |= {row: parameters(path) for row, path in files.items() if row.endswith("fp32")}
-    bytes_of = {"unsplit, PyTorch fp32": 4 * params["unsplit, PyTorch fp32"]}
+    bytes_of = {WHOLE: 4 * params[WHOLE]}
     bytes_of |= {row: path.stat().st_size for row, path in files.items()}
-    whole = "unsplit, PyTorch fp32"
     print(f"\n{name}, {size} px: d {architecture.widths.dim}→{widths.dim}, {widths.blocks[0].heads}×", end="")
     print(f"{widths.blocks[0].head_dim} attention, FFN {widths.blocks[0].hidden}")
     print(
@@ -81,12 +81,12 @@ def compare(name: str, keep: str, attention: str, rounds: int, folder: Path) -> 
         f"{'faster, p10 – p90':>22}"
     )
     for row, times in seconds.items():
-        ratios = np.array(seconds[whole]) / np.array(times)
+        ratios = np.array(seconds[WHOLE]) / np.array(times)
         low, high = np.percentile(times, [10, 90]) * 1e3
         slow, fast = np.percentile(ratios, [10, 90])
         count = f"{params[row] / 1e6:.2f} M" if row in params else ""
         print(
-            f"{row:24} {count:>11} {bytes_of[row] / 1e6:7.2f} {bytes_of[whole] / bytes_of[row]:7.1f}× "
+            f"{row:24} {count:>11} {bytes_of[row] / 1e6:7.2f} {bytes_of[WHOLE] / bytes_of[row]:7.1f}× "
             f"{statistics.median(times) * 1e3:11.2f} {f'{low:.1f} – {high:.1f}':>16} "
             f"{f'{statistics.median(ratios):.1f}× ({slow:.1f} – {fast:.1f})':>22}"
         )
@@ -119,7 +119,7 @@ def timed(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, list
     for _ in range(rounds):
         for name, call in calls.items():
             repeats = []
-            for _ in range(1 if name.startswith("unsplit") else 5):
+            for _ in range(1 if name == WHOLE else 5):
                 start = time.perf_counter()
                 call()
                 repeats.append(time.perf_counter() - start)

@@ -23,7 +23,7 @@ import numpy as np
 from edvit.builder import backbone
 from edvit.builder.backbone import FeatureExtractor
 from edvit.builder.parallel import torch_threads
-from edvit.bundle import Bundle, read_bundle
+from edvit.bundle import MANIFEST, Bundle, read_bundle
 from edvit.errors import BuildError, ConfigError
 from edvit.runtime.engine import LocalPredictor
 
@@ -115,7 +115,7 @@ def _read_row(cell: Cell) -> Row | None:
         row = Row(**values)
     except (OSError, ValueError, TypeError):
         return None
-    return row if row.command == shown(cell) and (cell.out / "manifest.json").is_file() else None
+    return row if row.command == shown(cell) and (cell.out / MANIFEST).is_file() else None
 
 
 def shown(cell: Cell) -> str:

@@ -126,8 +126,10 @@ def _spectrogram(config: BuildConfig, train: LabelledImages) -> Spectrogram | No
         if given:
             raise ConfigError(f"--{next(iter(given)).replace('_', '-')} is for sounds, and {config.data} holds images")
         return None
+    if config.seconds is None:
+        given["seconds"] = train.typical_seconds()
     try:
-        return Spectrogram(**{"seconds": train.typical_seconds(), **given})
+        return Spectrogram(**given)
     except ValidationError as error:
         raise ConfigError(first_problem(error)) from None
 

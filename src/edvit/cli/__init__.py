@@ -16,6 +16,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+DATA_HELP = (
+    "digits, imagefolder:DIR, audiofolder:DIR, or by name: cifar10, mnist, fashion-mnist, caltech256, gtzan, "
+    "speech-commands."
+)
+DATA_ROOT_HELP = "Folder with the files of cifar10, mnist and so on."
+
 
 def main() -> None:
     """Entry point of the `edvit` command: an `EdvitError` becomes one line on stderr and an exit code."""

@@ -34,11 +34,10 @@ def paper(
     out.mkdir(parents=True, exist_ok=True)
     rows = run_all(planned, typer.echo)
     (out / "table.csv").write_text(to_csv(rows), encoding="utf-8")
-    (out / "table.md").write_text(to_markdown(rows), encoding="utf-8")
+    markdown = to_markdown(rows)
+    (out / "table.md").write_text(markdown, encoding="utf-8")
     figure(rows).savefig(out / "figure.svg", metadata={"Date": None})
-    typer.echo(
-        f"\n{to_markdown(rows)}\nTable and figure: {out / 'table.md'}, {out / 'table.csv'}, {out / 'figure.svg'}"
-    )
+    typer.echo(f"\n{markdown}\nTable and figure: {out / 'table.md'}, {out / 'table.csv'}, {out / 'figure.svg'}")
 
 
 def _numbers(text: str) -> list[int]:

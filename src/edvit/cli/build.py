@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import typer
 
-from edvit.cli import app
+from edvit.cli import DATA_HELP, DATA_ROOT_HELP, app
 from edvit.errors import ConfigError, MissingExtraError
 
 NOT_RECORDED = {"out", "work", "force", "workers", "download"}
@@ -21,10 +21,9 @@ def build(
     out: Path = typer.Option(..., "--out", "-o", help="Folder of the bundle."),
     data: str = typer.Option(
         "digits",
-        help="digits, imagefolder:DIR, audiofolder:DIR, or by name: cifar10, mnist, fashion-mnist, caltech256, "
-        "gtzan, speech-commands.",
+        help=DATA_HELP,
     ),
-    data_root: Path | None = typer.Option(None, help="Folder with the files of cifar10, mnist and so on."),
+    data_root: Path | None = typer.Option(None, help=DATA_ROOT_HELP),
     download: bool = typer.Option(False, "--download", help="Fetch the data set into --data-root."),
     model: str | None = typer.Option(None, help="timm model name; for digits a small ViT is the default."),
     weights: Path | None = typer.Option(None, help="Base weights: .safetensors, or .pth/.pt without code in it."),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from edvit.cli import app
+from edvit.cli import DATA_HELP, DATA_ROOT_HELP, app
 
 if TYPE_CHECKING:
     from edvit.evaluate import Answer, Evaluation
@@ -23,10 +23,9 @@ def evaluate(
     *,
     data: str = typer.Option(
         ...,
-        help="digits, imagefolder:DIR, audiofolder:DIR, or by name: cifar10, mnist, fashion-mnist, caltech256, "
-        "gtzan, speech-commands.",
+        help=DATA_HELP,
     ),
-    data_root: Path | None = typer.Option(None, help="Folder with the files of cifar10, mnist and so on."),
+    data_root: Path | None = typer.Option(None, help=DATA_ROOT_HELP),
     split: str = typer.Option("test", help="test or train."),
     limit: int | None = typer.Option(None, min=1, help="At most so many images, evenly spaced over the split."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),

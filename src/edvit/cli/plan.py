@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
-from edvit.cli import app
+from edvit.cli import DATA_ROOT_HELP, app
 from edvit.errors import ConfigError, MissingExtraError
 from edvit.plan.keep import format_keep
 from edvit.units import si
@@ -28,7 +28,7 @@ def plan(
     img_size: int | None = typer.Option(None, "--img-size", min=1, help="Pixels; default: the model's own."),
     channels: int | None = typer.Option(None, min=1, max=3, help="Input channels, 1 or 3; default: the model's own."),
     data: str | None = typer.Option(None, help="Data spec whose classes are split, e.g. digits or imagefolder:DIR."),
-    data_root: Path | None = typer.Option(None, help="Folder with the files of cifar10, mnist and so on."),
+    data_root: Path | None = typer.Option(None, help=DATA_ROOT_HELP),
     classes: int | None = typer.Option(None, min=1, help="Number of classes, in place of --data."),
     fleet: Path | None = typer.Option(None, help="fleet.yaml that describes the devices."),
     devices: int | None = typer.Option(None, min=1, help="Number of equal devices, in place of --fleet."),

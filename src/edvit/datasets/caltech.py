@@ -8,7 +8,7 @@ import numpy as np
 
 from edvit.datasets.folder import IMAGES, files_under
 from edvit.datasets.images import FileImages, Split, shorten
-from edvit.datasets.splits import fixed_test
+from edvit.datasets.splits import fixed_split
 from edvit.errors import DataError
 
 FOLDER = "256_ObjectCategories"
@@ -42,7 +42,6 @@ def read_caltech256(split: Split, data_root: Path | None) -> FileImages:
         paths += files
         labels += [label] * len(files)
     every = np.array(labels, dtype=np.int64)
-    test = fixed_test([path.name for path in paths], every)
-    chosen = np.flatnonzero(test if split == "test" else ~test)
+    chosen = fixed_split([path.name for path in paths], every, split)
     classes = tuple(numbered[number].name[4:] for number in wanted)
     return FileImages(classes=classes, labels=every[chosen], paths=tuple(paths[i] for i in chosen))

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from edvit.datasets.images import FileSounds, Split, shorten
-from edvit.datasets.splits import fixed_test
+from edvit.datasets.splits import fixed_split
 from edvit.errors import DataError
 
 GENRES = ("blues", "classical", "country", "disco", "hiphop", "jazz", "metal", "pop", "reggae", "rock")
@@ -44,8 +44,7 @@ def read_gtzan(split: Split, data_root: Path | None) -> FileSounds:
     if missing:
         raise DataError(f"{folder}: missing {shorten(missing)} (.wav or .au); unpack the whole archive there")
     every = np.array(labels, dtype=np.int64)
-    test = fixed_test([path.stem for path in paths], every)
-    chosen = np.flatnonzero(test if split == "test" else ~test)
+    chosen = fixed_split([path.stem for path in paths], every, split)
     notes = tuple(f"skipped {clip}: known to be damaged" for clip in skipped)
     return FileSounds(classes=GENRES, labels=every[chosen], paths=tuple(paths[i] for i in chosen), notes=notes)
 

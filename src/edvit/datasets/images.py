@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, cast
@@ -111,25 +112,19 @@ class Files(LabelledImages):
 
     def stamp(self, index: int) -> str:
         path = self.paths[index]
-        try:
+        with _named(path):
             state = path.stat()
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read ({type(error).__name__})") from None
         return f"{path} {state.st_size} {state.st_mtime_ns}"
 
     def prepared(self, index: int, how: Preprocessing) -> UInt8:
         # The gateway's own decoder: it may decode a large JPEG at a reduced scale, which changes pixels slightly.
-        try:
+        with _named(self.paths[index]):
             return decode_file(self.encoded(index), how)
-        except ImageError as error:
-            raise DataError(f"{self.paths[index]}: {error}; replace or remove the file") from None
 
     def encoded(self, index: int) -> bytes:
         path = self.paths[index]
-        try:
+        with _named(path):
             return path.read_bytes()
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read ({type(error).__name__})") from None
 
 
 @dataclass(frozen=True)
@@ -161,12 +156,19 @@ class FileSounds(Files):
         return max(0.1, round(float(np.median([self._seconds(path) for path in self.paths[::every]])), 1))
 
     def _seconds(self, path: Path) -> float:
-        try:
+        with _named(path):
             return duration(path)
-        except ImageError as error:
-            raise DataError(f"{path}: {error}; replace or remove the file") from None
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read ({type(error).__name__})") from None
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """What goes wrong with a file within the block is a DataError that names it."""
+    try:
+        yield
+    except ImageError as error:
+        raise DataError(f"{path}: {error}; replace or remove the file") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({type(error).__name__})") from None
 
 
 def shorten(names: Sequence[str], limit: int = 5) -> str:

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from edvit.datasets.images import Labels, Split
+
 TEST_SHARE = 0.2
 
 
-def fixed_test(names: Sequence[str], labels: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    """Which files are test files: of each class a fifth, those whose names come first in the order of their SHA-256.
+def fixed_split(names: Sequence[str], labels: Labels, split: Split) -> npt.NDArray[np.int64]:
+    """Indices of a split. Of each class a fifth is for testing: those whose names come first in order of their SHA-256.
 
     A hash, and no random generator: the draw must be the same in ten years, whatever NumPy then does.
     """
@@ -22,4 +24,4 @@ def fixed_test(names: Sequence[str], labels: npt.NDArray[np.int64]) -> npt.NDArr
         members = np.flatnonzero(labels == label)
         count = max(1, round(TEST_SHARE * len(members)))
         test[members[np.argsort(rank[members], kind="stable")[:count]]] = True
-    return test
+    return np.flatnonzero(test if split == "test" else ~test)
