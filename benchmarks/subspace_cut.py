@@ -19,6 +19,7 @@ from edvit.builder.subspace.calibration import Calibration
 from edvit.builder.subspace.cut import Group, Options, cut
 from edvit.builder.subspace.rms import to_rms
 from edvit.builder.subspace.statistics import collect
+from edvit.builder.subspace.widths import fit_groups
 from edvit.partition import partition
 from edvit.plan.keep import default_keep, heads_pruned_at
 
@@ -45,6 +46,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1500, help="calibration images in all")
     parser.add_argument("--classes", type=int, default=10)
     parser.add_argument("--groups", type=int, default=5)
+    parser.add_argument("--widths", choices=("uniform", "fitted"), default="fitted")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
@@ -60,13 +62,18 @@ def main() -> None:
     start = time.monotonic()
     sums = collect(base, calibration, gradients=True, seed=args.seed)
     collected = time.monotonic()
-    cut(base, sums, calibration, groups, Options(fisher=0.3), seed=args.seed)
+    options = Options(fisher=0.3)
+    if args.widths == "fitted":
+        groups = fit_groups(base, sums, calibration, groups, options, seed=args.seed)
+    fitted = time.monotonic()
+    cut(base, sums, calibration, groups, options, seed=args.seed)
     done = time.monotonic()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(f"{args.model} at {args.img_size} px, {args.images} images, {args.groups} groups, d {widths.dim}")
     print(f"threads {torch.get_num_threads()}, seed {args.seed}")
     print(f"statistics with gradients  {collected - start:8.1f} s, for all groups")
-    print(f"cut                        {done - collected:8.1f} s, {(done - collected) / args.groups:.1f} s a group")
+    for what, seconds in ((f"{args.widths} widths", fitted - collected), ("cut", done - fitted)):
+        print(f"{what:26} {seconds:8.1f} s, {seconds / args.groups:.1f} s a group")
     print(f"in all                     {done - start:8.1f} s")
     print(f"peak resident memory       {peak / 1e9:8.2f} GB, the base model's weights and torch included")
 

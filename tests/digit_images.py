@@ -18,10 +18,10 @@ def digit_images(folder, split="train"):
     return open_images(folder)
 
 
-def train_and_validation(folder, count=None, seed=0):
+def train_and_validation(folder, count=None):
     """Two sets of digits; `count` images of them in all."""
     every = digit_images(folder)
     if count is not None:
         every = every.take(np.arange(count))
-    train, validation = split_validation(every.labels, 0.2, seed)
+    train, validation = split_validation(every.labels, 0.2)
     return every.take(train), every.take(validation)

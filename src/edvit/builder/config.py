@@ -57,8 +57,9 @@ class BuildConfig(BaseModel):
     """How `channels` scores components."""
     without: tuple[Step, ...] = ()
     """Steps of `subspace` to leave out, to see what each is worth."""
-    widths: Fit = "uniform"
-    """Of `subspace`: the same in every block, or for each group where its output loses least at no larger cost."""
+    widths: Fit | None = None
+    """`uniform`: the same in every block; `fitted`: for each group where its output loses least, at no larger cost.
+    None is `fitted` where that can be: by subspace, with all heads."""
     fisher: float = Field(default=0.3, gt=0)
     """Share of the identity in the Fisher weight of `subspace`."""
     foreign: float = Field(default=1 / 3, ge=0)
@@ -86,7 +87,7 @@ class BuildConfig(BaseModel):
 
     @field_validator("widths")
     @classmethod
-    def _fits(cls, widths: Fit, info: ValidationInfo) -> Fit:
+    def _fits(cls, widths: Fit | None, info: ValidationInfo) -> Fit | None:
         if widths == "fitted" and (info.data.get("prune") != "subspace" or info.data.get("attention") != "dims"):
             raise ValueError("fitted goes with subspace pruning of head dimensions only")
         return widths
@@ -99,6 +100,10 @@ class BuildConfig(BaseModel):
     def rotated(self) -> bool:
         """Whether sub-models are of the rotated form of the base model."""
         return self.prune == "subspace"
+
+    @property
+    def resolved_widths(self) -> Fit:
+        return self.widths or ("fitted" if self.rotated and self.attention == "dims" else "uniform")
 
     @property
     def resolved_recover_lr(self) -> float:

@@ -88,10 +88,14 @@ def open_images(folder: Path) -> ImageSet:
 
 
 def split_validation(
-    labels: npt.NDArray[np.int64], fraction: float, seed: int
+    labels: npt.NDArray[np.int64], fraction: float
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Indices for training and for validation: `fraction` of each class, at least one image, drawn with `seed`."""
-    rng = np.random.default_rng(seed)
+    """Indices for training and for validation: `fraction` of each class, at least one image.
+
+    The draw is the same for every seed of a build: a base that one build has trained may be the `--weights` of another,
+    which must not hold out what it was trained on.
+    """
+    rng = np.random.default_rng(0)
     validation = []
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)

@@ -253,6 +253,7 @@ def _resolved(built: Built) -> dict[str, Any]:
         "augment": config.augment or prepare.default_augment(config.data),
         "base_epochs": built.base.artifact.record()["epochs"],
         "base_lr": built.base.artifact.record()["lr"],
+        "widths": config.resolved_widths,
         "views": config.resolved_views,
         "recover_lr": config.resolved_recover_lr,
     }
@@ -316,13 +317,13 @@ def _describe_groups(plan: Plan, data: prepare.Data) -> str:
 def _describe_pruner(config: BuildConfig) -> str:
     if config.prune == "channels":
         return f"channels, by {config.criterion}"
-    fitted = ", widths fitted" if config.widths == "fitted" else ""
+    fitted = ", widths fitted" if config.resolved_widths == "fitted" else ""
     return f"subspace{fitted}" + "".join(f", without {step}" for step in config.without)
 
 
 def _describe_widths(plan: Plan, config: BuildConfig) -> str:
     old, new = plan.base.widths, plan.submodels[0].architecture.widths
-    limit = "no dearer than " if config.widths == "fitted" else ""
+    limit = "no dearer than " if config.resolved_widths == "fitted" else ""
     ratio = vit_cost(plan.base).params / max(submodel.cost.params for submodel in plan.submodels)
     return (
         f"by {_describe_pruner(config)} · {limit}d {old.dim}→{new.dim}, "

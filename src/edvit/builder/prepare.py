@@ -155,7 +155,7 @@ def prepare_data(context: Context) -> Data:
         raise DataError(f"class {lacking!r} has {counts.min()} training images: at least 2 are needed")
     chosen = source.train.validation
     if chosen is None:
-        train, validation = images.split_validation(every.labels, config.validation, config.seed)
+        train, validation = images.split_validation(every.labels, config.validation)
     else:
         train, validation = np.setdiff1d(np.arange(len(every)), chosen), chosen
     return Data(artifact, source.train.classes, every.take(train), every.take(validation))

@@ -7,7 +7,7 @@ times `Q`. By channels `Q` is a selection of columns of the identity.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,11 +30,10 @@ from edvit.builder.prepare import WEIGHTS, Base, Context, Data, weights_path
 from edvit.builder.scores import Scores
 from edvit.builder.subspace import attention, statistics
 from edvit.builder.subspace.calibration import Calibration
-from edvit.builder.subspace.cut import Cut, Options, bin_weights, cut, group_rows
+from edvit.builder.subspace.cut import Cut, Options, cut
 from edvit.builder.subspace.cut import Group as CutGroup
-from edvit.builder.subspace.losses import estimate_losses
 from edvit.builder.subspace.rms import to_rms
-from edvit.builder.subspace.widths import fit_widths
+from edvit.builder.subspace.widths import fit_groups
 from edvit.preprocess import Preprocessing
 
 ROTATION = "rotation.safetensors"
@@ -153,7 +152,7 @@ def _by_subspace(context: Context, data: Data, trained: Base, groups: Sequence[G
                 "classes": group.classes,
                 "widths": group.widths.model_dump(mode="json"),
                 "options": asdict(options),
-                "fitted": config.widths,
+                "fitted": config.resolved_widths,
             },
         )
         for group in groups
@@ -171,8 +170,9 @@ def _by_subspace(context: Context, data: Data, trained: Base, groups: Sequence[G
             CutGroup(group.classes, group.widths, bins=tuple(sorted({bins[label] for label in group.classes})))
             for group in (groups[i] for i in missing)
         ]
-        if config.widths == "fitted":
-            to_cut = _fit(context, rotated, sums, calibration, to_cut)
+        if config.resolved_widths == "fitted":
+            with context.report.bar("prune", "widths") as bar:
+                to_cut = fit_groups(rotated, sums, calibration, to_cut, options, seed=config.seed, progress=bar)
         with context.report.bar("prune", "subspaces") as bar:
             cuts = cut(
                 rotated,
@@ -186,26 +186,6 @@ def _by_subspace(context: Context, data: Data, trained: Base, groups: Sequence[G
         for i, made in zip(missing, cuts, strict=True):
             done[i] = work.make(stages[i], partial(_keep_cut, made, how, data.validation))
     return tuple(artifact for artifact in done if artifact is not None)
-
-
-def _fit(
-    context: Context,
-    rotated: VisionTransformer,
-    sums: statistics.Sums,
-    calibration: Calibration,
-    groups: Sequence[CutGroup],
-) -> list[CutGroup]:
-    """The groups with the widths at which each loses least, at no larger cost than those it came with."""
-    options, seed = subspace_options(context.config), context.config.seed
-    architecture, fitted = backbone.describe(rotated), []
-    with context.report.bar("prune", "widths") as bar:
-        for index, group in enumerate(groups):
-            rows, weights = group_rows(calibration.labels, group.classes, options, seed)
-            of_group = sums.weighted(bin_weights(sums, group.bins or group.classes, options.foreign))
-            lost = estimate_losses(rotated, of_group, calibration, rows, weights, fisher=options.fisher, seed=seed)
-            fitted.append(replace(group, widths=fit_widths(architecture, lost, group.widths)))
-            bar(index + 1, len(groups))
-    return fitted
 
 
 def _keep_cut(made: Cut, how: Preprocessing, validation: ImageSet, folder: Path) -> dict[str, Any]:

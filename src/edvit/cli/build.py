@@ -46,8 +46,10 @@ def build(
     without: list[str] = typer.Option(
         [], help="A step of --prune subspace to leave out: rotation, fisher, factors, readers, writers, correction."
     ),
-    widths: Literal["uniform", "fitted"] = typer.Option(
-        "uniform", help="Of --prune subspace: equal in all blocks, or spent where a group's output gains most."
+    widths: Literal["uniform", "fitted"] | None = typer.Option(
+        None,
+        help="Equal in all blocks, or spent where a group's output gains most; default: fitted where that can be, by "
+        "subspace and with all heads.",
     ),
     fisher: float = typer.Option(0.3, help="Share of the identity in the Fisher weight of --prune subspace."),
     foreign: float = typer.Option(1 / 3, min=0, help="Weight of the foreign classes in --prune subspace, own: 1."),

@@ -3,16 +3,45 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
+from timm.models.vision_transformer import VisionTransformer
 
 from edvit.architecture import WIDTH_MULTIPLE, Architecture, BlockWidths, Widths
-from edvit.builder.subspace.losses import Floats, Ints, Losses
+from edvit.builder import backbone
+from edvit.builder.subspace.calibration import Calibration
+from edvit.builder.subspace.cut import Group, Options, bin_weights, group_rows
+from edvit.builder.subspace.losses import Floats, Ints, Losses, estimate_losses
+from edvit.builder.subspace.statistics import Sums
 from edvit.errors import BuildError, ConfigError
 from edvit.plan.cost import peak_activation_bytes, vit_cost
+
+
+def fit_groups(
+    base: VisionTransformer,
+    sums: Sums,
+    calibration: Calibration,
+    groups: Sequence[Group],
+    options: Options,
+    *,
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Group]:
+    """The groups with the widths at which each loses least, at no larger cost than those it came with.
+
+    Args and errors: as `cut.cut`, which takes the groups that this returns.
+    """
+    architecture, fitted = backbone.describe(base), []
+    for index, group in enumerate(groups):
+        rows, weights = group_rows(calibration.labels, group.classes, options, seed)
+        of_group = sums.weighted(bin_weights(sums, group.bins or group.classes, options.foreign))
+        lost = estimate_losses(base, of_group, calibration, rows, weights, fisher=options.fisher, seed=seed)
+        fitted.append(replace(group, widths=fit_widths(architecture, lost, group.widths)))
+        progress(index + 1, len(groups))
+    return fitted
 
 
 def fit_widths(
