@@ -23,6 +23,7 @@ from edvit.builder import base, prepare
 from edvit.builder.artifacts import WorkFolder
 from edvit.builder.config import BuildConfig, make_config
 from edvit.builder.fusion import FusionTraining, Samples, train_fusion
+from edvit.builder.parallel import Processes
 from edvit.builder.pipeline import make_plan
 from edvit.builder.progress import Reporter
 from edvit.builder.prune import Group, prune
@@ -92,7 +93,8 @@ def spread(values: list[float]) -> str:
 
 def measure(config: BuildConfig, work: Path) -> Kept:
     """Prune every group and see what is left."""
-    context = prepare.Context(config, prepare.open_source(config), WorkFolder(work), Reporter(quiet=True))
+    source, pool = prepare.open_source(config), Processes(config.workers)
+    context = prepare.Context(config, source, WorkFolder(work), Reporter(quiet=True), pool)
     data = prepare.prepare_data(context)
     trained = prepare.prepare_base(context, data)
     plan = make_plan(config, context.source)

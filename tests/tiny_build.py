@@ -13,8 +13,12 @@ import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.vision_transformer import VisionTransformer
 
+from edvit.builder import prepare
+from edvit.builder.artifacts import WorkFolder
 from edvit.builder.config import make_config
+from edvit.builder.parallel import Processes
 from edvit.builder.pipeline import Built, build
+from edvit.builder.progress import Reporter
 from edvit.bundle import Bundle
 from edvit.fleet import local_fleet
 
@@ -65,6 +69,11 @@ def tiny_config(**settings):
         "workers": 1,
     }
     return make_config(**{**tiny, **settings})
+
+
+def context_of(config, source, work):
+    """What the stages of a build need, in this process; `work` is a folder."""
+    return prepare.Context(config, source, WorkFolder(work), Reporter(quiet=True), Processes(1))
 
 
 if __name__ == "__main__":

@@ -9,11 +9,9 @@ from PIL import Image
 
 from edvit.audio import Spectrogram
 from edvit.builder import prepare
-from edvit.builder.artifacts import WorkFolder
-from edvit.builder.progress import Reporter
 from edvit.errors import ConfigError, DataError, ModelError
 from sounds import encoded, tone
-from tiny_build import tiny_config
+from tiny_build import context_of, tiny_config
 
 torch.set_num_threads(1)
 
@@ -34,9 +32,7 @@ def prepared(root, **settings):
     """The first three stages over an image folder, in a work folder that stays."""
     known = {"data": f"imagefolder:{root}", "channels": 1, "base_epochs": 0, "views": 1}
     config = tiny_config(**{**known, **settings})
-    context = prepare.Context(
-        config, prepare.open_source(config), WorkFolder(root.parent / "work"), Reporter(quiet=True)
-    )
+    context = context_of(config, prepare.open_source(config), root.parent / "work")
     data = prepare.prepare_data(context)
     base = prepare.prepare_base(context, data)
     return data, base, prepare.run_teacher(context, data, base).views[0]
@@ -150,6 +146,6 @@ def test_a_validation_split_that_the_authors_chose_is_kept(sounds, tmp_path):
     source = prepare.open_source(config)
     chosen = np.array([0, 3, 10, 11])
     source = replace(source, train=replace(source.train, validation=chosen))
-    data = prepare.prepare_data(prepare.Context(config, source, WorkFolder(tmp_path / "work"), Reporter(quiet=True)))
+    data = prepare.prepare_data(context_of(config, source, tmp_path / "work"))
     assert data.validation.rows.tolist() == chosen.tolist()
     assert sorted([*data.train.rows, *chosen]) == list(range(20))

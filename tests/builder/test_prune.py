@@ -8,9 +8,7 @@ import torch
 
 from edvit.architecture import Architecture
 from edvit.builder import backbone, base, checkpoint, prepare
-from edvit.builder.artifacts import WorkFolder
 from edvit.builder.pipeline import make_plan
-from edvit.builder.progress import Reporter
 from edvit.builder.prune import (
     Group,
     Kept,
@@ -28,7 +26,7 @@ from edvit.builder.subspace.rms import to_rms
 from edvit.builder.surgery import BlockSelection, Selection
 from edvit.errors import ConfigError, ModelError
 from edvit.plan.cost import vit_cost
-from tiny_build import tiny_config
+from tiny_build import context_of, tiny_config
 
 torch.set_num_threads(1)
 
@@ -36,7 +34,7 @@ torch.set_num_threads(1)
 def pruned(work, keep=None, groups=((0, 1, 2), tuple(range(3, 10))), **settings):
     """Data, base model, groups and their pruned models."""
     config = tiny_config(**({"keep": keep} if keep else {}), **settings)
-    context = prepare.Context(config, prepare.open_source(config), WorkFolder(work), Reporter(quiet=True))
+    context = context_of(config, prepare.open_source(config), work)
     data = prepare.prepare_data(context)
     trained = prepare.prepare_base(context, data)
     widths = make_plan(config, context.source).submodels[0].architecture.widths

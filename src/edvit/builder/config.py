@@ -84,6 +84,8 @@ class BuildConfig(BaseModel):
     """Also build one sub-model for all classes at the same width (N = 1), to see what splitting buys."""
     workers: int = Field(default_factory=lambda: max(1, len(os.sched_getaffinity(0))), ge=1)
     """Sub-models that are trained at a time, one thread each. Does not change the result."""
+    ray: str | None = None
+    """Address of a Ray cluster to train them on, in place of `workers`; see `edvit.builder.ray_cluster`."""
 
     @field_validator("widths")
     @classmethod

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from edvit.builder import parallel
@@ -15,7 +17,7 @@ def run_stages(
     run: Callable[[Any, parallel.Progress], dict[str, Any]],
     jobs: Sequence[Any],
     *,
-    workers: int,
+    pool: parallel.Pool,
     progress: parallel.Progress,
 ) -> tuple[Artifact, ...]:
     """The results of the jobs' stages, in their order; what an earlier build has finished is not run again.
@@ -23,14 +25,14 @@ def run_stages(
     Args:
         run: fills `job.scratch` and returns what to note beside the result; a module-level function.
         jobs: dataclasses with a `stage` and a `scratch`, which is set here.
-        workers: processes at a time, one torch thread each.
+        pool: where they run; all of it has to see the work folder.
     """
     found = {job.stage.key: work.find(job.stage) for job in jobs}
     # By key: two sub-models may be the same to the last bit, and are then made once.
     todo = {job.stage.key: job for job in jobs if found[job.stage.key] is None}
     begun = [replace(job, scratch=work.begin(job.stage)) for job in todo.values()]
     try:
-        made = parallel.run_jobs(_Committed(work, run), begun, workers=workers, threads=1, progress=progress)
+        made = pool.run(_Committed(work, run), begun, progress=progress)
     finally:
         for job in begun:
             work.discard(job.scratch)
@@ -40,10 +42,14 @@ def run_stages(
 
 @dataclass(frozen=True)
 class _Committed:
-    """Runs a job and commits its stage in the same process."""
+    """Runs a job and commits its stage in the same process.
+
+    Every attempt fills a folder of its own: where a job is run again because its node was lost, that may live on.
+    """
 
     work: WorkFolder
     run: Callable[[Any, parallel.Progress], dict[str, Any]]
 
     def __call__(self, job: Any, progress: parallel.Progress) -> Artifact:
-        return self.work.commit(job.stage, job.scratch, self.run(job, progress))
+        attempt = Path(tempfile.mkdtemp(dir=job.scratch))
+        return self.work.commit(job.stage, attempt, self.run(replace(job, scratch=attempt), progress))

@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -27,6 +28,31 @@ Progress = Callable[[int, int], None]
 """Called with what is done and what there is in all."""
 
 _to_parent: Connection | None = None
+
+
+class Pool(Protocol):
+    """Where independent jobs run, a core each."""
+
+    def run(self, work: Callable[[Job, Progress], Result], jobs: Sequence[Job], *, progress: Progress) -> list[Result]:
+        """As `run_jobs`, with one torch thread a job."""
+
+    def describe(self) -> str:
+        """How many jobs run at a time, and where."""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """On this machine, `workers` jobs at a time."""
+
+    workers: int
+
+    def run(self, work: Callable[[Job, Progress], Result], jobs: Sequence[Job], *, progress: Progress) -> list[Result]:
+        """As `run_jobs`, with one torch thread a job."""
+        return run_jobs(work, jobs, workers=self.workers, threads=1, progress=progress)
+
+    def describe(self) -> str:
+        """How many jobs run at a time."""
+        return f"{self.workers} at a time"
 
 
 def run_jobs(

@@ -7,6 +7,7 @@ import platform
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from edvit import __version__
-from edvit.builder import backbone, measure, prepare, split
+from edvit.builder import backbone, measure, parallel, prepare, ray_cluster, split
 from edvit.builder.artifacts import WorkFolder
 from edvit.builder.config import BuildConfig
 from edvit.builder.measure import TestResult
@@ -85,10 +86,16 @@ def build(
     out = check_target(out)
     source = prepare.open_source(config)
     plan = make_plan(config, source)
-    folder = WorkFolder(work or out.with_name(out.name + "-work"), force)
-    with folder.locked():
-        context = prepare.Context(config, source, folder, report or Reporter(quiet=True))
+    folder = WorkFolder((work or out.with_name(out.name + "-work")).absolute(), force)
+    with folder.locked(), _pool(config, folder) as pool:
+        context = prepare.Context(config, source, folder, report or Reporter(quiet=True), pool)
         return _run(context, plan, out, dict(flags or {}))
+
+
+def _pool(config: BuildConfig, folder: WorkFolder) -> AbstractContextManager[parallel.Pool]:
+    if config.ray is None:
+        return nullcontext(parallel.Processes(config.workers))
+    return ray_cluster.connected(config.ray, folder.root)
 
 
 def _run(context: prepare.Context, plan: Plan, out: Path, flags: dict[str, Any]) -> tuple[Bundle, Built]:
@@ -116,7 +123,7 @@ def _run(context: prepare.Context, plan: Plan, out: Path, flags: dict[str, Any])
     done("prune", _describe_widths(plan, config))
 
     submodels = split.recover_submodels(context, data, taught=taught, groups=wanted, pruned=pruned)
-    done("recover", _describe_submodels(n, with_baseline, config))
+    done("recover", _describe_submodels(n, with_baseline, context))
 
     exports = split.export_submodels(context, data, submodels)
     features = split.view_features(context, data, taught, submodels)
@@ -243,7 +250,7 @@ def _resolved(built: Built) -> dict[str, Any]:
     heads = built.plan.base.heads
     pruned = min(submodel.heads_pruned for submodel in built.plan.submodels)
     return {
-        **config.model_dump(mode="json", exclude={"fleet", "workers", *OF_SOUNDS}),
+        **config.model_dump(mode="json", exclude={"fleet", "workers", "ray", *OF_SOUNDS}),
         **({} if how.spectrogram is None else how.spectrogram.model_dump(include=OF_SOUNDS)),
         "model": built.context.source.model,
         "image_size": how.image_size,
@@ -333,9 +340,9 @@ def _describe_widths(plan: Plan, config: BuildConfig) -> str:
     )
 
 
-def _describe_submodels(count: int, with_baseline: bool, config: BuildConfig) -> str:
+def _describe_submodels(count: int, with_baseline: bool, context: prepare.Context) -> str:
     more = ", and one for all classes to compare" if with_baseline else ""
-    return f"{count} sub-models{more} · {config.recover_epochs} epochs, {config.workers} at a time"
+    return f"{count} sub-models{more} · {context.config.recover_epochs} epochs, {context.pool.describe()}"
 
 
 def _describe_test(test: TestResult) -> str:

@@ -45,12 +45,13 @@ AUGMENTATIONS = {"natural": NATURAL, "glyphs": GLYPHS, "spectrograms": SPECTROGR
 
 @dataclass(frozen=True)
 class Context:
-    """What every stage needs: the settings, where results are kept, and whom to tell."""
+    """What every stage needs: the settings, where results are kept, whom to tell, and where jobs run."""
 
     config: BuildConfig
     source: Source
     work: WorkFolder
     report: Reporter
+    pool: parallel.Pool
 
 
 @dataclass(frozen=True)
@@ -298,7 +299,7 @@ def run_teacher(context: Context, data: Data, trained: Base) -> Teacher:
             )
         )
     with context.report.bar("teacher", f"{count} views") as bar:
-        return Teacher(run_stages(context.work, _teach, jobs, workers=config.workers, progress=bar), blocks)
+        return Teacher(run_stages(context.work, _teach, jobs, pool=context.pool, progress=bar), blocks)
 
 
 def _teach(job: _TeachJob, progress: parallel.Progress) -> dict[str, Any]:

@@ -251,7 +251,7 @@ class _SelectJob:
 
 
 def _by_channels(context: Context, data: Data, trained: Base, groups: Sequence[Group]) -> tuple[Artifact, ...]:
-    config, whole = context.config, weights_path(trained.artifact)
+    whole = weights_path(trained.artifact)
     scored = _scores(context, data, trained, groups)
     jobs = [
         _SelectJob(
@@ -274,7 +274,7 @@ def _by_channels(context: Context, data: Data, trained: Base, groups: Sequence[G
         for group, scores in zip(groups, scored, strict=True)
     ]
     with context.report.bar("prune", "channels") as bar:
-        return run_stages(context.work, _select_job, jobs, workers=config.workers, progress=bar)
+        return run_stages(context.work, _select_job, jobs, pool=context.pool, progress=bar)
 
 
 def _scores(context: Context, data: Data, trained: Base, groups: Sequence[Group]) -> tuple[Artifact, ...]:
@@ -310,7 +310,7 @@ def _scores(context: Context, data: Data, trained: Base, groups: Sequence[Group]
             )
         )
     with context.report.bar("prune", f"scoring ({config.criterion})") as bar:
-        return run_stages(context.work, _score_job, jobs, workers=config.workers, progress=bar)
+        return run_stages(context.work, _score_job, jobs, pool=context.pool, progress=bar)
 
 
 def _score_job(job: _ScoreJob, progress: parallel.Progress) -> dict[str, Any]:

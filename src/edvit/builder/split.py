@@ -117,7 +117,7 @@ def recover_submodels(
             )
         )
     with context.report.bar("recover", f"{len(jobs)} sub-models") as bar:
-        return run_stages(context.work, _recover_job, jobs, workers=config.workers, progress=bar)
+        return run_stages(context.work, _recover_job, jobs, pool=context.pool, progress=bar)
 
 
 def _recover_job(job: _RecoverJob, progress: parallel.Progress) -> dict[str, Any]:
@@ -157,7 +157,7 @@ def export_submodels(context: Context, data: Data, submodels: Sequence[Artifact]
         for a in submodels
     ]
     with context.report.bar("export", "ONNX") as bar:
-        return run_stages(context.work, _export_job, jobs, workers=context.config.workers, progress=bar)
+        return run_stages(context.work, _export_job, jobs, pool=context.pool, progress=bar)
 
 
 def _export_job(job: _ExportJob, progress: parallel.Progress) -> dict[str, Any]:
@@ -195,7 +195,7 @@ def view_features(context: Context, data: Data, taught: Teacher, submodels: Sequ
         for submodel in submodels
     ]
     with context.report.bar("fuse", "features") as bar:
-        return run_stages(context.work, _feature_job, jobs, workers=config.workers, progress=bar)
+        return run_stages(context.work, _feature_job, jobs, pool=context.pool, progress=bar)
 
 
 def _feature_job(job: _FeatureJob, progress: parallel.Progress) -> dict[str, Any]:

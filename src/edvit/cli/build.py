@@ -10,7 +10,7 @@ import typer
 from edvit.cli import DATA_HELP, DATA_ROOT_HELP, app
 from edvit.errors import ConfigError, MissingExtraError
 
-NOT_RECORDED = {"out", "work", "force", "workers", "download"}
+NOT_RECORDED = {"out", "work", "force", "workers", "ray", "download"}
 """Flags that do not change what is built; recording them would change the bundle's digest."""
 
 
@@ -71,6 +71,10 @@ def build(
     seed: int = typer.Option(0, min=0, help="Of the groups, the draws and the training."),
     baseline: bool = typer.Option(True, help="Also build N = 1 at the same width, to compare."),
     workers: int | None = typer.Option(None, min=1, help="Sub-models trained at a time; default: one per core."),
+    ray: str | None = typer.Option(
+        None,
+        help="Train sub-models on this Ray cluster: auto, or HOST:PORT of its head; all its nodes must see --work.",
+    ),
     work: Path | None = typer.Option(None, help="Where stages are kept for resuming; default: OUT-work."),
     force: list[str] = typer.Option([], help="Redo this stage: data, base, teacher, pruned, submodel, fusion, ..."),
 ) -> None:
@@ -121,6 +125,7 @@ def build(
         "validation": validation,
         "seed": seed,
         "baseline": baseline,
+        "ray": ray,
     }
     if workers is not None:
         settings["workers"] = workers
