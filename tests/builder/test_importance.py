@@ -136,16 +136,16 @@ def test_exact_heads_are_those_of_kl():
         assert torch.equal(getattr(both, part), getattr(fisher, part))
 
 
-def test_sampled_classes_have_the_same_expectation(monkeypatch):
+def test_projected_classes_have_the_same_expectation(monkeypatch):
     model, x = make("plain").double(), images(3).double()
     every = score(model, x)
     monkeypatch.setattr(importance, "EXACT_CLASSES", 4)
-    sampled = score(model, x, draws=600, seed=3)
+    projected = score(model, x, projections=600, seed=3)
     for part in PARTS:
-        assert float(getattr(sampled, part).sum() / getattr(every, part).sum()) == pytest.approx(1.0, abs=0.1), part
-    assert spearmanr(sampled.hidden.flatten(), every.hidden.flatten())[0] > 0.99
-    assert torch.equal(score(model, x, draws=2, seed=5).dim, score(model, x, draws=2, seed=5).dim)
-    assert not torch.equal(score(model, x, draws=2, seed=5).dim, score(model, x, draws=2, seed=6).dim)
+        assert float(getattr(projected, part).sum() / getattr(every, part).sum()) == pytest.approx(1.0, abs=0.1), part
+    assert spearmanr(projected.hidden.flatten(), every.hidden.flatten())[0] > 0.99
+    assert torch.equal(score(model, x, projections=2, seed=5).dim, score(model, x, projections=2, seed=5).dim)
+    assert not torch.equal(score(model, x, projections=2, seed=5).dim, score(model, x, projections=2, seed=6).dim)
 
 
 @pytest.mark.parametrize("criterion", ["kl", "fisher-kl"])

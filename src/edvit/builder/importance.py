@@ -5,7 +5,8 @@ The measure is ED-ViT's (arXiv 2410.11650): over images of the group's own class
 
 - `kl`: that, exactly. One forward pass of the images per component, from the component's block on.
 - `fisher-kl`: its second-order term at gates of 1, where the first-order term is zero:
-  `I(c) = 1/2 mean_x sum_y p(y|x) (d log p(y|x) / d g_c)^2`. One backward pass per class for all components.
+  `I(c) = 1/2 mean_x sum_y p(y|x) (d log p(y|x) / d g_c)^2`. One backward pass per class for all components, or one per
+  random projection of the classes where there are many.
 - `magnitude`: the Euclidean norm of every weight that reads or writes the component; sees no image.
 - `random`: uniform; what a criterion has to beat.
 
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from edvit.architecture import Architecture
 from edvit.builder import backbone
+from edvit.builder.fisher import projected
 from edvit.builder.gates import BlockGates, Gates, gated, open_gates
 from edvit.builder.scores import Scores
 from edvit.errors import BuildError, ConfigError, DataError
@@ -35,7 +37,7 @@ Progress = Callable[[int, int], None]
 """Called with how many steps are done, and of how many."""
 
 EXACT_CLASSES = 32
-"""Up to so many classes, fisher-kl goes through every one of them; beyond, it samples them."""
+"""Up to so many classes, fisher-kl goes through every one of them; beyond, it projects them at random."""
 
 
 def score(
@@ -45,7 +47,7 @@ def score(
     criterion: Criterion = "fisher-kl",
     seed: int = 0,
     batch_size: int = 32,
-    draws: int = 16,
+    projections: int = 16,
     exact_heads: bool = False,
     progress: Progress | None = None,
 ) -> Scores:
@@ -58,25 +60,26 @@ def score(
         model: the base model, with its head over all classes; the same widths in every block.
         images: normalised, `[count, channels, H, W]`, of the group's own classes.
         criterion: see the module.
-        seed: of `random`, and of the classes that `fisher-kl` draws.
+        seed: of `random`, and of the projections of `fisher-kl`.
         batch_size: samples that go through the model at once.
-        draws: with more than `EXACT_CLASSES` classes, `fisher-kl` draws so many `y ~ p(.|x)` per image instead of
-            summing over all: the same expectation, with a variance that falls as 1/draws.
+        projections: with more than `EXACT_CLASSES` classes, `fisher-kl` takes so many random projections of the classes
+            per image (`fisher.projected`) instead of summing over all: the same expectation; for one image, the
+            standard deviation is at most `sqrt(2 / projections)` of it, and it falls with the number of images too.
         exact_heads: let `fisher-kl` score whole heads as `kl` does. A head is too large a step for a second-order term,
             and heads are few; set it where whole heads are to be pruned.
         progress: called after every step.
 
     Raises:
         DataError: there are no images, or not of the model's shape.
-        ConfigError: an unknown criterion, or a batch size or number of draws below 1.
+        ConfigError: an unknown criterion, or a batch size or number of projections below 1.
         BuildError: the model's weights or outputs are not finite, it has fewer than two classes, or its blocks differ.
     """
     architecture = backbone.describe(model)
     _check_model(model, architecture)
     if criterion not in get_args(Criterion):
         raise ConfigError(f"unknown criterion {criterion!r}; known: {', '.join(get_args(Criterion))}")
-    if batch_size < 1 or draws < 1:
-        raise ConfigError("batch_size and draws must be at least 1")
+    if batch_size < 1 or projections < 1:
+        raise ConfigError("batch_size and projections must be at least 1")
     frozen = copy.deepcopy(model).eval().requires_grad_(False)
     report = progress or (lambda _done, _total: None)
     if criterion == "random":
@@ -88,11 +91,16 @@ def score(
     if criterion == "kl":
         every = range(len(_zeros(architecture)))
         return _assemble(_exact_kl(frozen, architecture, batches, every, batch_size=batch_size, report=report), "kl")
-    steps = len(batches) * _passes(architecture, draws)
+    steps = len(batches) * _passes(architecture, projections)
     heads = range(2, 2 + 3 * len(architecture.widths.blocks), 3) if exact_heads else range(0)
     every_step = steps + len(batches) * len(heads) * architecture.heads
     rows = _fisher_kl(
-        frozen, architecture, batches, seed=seed, draws=draws, report=lambda done, _: report(done, every_step)
+        frozen,
+        architecture,
+        batches,
+        seed=seed,
+        projections=projections,
+        report=lambda done, _: report(done, every_step),
     )
     if exact_heads:
         exact = _exact_kl(
@@ -130,9 +138,9 @@ def _check_images(images: Tensor, architecture: Architecture) -> None:
 # --- fisher-kl ---------------------------------------------------------------------------------------------
 
 
-def _passes(architecture: Architecture, draws: int) -> int:
-    """Backward passes per batch: one per class, or per drawn class where there are many."""
-    return architecture.classes if architecture.classes <= EXACT_CLASSES else draws
+def _passes(architecture: Architecture, projections: int) -> int:
+    """Backward passes per batch: one per class, or per projection where there are many."""
+    return architecture.classes if architecture.classes <= EXACT_CLASSES else projections
 
 
 @torch.enable_grad()
@@ -142,11 +150,11 @@ def _fisher_kl(
     batches: Sequence[Tensor],
     *,
     seed: int,
-    draws: int,
+    projections: int,
     report: Progress,
 ) -> list[Tensor]:
     exact = architecture.classes <= EXACT_CLASSES
-    passes = _passes(architecture, draws)
+    passes = _passes(architecture, projections)
     generator = torch.Generator().manual_seed(seed)
     sums = [row.to(model.patch_embed.proj.weight.device) for row in _zeros(architecture)]
     for number, batch in enumerate(batches):
@@ -156,13 +164,11 @@ def _fisher_kl(
         with gated(model, gates):
             log_p = _checked(model(x)).log_softmax(dim=-1)
         p = log_p.detach().double().exp()
-        drawn = None if exact else torch.multinomial(p.cpu(), draws, replacement=True, generator=generator).to(x.device)
         for step in range(passes):
-            y = torch.full((len(x), 1), step, device=x.device) if drawn is None else drawn[:, step : step + 1]
-            weight = p.gather(1, y)[:, 0] if exact else torch.full_like(p[:, 0], 1.0 / draws)
-            last = step == passes - 1
+            weight = p[:, step] if exact else torch.full_like(p[:, 0], 1.0 / passes)
             # Gates are per sample, so the gradient of the batch's sum holds every sample's own.
-            gradients = torch.autograd.grad(log_p.gather(1, y).sum(), leaves, retain_graph=not last)
+            to_differentiate = log_p[:, step].sum() if exact else projected(log_p, generator)
+            gradients = torch.autograd.grad(to_differentiate, leaves, retain_graph=step < passes - 1)
             for total, gradient in zip(sums, gradients, strict=True):
                 total.add_(torch.einsum("n,n...->...", weight, gradient.double().square()))
             report(number * passes + step + 1, len(batches) * passes)
