@@ -10,23 +10,21 @@ of the same files, which a build does not make. Each round times every row, so t
 from __future__ import annotations
 
 import argparse
-import logging
+import shutil
 import statistics
 import tempfile
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import torch
-from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from edvit.architecture import pruned_widths
 from edvit.builder import backbone
 from edvit.builder.backbone import FeatureExtractor
-from edvit.builder.export import export_submodel
+from edvit.builder.export import export_submodel, quantise_submodel
 from edvit.plan.keep import heads_pruned_at, parse_keep
 from edvit.runtime.engine import SubModelEngine
 
@@ -61,7 +59,8 @@ def compare(name: str, keep: str, attention: str, rounds: int, folder: Path) -> 
     files = {}
     for prune, rotated in (("channels", False), ("subspace", True)):
         files[f"{prune}, fp32"] = export(name, widths, rotated, image, folder / f"{prune}.onnx")
-        files[f"{prune}, int8"] = quantise(files[f"{prune}, fp32"], folder / f"{prune}-int8.onnx")
+        files[f"{prune}, int8"] = Path(shutil.copy(files[f"{prune}, fp32"], folder / f"{prune}-int8.onnx"))
+        quantise_submodel(files[f"{prune}, int8"], torch.from_numpy(image))
 
     extractor = FeatureExtractor(base, GREY, GREY).eval()
     calls: dict[str, Callable[[], object]] = {WHOLE: lambda: extractor(torch.from_numpy(image))}
@@ -97,14 +96,6 @@ def export(name: str, widths: object, rotated: bool, image: np.ndarray, path: Pa
     two = torch.from_numpy(np.concatenate([image, image[..., ::-1]]))
     export_submodel(FeatureExtractor(model, GREY, GREY).eval(), two, path)
     return path
-
-
-def quantise(path: Path, target: Path) -> Path:
-    logging.getLogger().setLevel(logging.ERROR)  # it advises on accuracy, of which nothing is said here
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        quantize_dynamic(path, target, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"])
-    return target
 
 
 def parameters(path: Path) -> int:

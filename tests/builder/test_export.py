@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import nn
 from edvit.architecture import pruned_widths
 from edvit.builder import backbone, export, importance, surgery
 from edvit.builder.backbone import FeatureExtractor
-from edvit.builder.export import TOLERANCE, export_fusion, export_submodel
+from edvit.builder.export import TOLERANCE, export_fusion, export_submodel, quantise_submodel
 from edvit.builder.fusion import Fusion
 from edvit.errors import BuildError
 from vit_variants import images, make
@@ -166,3 +167,26 @@ def test_nan_does_not_pass_for_equal(tmp_path):
         extractor.model.norm.weight[0] = float("nan")
     with pytest.raises(BuildError, match="differs"):
         export_submodel(extractor, pixels(2), tmp_path / "nan.onnx")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_int8_is_smaller_and_close(exported, tmp_path, variant):
+    path = Path(shutil.copy(exported(variant), tmp_path / "submodel.onnx"))
+    before, size = run(path, image=pixels(6)), path.stat().st_size
+    error = quantise_submodel(path, pixels(6))
+    after = run(path, image=pixels(6))
+    moved = np.linalg.norm(after - before, axis=1) / np.linalg.norm(before, axis=1)
+    assert error == pytest.approx(float(moved.mean()), rel=1e-4)
+    assert 0 < error < 0.15
+    kinds = {tensor.data_type for tensor in onnx.load(str(path)).graph.initializer if len(tensor.dims) == 2}
+    assert onnx.TensorProto.INT8 in kinds
+    assert path.stat().st_size != size
+    assert [file.name for file in tmp_path.iterdir()] == ["submodel.onnx"]
+    assert run(path, image=pixels(1)).shape == (1, before.shape[1]), "any batch"
+
+
+def test_features_that_int8_moves_too_far_are_an_error(exported, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "QUANTISATION_LIMIT", 1e-6)
+    path = Path(shutil.copy(exported("plain"), tmp_path / "submodel.onnx"))
+    with pytest.raises(BuildError, match=r"in int8 .*--precision fp32"):
+        quantise_submodel(path, pixels(6))

@@ -152,7 +152,7 @@ def test_one_sub_model_that_keeps_everything_is_the_base_model(tiny_build, work,
 
 
 def test_a_bundle_of_fitted_widths_says_what_each_sub_model_has_become(work, tmp_path):
-    config = tiny_config(widths="fitted", recover_epochs=0, views=2, baseline=False)
+    config = tiny_config(model="vit_digits_patch4_8", keep="1/2", recover_epochs=0, views=2, baseline=False)
     bundle, built = build(config, tmp_path / "fitted", work=work)
     for submodel, planned in zip(bundle.manifest.submodels, built.plan.submodels, strict=True):
         assert submodel.params <= planned.cost.params
@@ -162,7 +162,21 @@ def test_a_bundle_of_fitted_widths_says_what_each_sub_model_has_become(work, tmp
         submodel.widths != planned.architecture.widths
         for submodel, planned in zip(bundle.manifest.submodels, built.plan.submodels, strict=True)
     )
+    assert bundle.manifest.config["widths"] == "fitted", "by default"
     assert bundle.manifest.metric("fused") > 0.3
+
+
+def test_a_bundle_in_int8_is_measured_as_it_is_deployed(work, tmp_path):
+    settings = {"recover_epochs": 0, "views": 2, "baseline": False}
+    whole, _ = build(tiny_config(**settings), tmp_path / "fp32", work=work)
+    small, _ = build(tiny_config(**settings, precision="int8"), tmp_path / "int8", work=work)
+    assert small.manifest.config["precision"] == "int8"
+    for one, other in zip(whole.manifest.submodels, small.manifest.submodels, strict=True):
+        assert one.model.sha256 != other.model.sha256
+        assert (one.params, one.widths) == (other.params, other.widths)
+    assert whole.manifest.fusion == small.manifest.fusion, "trained on the same features"
+    assert abs(whole.manifest.metric("fused") - small.manifest.metric("fused")) < 0.1
+    assert "ONNX Runtime int8" in (small.path / "report.html").read_text()
 
 
 def test_two_groups_share_a_device_and_are_pruned_until_they_fit(work, tmp_path):
@@ -262,7 +276,7 @@ def test_a_class_with_one_image_leaves_none_to_validate_on(tmp_path):
 def test_settings_and_versions_are_recorded(tiny_build):
     manifest = json.loads((tiny_build.bundle.path / MANIFEST).read_text())
     assert manifest["config"]["seed"] == 0
-    assert "workers" not in manifest["config"], "it does not change the result"
+    assert not {"workers", "ray"} & set(manifest["config"]), "they do not change the result"
     assert set(manifest["versions"]) >= {"edvit", "torch", "timm", "onnxruntime"}
 
 

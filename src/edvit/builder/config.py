@@ -16,6 +16,7 @@ Pruner = Literal["subspace", "channels"]
 ChannelCriterion = Literal["fisher-kl", "kl", "magnitude", "random"]
 Step = Literal["rotation", "fisher", "factors", "readers", "writers", "correction"]
 Fit = Literal["uniform", "fitted"]
+Precision = Literal["fp32", "int8"]
 Augment = Literal["natural", "glyphs", "spectrograms", "none"]
 
 STAGES = (
@@ -76,6 +77,8 @@ class BuildConfig(BaseModel):
     """0 keeps sub-models as pruned."""
     views: int | None = Field(default=None, ge=1)
     """Augmented views of the training set that the base model is run on; None is one per epoch, at most 5."""
+    precision: Precision = "fp32"
+    """Of the weights in the sub-models' files; `int8` is ONNX Runtime's dynamic quantisation of matrix products."""
     batch_size: int = Field(default=64, ge=2)
     base_lr: float | None = Field(default=None, gt=0)
     recover_lr: float | None = Field(default=None, gt=0)

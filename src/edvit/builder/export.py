@@ -9,9 +9,11 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnxruntime
 import torch
+from onnxruntime.quantization import QuantType, quantize_dynamic
 from torch import Tensor, nn
 
 from edvit.builder.backbone import FeatureExtractor
@@ -20,6 +22,8 @@ from edvit.errors import BuildError
 
 TOLERANCE = 1e-4
 """Largest absolute difference between PyTorch's output and ONNX Runtime's that is let through."""
+QUANTISATION_LIMIT = 0.3
+"""Largest relative distance between features of int8 and of fp32 that is let through."""
 
 
 def export_submodel(extractor: FeatureExtractor, images: Tensor, path: Path) -> None:
@@ -32,6 +36,45 @@ def export_submodel(extractor: FeatureExtractor, images: Tensor, path: Path) -> 
         BuildError: ONNX Runtime's features differ from PyTorch's by more than `TOLERANCE`.
     """
     _export(extractor, (images,), ["image"], "feature", path)
+
+
+def quantise_submodel(path: Path, images: Tensor) -> float:
+    """Replace an exported sub-model by one with int8 weights: ONNX Runtime's dynamic quantisation of matrix products.
+
+    Each output channel has a scale of its own: with one for a whole matrix, the features of a DeiT-Tiny cut to a third
+    moved by 11 % of their length, with these by 3 %.
+
+    Args:
+        images: uint8, real images to compare on.
+
+    Returns:
+        By how much the features move, relative to their length, mean over the images.
+
+    Raises:
+        BuildError: by more than `QUANTISATION_LIMIT`.
+    """
+    before = _features(path, images)
+    whole = path.with_suffix(".fp32.onnx")
+    path.rename(whole)
+    logging.disable(logging.WARNING)  # it advises to pre-process the model, which changes nothing here
+    try:
+        quantize_dynamic(
+            whole, path, weight_type=QuantType.QInt8, per_channel=True, op_types_to_quantize=["MatMul", "Gemm"]
+        )
+    finally:
+        logging.disable(logging.NOTSET)
+    whole.unlink()
+    moved = np.linalg.norm(_features(path, images) - before, axis=1) / np.linalg.norm(before, axis=1)
+    error = float(moved.mean())
+    if not error <= QUANTISATION_LIMIT:  # also where it is NaN
+        raise BuildError(f"in int8 a sub-model's features move by {error:.0%} of their length; use --precision fp32")
+    return error
+
+
+def _features(path: Path, images: Tensor) -> npt.NDArray[np.float32]:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    features: npt.NDArray[np.float32] = session.run(["feature"], {"image": images.numpy()})[0]
+    return features
 
 
 def export_fusion(fusion: Fusion, features: Tensor, path: Path) -> None:

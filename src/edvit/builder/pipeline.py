@@ -288,7 +288,8 @@ def report_data(built: Built, manifest: Manifest, durations: Mapping[str, float]
         pruned_by=_describe_pruner(built.context.config),
         seeds={"seed": built.context.config.seed},
         measured_on=f"{platform.machine()}, one thread, one image at a time: the base in PyTorch fp32, "
-        "sub-models in ONNX Runtime fp32; fused is the slowest sub-model and the fusion, without a network",
+        f"sub-models in ONNX Runtime {built.context.config.precision}; fused is the slowest sub-model and the fusion, "
+        "without a network",
         durations_s=durations,
     )
 

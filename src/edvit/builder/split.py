@@ -16,6 +16,7 @@ from edvit.builder.artifacts import Artifact, Stage
 from edvit.builder.augment import Views
 from edvit.builder.backbone import FeatureExtractor
 from edvit.builder.base import features_of
+from edvit.builder.config import Precision
 from edvit.builder.fusion import FusionTraining, Samples, train_fusion
 from edvit.builder.images import ImageSet
 from edvit.builder.jobs import run_stages
@@ -147,14 +148,23 @@ class _ExportJob:
     submodel: Artifact
     sample: ImageSet
     preprocessing: Preprocessing
+    precision: Precision
 
 
 def export_submodels(context: Context, data: Data, submodels: Sequence[Artifact]) -> tuple[Artifact, ...]:
     """An ONNX file of every sub-model, compared with PyTorch."""
+    precision = context.config.precision
     sample = data.validation.take(np.arange(min(SAMPLES, len(data.validation))))
     jobs = [
-        _ExportJob(Stage("export", {"submodel": a.digest}), Path(), a, sample, context.source.preprocessing)
-        for a in submodels
+        _ExportJob(
+            Stage("export", {"submodel": submodel.digest, "precision": precision}),
+            Path(),
+            submodel,
+            sample,
+            context.source.preprocessing,
+            precision,
+        )
+        for submodel in submodels
     ]
     with context.report.bar("export", "ONNX") as bar:
         return run_stages(context.work, _export_job, jobs, pool=context.pool, progress=bar)
@@ -162,9 +172,11 @@ def export_submodels(context: Context, data: Data, submodels: Sequence[Artifact]
 
 def _export_job(job: _ExportJob, progress: parallel.Progress) -> dict[str, Any]:
     extractor = load_extractor(job.submodel, job.preprocessing)
-    export.export_submodel(extractor, torch.from_numpy(job.sample.pixels()), job.scratch / SUBMODEL_FILE)
+    path, images = job.scratch / SUBMODEL_FILE, torch.from_numpy(job.sample.pixels())
+    export.export_submodel(extractor, images, path)
+    moved = export.quantise_submodel(path, images) if job.precision == "int8" else 0.0
     progress(1, 1)
-    return {}
+    return {"quantisation_error": moved}
 
 
 @dataclass(frozen=True)
