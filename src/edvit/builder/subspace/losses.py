@@ -17,7 +17,6 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from edvit.builder import backbone
-from edvit.builder.fisher import projected
 from edvit.builder.subspace import attention, forward, rotation
 from edvit.builder.subspace.calibration import Calibration
 from edvit.builder.subspace.group import Options
@@ -178,7 +177,8 @@ def _squared_effects(
         feature = base.forward_head(normal, pre_logits=True)
         normals.append(feature if isinstance(base.norm, torch.nn.Identity) else normal)
         log_p = base.head(feature).log_softmax(dim=-1)
-        gradients = torch.autograd.grad(projected(log_p, generator), [*normals, *inside])
+        drawn = torch.multinomial(log_p.detach().exp().nan_to_num(1.0), 1, generator=generator)
+        gradients = torch.autograd.grad(log_p.gather(1, drawn).sum(), [*normals, *inside])
     of_normals, of_inside = gradients[: len(normals)], gradients[len(normals) :]
     with torch.no_grad():
         in_stream = sum(_per_image(parts.stream.effects(x, g)) for x, g in zip(normals, of_normals, strict=True))

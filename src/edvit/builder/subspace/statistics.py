@@ -21,7 +21,6 @@ from torch import Tensor
 
 from edvit.architecture import Architecture
 from edvit.builder import backbone
-from edvit.builder.fisher import projected
 from edvit.builder.subspace import forward
 from edvit.builder.subspace.calibration import Calibration
 from edvit.errors import BuildError, ConfigError
@@ -214,7 +213,9 @@ def _add_units(units: Tensor, into: Sums, block: int) -> None:
 
 
 def _add_gradients(normals: list[Tensor], logits: Tensor, into: Sums, generator: torch.Generator) -> None:
-    gradients = torch.autograd.grad(projected(logits.log_softmax(dim=-1), generator), normals)
+    log_p = logits.log_softmax(dim=-1)
+    drawn = torch.multinomial(log_p.detach().exp().nan_to_num(1.0), 1, generator=generator)
+    gradients = torch.autograd.grad(log_p.gather(1, drawn).sum(), normals)
     for gradient in gradients:
         into.gradient.add_(second_moment(gradient))
 
