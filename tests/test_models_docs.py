@@ -1,0 +1,48 @@
+"""docs/models.md: every model of its table is built, converted, cut and run, and every line says what comes of it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import models_table
+from edvit.builder import backbone
+from edvit.builder.subspace import rms
+
+PAGE = (Path(__file__).parents[1] / "docs" / "models.md").read_text()
+
+
+GREY_TOO = [name for name in models_table.NAMES if "base" not in name and "large" not in name]
+
+
+@pytest.mark.parametrize(
+    ("name", "channels"), [*((name, 3) for name in models_table.NAMES), *((name, 1) for name in GREY_TOO)]
+)
+@pytest.mark.slow
+def test_every_model_of_the_table_can_be_split(name, channels):
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    patch = backbone.describe(backbone.template(name, classes=10)).patch_size
+    size = 2 * patch  # the smallest that has neighbours: any that the patch divides will do
+    base = backbone.create(name, image_size=size, channels=channels, classes=10).eval()
+    images = torch.randn(2, channels, size, size)
+    converted = rms.to_rms(base)
+    with torch.inference_mode():
+        expected = base(images)
+        difference = (converted(images) - expected).abs().max() / expected.abs().max()
+    assert float(difference) < 1e-4
+    architecture = backbone.describe(base)
+    del base, converted
+    widths = models_table.widths_at_default(architecture)
+    for rotated in (True, False):
+        small = backbone.create(
+            name, image_size=size, channels=channels, classes=0, widths=widths, rotated=rotated
+        ).eval()
+        assert backbone.describe(small).widths == widths
+        with torch.inference_mode():
+            assert backbone.feature(small, images).shape == (2, widths.dim)
+
+
+def test_the_table_is_up_to_date():
+    """`python tests/models_table.py` prints it."""
+    assert "\n".join([models_table.HEADER, *map(models_table.row, models_table.NAMES)]) in PAGE
