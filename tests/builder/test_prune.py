@@ -8,6 +8,7 @@ import torch
 
 from edvit.architecture import Architecture
 from edvit.builder import backbone, base, checkpoint, prepare
+from edvit.builder import prune as prune_module
 from edvit.builder.pipeline import make_plan
 from edvit.builder.prune import (
     Group,
@@ -164,6 +165,20 @@ def test_fitted_widths_are_each_groups_own_and_cost_no_more(work):
         assert cost.peak_memory_bytes <= budget.peak_memory_bytes
     with pytest.raises(ConfigError, match=r"widths: .*fitted goes with subspace"):
         tiny_config(widths="fitted", prune="channels")
+
+
+def test_scoring_in_small_batches_gives_the_same(work, monkeypatch):
+    monkeypatch.setattr(prune_module, "images_within", lambda limit, architecture: 3)
+    *_, few = pruned(work, prune="channels", memory_limit_mb=1000)
+    monkeypatch.undo()
+    shutil.rmtree(work)
+    *_, many = pruned(work, prune="channels")
+    assert [artifact.digest for artifact in few] == [artifact.digest for artifact in many]
+
+
+def test_too_little_memory_to_score_in(work):
+    with pytest.raises(ConfigError, match="give a larger --memory-limit"):
+        pruned(work, prune="channels", memory_limit_mb=100)
 
 
 def test_a_model_that_cannot_be_rotated_says_so_before_any_work():

@@ -87,6 +87,8 @@ class BuildConfig(BaseModel):
     """Also build one sub-model for all classes at the same width (N = 1), to see what splitting buys."""
     workers: int = Field(default_factory=lambda: max(1, len(os.sched_getaffinity(0))), ge=1)
     """Sub-models that are trained at a time, one thread each. Does not change the result."""
+    memory_limit_mb: int | None = Field(default=None, gt=0)
+    """Of scoring by `channels`, all `workers` together; None: as 32 images at a time need."""
     ray: str | None = None
     """Address of a Ray cluster to train them on, in place of `workers`; see `edvit.builder.ray_cluster`."""
 

@@ -44,6 +44,8 @@ from edvit.plan.placement import Plan
 
 REPORT = "report.html"
 LIBRARIES = ("numpy", "onnx", "onnxruntime", "timm", "torch", "torchvision")
+OF_MACHINES = {"workers", "ray", "memory_limit_mb"}
+"""Settings that do not change the result."""
 OF_SOUNDS = {"seconds", "sample_rate", "mels"}
 """Settings that mean nothing where the data are images."""
 
@@ -250,7 +252,7 @@ def _resolved(built: Built) -> dict[str, Any]:
     heads = built.plan.base.heads
     pruned = min(submodel.heads_pruned for submodel in built.plan.submodels)
     return {
-        **config.model_dump(mode="json", exclude={"fleet", "workers", "ray", *OF_SOUNDS}),
+        **config.model_dump(mode="json", exclude={"fleet", *OF_MACHINES, *OF_SOUNDS}),
         **({} if how.spectrogram is None else how.spectrogram.model_dump(include=OF_SOUNDS)),
         "model": built.context.source.model,
         "image_size": how.image_size,

@@ -26,6 +26,7 @@ from edvit.builder.backbone import FeatureExtractor
 from edvit.builder.config import BuildConfig, ChannelCriterion
 from edvit.builder.images import ImageSet
 from edvit.builder.jobs import run_stages
+from edvit.builder.memory import images_within
 from edvit.builder.prepare import WEIGHTS, Base, Context, Data, weights_path
 from edvit.builder.scores import Scores
 from edvit.builder.subspace import attention, statistics
@@ -39,6 +40,8 @@ from edvit.preprocess import Preprocessing
 ROTATION = "rotation.safetensors"
 SCORES = "scores.safetensors"
 SUMS = "sums.safetensors"
+SCORED_AT_ONCE = 32
+"""Images, unless memory is limited. How many does not change a score but for rounding, and is no part of its stage."""
 
 
 @dataclass(frozen=True)
@@ -236,6 +239,7 @@ class _ScoreJob:
     preprocessing: Preprocessing
     criterion: ChannelCriterion
     exact_heads: bool
+    batch_size: int
     seed: int
 
 
@@ -282,6 +286,10 @@ def _scores(context: Context, data: Data, trained: Base, groups: Sequence[Group]
     config = context.config
     # Fisher-KL ranks whole heads poorly, and there are few of them.
     exact_heads = config.attention == "heads" and config.criterion == "fisher-kl"
+    batch_size = SCORED_AT_ONCE
+    if config.memory_limit_mb is not None:
+        each = config.memory_limit_mb * 1_000_000 // min(config.workers, len(groups))
+        batch_size = min(batch_size, images_within(each, backbone.describe(trained.model)))
     jobs = []
     for group in groups:
         rows = calibration_rows(data, group.classes, config.calibration, config.seed)
@@ -306,6 +314,7 @@ def _scores(context: Context, data: Data, trained: Base, groups: Sequence[Group]
                 preprocessing=context.source.preprocessing,
                 criterion=config.criterion,
                 exact_heads=exact_heads,
+                batch_size=batch_size,
                 seed=config.seed,
             )
         )
@@ -318,7 +327,13 @@ def _score_job(job: _ScoreJob, progress: parallel.Progress) -> dict[str, Any]:
     how = FeatureExtractor(model, job.preprocessing.mean, job.preprocessing.std)
     pixels = how.normalise(torch.from_numpy(job.images.pixels()))
     scores = importance.score(
-        model, pixels, criterion=job.criterion, exact_heads=job.exact_heads, seed=job.seed, progress=progress
+        model,
+        pixels,
+        criterion=job.criterion,
+        exact_heads=job.exact_heads,
+        batch_size=job.batch_size,
+        seed=job.seed,
+        progress=progress,
     )
     scores.save(job.scratch / SCORES)
     return {"images": len(pixels)}

@@ -10,7 +10,7 @@ import typer
 from edvit.cli import DATA_HELP, DATA_ROOT_HELP, app
 from edvit.errors import ConfigError, MissingExtraError
 
-NOT_RECORDED = {"out", "work", "force", "workers", "ray", "download"}
+NOT_RECORDED = {"out", "work", "force", "workers", "ray", "memory_limit", "download"}
 """Flags that do not change what is built; recording them would change the bundle's digest."""
 
 
@@ -74,6 +74,9 @@ def build(
     seed: int = typer.Option(0, min=0, help="Of the groups, the draws and the training."),
     baseline: bool = typer.Option(True, help="Also build N = 1 at the same width, to compare."),
     workers: int | None = typer.Option(None, min=1, help="Sub-models trained at a time; default: one per core."),
+    memory_limit: int | None = typer.Option(
+        None, min=1, help="MB that scoring by --prune channels may take, all processes together."
+    ),
     ray: str | None = typer.Option(
         None,
         help="Train sub-models on this Ray cluster: auto, or HOST:PORT of its head; all its nodes must see --work.",
@@ -129,6 +132,7 @@ def build(
         "validation": validation,
         "seed": seed,
         "baseline": baseline,
+        "memory_limit_mb": memory_limit,
         "ray": ray,
     }
     if workers is not None:
