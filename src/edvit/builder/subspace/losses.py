@@ -8,7 +8,7 @@ stream has a small gradient.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from edvit.builder import backbone
+from edvit.builder.memory import activation_bytes
 from edvit.builder.subspace import attention, forward, rotation
 from edvit.builder.subspace.calibration import Calibration
 from edvit.builder.subspace.group import Options
@@ -36,6 +37,10 @@ UNITS = 1.3
 SHARED = 0.3
 """Share of a block's curve that is the mean of all blocks: later blocks make good what earlier ones lose, for which
 they need more width than their own loss says. Fitted likewise, to accuracy."""
+
+
+GRAPH_BYTES = 2 * 1024**3
+"""What the images of one pass may keep in memory for the way back: for a ViT-L two of them, for a DeiT-Tiny dozens."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +137,8 @@ def estimate_losses(
     share = (weights / weights.sum()).double()
     squares: list[Tensor] = []
     done = 0
-    for batch, images in calibration.batches(rows):
+    at_once = max(1, min(calibration.batch_size, GRAPH_BYTES // activation_bytes(architecture)))
+    for batch, images in replace(calibration, batch_size=at_once).batches(rows):
         part = share[done : done + len(batch)]
         of_batch = [
             torch.einsum("n,n...->...", part, square) for square in _squared_effects(base, images, parts, generator)
