@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 RAY = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--node-ip-address=127.0.0.1", "--num-cpus=1"]
-PORT = 16379
+PORT = 6379
 
 
 def main() -> None:
