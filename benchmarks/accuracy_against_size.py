@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -39,11 +40,31 @@ def series_of(manifest: Manifest) -> tuple[str, int]:
     return str(manifest.config["prune"]), int(manifest.config["recover_epochs"])
 
 
-def points(manifests: list[Manifest]) -> dict[tuple[str, int], dict[int, list[float]]]:
-    """Fused accuracies by series and by parameters."""
-    found: dict[tuple[str, int], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+@dataclass(frozen=True)
+class Point:
+    """Bundles that differ by their seed alone."""
+
+    params: float
+    """Of the largest sub-model, mean over the bundles: fitted widths depend on the groups, and those on the seed."""
+    fused: list[float]
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(self.fused))
+
+
+def points(manifests: list[Manifest]) -> dict[tuple[str, int], list[Point]]:
+    """By series, the smallest sub-models first."""
+    alike: dict[tuple[str, int], dict[str, list[Manifest]]] = defaultdict(lambda: defaultdict(list))
     for manifest in manifests:
-        found[series_of(manifest)][largest(manifest)].append(manifest.metric("fused"))
+        alike[series_of(manifest)][str(manifest.config["keep"])].append(manifest)
+    found = {}
+    for series, by_keep in alike.items():
+        made = [
+            Point(float(np.mean([largest(m) for m in seeds])), [m.metric("fused") for m in seeds])
+            for seeds in by_keep.values()
+        ]
+        found[series] = sorted(made, key=lambda point: point.params)
     return found
 
 
@@ -51,11 +72,10 @@ def table(manifests: list[Manifest]) -> str:
     """The points as text."""
     lines = []
     for (pruner, epochs), at in sorted(points(manifests).items()):
-        for params, accuracies in sorted(at.items()):
-            low, high = min(accuracies), max(accuracies)
+        for point in at:
             lines.append(
-                f"{pruner:10} {epochs:3} epochs  {params / 1e6:5.2f} M  {np.mean(accuracies):.1%}  "
-                f"({low:.1%} - {high:.1%}, {len(accuracies)} seeds)"
+                f"{pruner:10} {epochs:3} epochs  {point.params / 1e6:5.2f} M  {point.mean:.1%}  "
+                f"({min(point.fused):.1%} - {max(point.fused):.1%}, {len(point.fused)} seeds)"
             )
     return "\n".join(lines)
 
@@ -67,14 +87,12 @@ def draw(manifests: list[Manifest]) -> Figure:
     axes = figure.add_subplot()
     colours = {epochs: COLOURS[i] for i, epochs in enumerate(sorted({series_of(m)[1] for m in manifests}))}
     for (pruner, epochs), at in sorted(points(manifests).items(), reverse=True):
-        sizes = sorted(at)
-        means = [100 * np.mean(at[size]) for size in sizes]
-        spread = [[mean - 100 * min(at[s]), 100 * max(at[s]) - mean] for s, mean in zip(sizes, means, strict=True)]
+        spread = [[100 * (point.mean - min(point.fused)), 100 * (max(point.fused) - point.mean)] for point in at]
         marker, line = STYLES[pruner]
         label = f"{pruner}, " + (f"{epochs} epochs of recovery" if epochs else "no gradient step")
         axes.errorbar(
-            [base / size for size in sizes],
-            means,
+            [base / point.params for point in at],
+            [100 * point.mean for point in at],
             yerr=np.array(spread).T,
             label=label,
             color=colours[epochs],
