@@ -1,7 +1,7 @@
 """What closed-form pruning keeps, on validation images: each way of doing it named by settings of a build.
 
     python benchmarks/closed_form.py --data imagefolder:cifar10 --weights base.safetensors --img-size 112 \
-        "" "calibration=900" "without=fisher" "keep=1/2 widths=fitted" "prune=channels"
+        "" "calibration=900" "without=fisher" "keep=1/2 widths=uniform" "prune=channels"
 
 For each: the sub-models alone, over all classes and over their own, and a fusion of them that is trained on a few
 thousand training images without augmentation. The test split is not read.

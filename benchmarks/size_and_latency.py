@@ -3,8 +3,8 @@
     python benchmarks/size_and_latency.py --model vit_base_patch16_224 --keep 2/12 --attention heads
 
 Random weights: sizes and times do not depend on their values, and nothing is said about accuracy. Sub-models are
-exported as a build exports them and run as a device runs them. The int8 rows are ONNX Runtime's dynamic quantisation
-of the same files, which a build does not make. Each round times every row, so that a busy machine slows all of them.
+exported as a build exports them and run as a device runs them. The int8 rows are what `--precision int8` makes of the
+same files. Each round times every row, so that a busy machine slows all of them.
 """
 
 from __future__ import annotations
