@@ -59,20 +59,8 @@ def start(arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
 
 def recovery_seconds(folder: Path, epochs: int) -> float:
     """Of the recovery of four sub-models, anew."""
-    build = [
-        sys.executable,
-        "-m",
-        "edvit",
-        "build",
-        "--data",
-        "digits",
-        "--devices",
-        "4",
-        "--no-baseline",
-        "--views",
-        "2",
-    ]
-    build += ["--base-epochs", "1", "--calibration", "16", "--recover-epochs", str(epochs), "--force", "submodel"]
+    options = "--data digits --devices 4 --no-baseline --views 2 --base-epochs 1 --calibration 16 --force submodel"
+    build = [sys.executable, "-m", "edvit", "build", *options.split(), "--recover-epochs", str(epochs)]
     build += ["--ray", f"127.0.0.1:{PORT}", "--work", str(folder / "work"), "-o", str(folder / "bundle")]
     said = subprocess.run(build, capture_output=True, text=True, check=True).stdout
     found = re.search(r"recover .*?([\d,]+) s$", said, flags=re.MULTILINE)

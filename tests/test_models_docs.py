@@ -10,8 +10,6 @@ from edvit.builder import backbone
 from edvit.builder.subspace import rms
 
 PAGE = (Path(__file__).parents[1] / "docs" / "models.md").read_text()
-
-
 GREY_TOO = [name for name in models_table.NAMES if "base" not in name and "large" not in name]
 
 

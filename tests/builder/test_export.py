@@ -170,7 +170,7 @@ def test_nan_does_not_pass_for_equal(tmp_path):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_int8_is_smaller_and_close(exported, tmp_path, variant):
+def test_int8_keeps_features_close(exported, tmp_path, variant):
     path = Path(shutil.copy(exported(variant), tmp_path / "submodel.onnx"))
     before, size = run(path, image=pixels(6)), path.stat().st_size
     error = quantise_submodel(path, pixels(6))

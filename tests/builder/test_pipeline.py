@@ -276,7 +276,7 @@ def test_a_class_with_one_image_leaves_none_to_validate_on(tmp_path):
 def test_settings_and_versions_are_recorded(tiny_build):
     manifest = json.loads((tiny_build.bundle.path / MANIFEST).read_text())
     assert manifest["config"]["seed"] == 0
-    assert not {"workers", "ray"} & set(manifest["config"]), "they do not change the result"
+    assert not {"workers", "ray", "memory_limit_mb"} & set(manifest["config"]), "they do not change the result"
     assert set(manifest["versions"]) >= {"edvit", "torch", "timm", "onnxruntime"}
 
 

@@ -72,6 +72,7 @@ def test_another_validation_split_is_another_training_set_and_another_seed_is_no
     first, second = prepared(root), prepared(root, validation=0.4)
     assert first[0].artifact == second[0].artifact, "decoded once"
     assert first[0].digest != second[0].digest
+    assert first[2].folder != second[2].folder
     assert first[0].digest == prepared(root, seed=5)[0].digest
 
 

@@ -33,7 +33,7 @@ class RayCluster:
     """A cluster that this process is connected to; a `parallel.Pool`.
 
     Attributes:
-        shared: a folder that all nodes have to see.
+        shared: a folder that all nodes have to see, its path absolute and as the jobs have it.
     """
 
     shared: Path
@@ -51,8 +51,7 @@ class RayCluster:
         from ray.exceptions import RayError, RayTaskError
 
         task = ray.remote(num_cpus=1, max_retries=RETRIES, scheduling_strategy="SPREAD")(_run)
-        folder = str(self.shared.resolve())
-        places = {task.remote(work, job, folder, __version__): i for i, job in enumerate(jobs)}
+        places = {task.remote(work, job, self.shared, __version__): i for i, job in enumerate(jobs)}
         results, waiting = {}, list(places)
         try:
             while waiting:
@@ -127,12 +126,12 @@ def _check_answers(address: str) -> None:
         ) from None
 
 
-def _run(work: Callable[[Any, Progress], Any], job: Any, shared: str, version: str) -> Any:
+def _run(work: Callable[[Any, Progress], Any], job: Any, shared: Path, version: str) -> Any:
     """On a node."""
     node = os.uname().nodename
     if version != __version__:
         raise BuildError(f"Ray node {node} has edvit {__version__}, this machine {version}; install the same")
-    if not Path(shared).is_dir():
+    if not shared.is_dir():
         raise BuildError(f"Ray node {node} does not see the work folder {shared}; put --work on a shared disk")
     with torch_threads(1):
         return work(job, lambda done, total: None)

@@ -38,7 +38,6 @@ SHARED = 0.3
 """Share of a block's curve that is the mean of all blocks: later blocks make good what earlier ones lose, for which
 they need more width than their own loss says. Fitted likewise, to accuracy."""
 
-
 GRAPH_BYTES = 2 * 1024**3
 """What the images of one pass may keep in memory for the way back: for a ViT-L two of them, for a DeiT-Tiny dozens."""
 
