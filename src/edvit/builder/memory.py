@@ -8,8 +8,9 @@ from edvit.plan.cost import vit_cost
 
 PROCESS_BYTES = 800_000_000
 """Python, torch and timm, measured."""
-SPARE = 1.5
-"""What is taken over the estimate: allocators round up, and gradients are squared in float64."""
+SPARE = 1.75
+"""What is taken over the estimate: allocators round up, each machine's in its own way, and gradients are squared in
+float64. Measured 1.46 to 1.56 on one machine, 1.65 on another."""
 
 
 def images_within(limit_bytes: int, architecture: Architecture) -> int:
