@@ -84,8 +84,22 @@ class Architecture(BaseModel):
 
     @property
     def heads(self) -> int:
-        """Heads per block of an unpruned model; the keep ratio counts in these."""
+        """Heads per block of an unpruned model."""
         return self.widths.blocks[0].heads
+
+    @property
+    def keep_steps(self) -> int:
+        """What the keep ratio counts in: heads."""
+        return self.heads
+
+    @property
+    def feature_dim(self) -> int:
+        """Length of the feature."""
+        return self.widths.dim
+
+    def narrowed(self, heads_pruned: int | Fraction, mode: AttentionMode = "dims") -> Architecture:
+        """The same model at the widths of `pruned_widths`."""
+        return self.model_copy(update={"widths": pruned_widths(self.widths, heads_pruned, mode)})
 
     def rotated_form(self) -> Architecture:
         """The same model converted for pruning by subspace."""

@@ -27,6 +27,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from edvit.architecture import Widths
+from edvit.convnet import FilterWidths
 from edvit.errors import BundleError
 from edvit.fleet import Fleet, first_problem
 from edvit.preprocess import Preprocessing
@@ -56,7 +57,7 @@ class BaseModelInfo(_Strict):
 
     name: str
     image_size: int = Field(gt=0)
-    widths: Widths
+    widths: Widths | FilterWidths
     params: int = Field(gt=0)
     flops: int = Field(gt=0)
     """Floating-point operations per image, a multiply-add as two."""
@@ -72,7 +73,7 @@ class SubModelInfo(_Strict):
     id: int = Field(ge=0)
     classes: tuple[int, ...] = Field(min_length=1)
     """Its class group, as indices into `DataInfo.classes`."""
-    widths: Widths
+    widths: Widths | FilterWidths
     model: ModelFile
     params: int = Field(gt=0)
     flops: int = Field(gt=0)

@@ -9,17 +9,9 @@ import torch
 from edvit.architecture import Architecture
 from edvit.builder import backbone, base, checkpoint, prepare
 from edvit.builder import prune as prune_module
+from edvit.builder.family import Kept, kept_importance
 from edvit.builder.pipeline import make_plan
-from edvit.builder.prune import (
-    Group,
-    Kept,
-    calibration_rows,
-    kept_importance,
-    load_kept,
-    load_rotation,
-    prune,
-    subspace_options,
-)
+from edvit.builder.prune import Group, calibration_rows, load_kept, load_rotation, prune, subspace_options
 from edvit.builder.scores import Scores
 from edvit.builder.subspace import statistics
 from edvit.builder.subspace.cut import Options

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from edvit.builder import backbone
 from edvit.builder.backbone import FeatureExtractor
+from edvit.builder.family import family_of
 from edvit.builder.parallel import torch_threads
 from edvit.bundle import MANIFEST, Bundle, read_bundle
 from edvit.errors import BuildError, ConfigError
@@ -157,7 +157,8 @@ def latencies_s(bundle: Bundle, rounds: int = ROUNDS) -> tuple[float, float]:
 
     manifest = bundle.manifest
     how, classes = manifest.preprocessing, len(manifest.data.classes)
-    model = backbone.create(manifest.base.name, image_size=how.image_size, channels=how.channels, classes=classes)
+    family, name = family_of(manifest.base.name), manifest.base.name
+    model = family.create(family.plan(name, image_size=how.image_size, channels=how.channels, classes=classes))
     extractor = FeatureExtractor(model, how.mean, how.std).eval()
     predictor = LocalPredictor(bundle)
     image = np.random.default_rng(0).integers(0, 256, (1, *how.shape), dtype=np.uint8)

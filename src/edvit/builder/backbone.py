@@ -383,7 +383,7 @@ class FeatureExtractor(nn.Module):
     """What a device runs: uint8 images `[batch, channels, H, W]` to features `[batch, dim]`, float32.
 
     Args:
-        model: a sub-model; its head is not used.
+        model: a sub-model of any family; its head is not used.
         mean: per channel, on a scale of 0 to 1.
         std: per channel, on a scale of 0 to 1.
     """
@@ -391,7 +391,7 @@ class FeatureExtractor(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: VisionTransformer, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self, model: Any, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.model = model
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
@@ -406,6 +406,8 @@ class FeatureExtractor(nn.Module):
 
     def follow(self, image: Tensor, blocks: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
         """As `forward`, and the residual stream after each of `blocks`, `[batch, tokens, dim]`."""
+        if not blocks:
+            return self(image), []
         stream, after = embed(self.model, self.normalise(image)), []
         for index, block in enumerate(self.model.blocks):
             stream = block(stream)

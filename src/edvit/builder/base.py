@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from timm.data.mixup import Mixup
 from timm.loss import SoftTargetCrossEntropy
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from edvit.builder.augment import Views
 from edvit.builder.backbone import FeatureExtractor
+from edvit.builder.family import Classifier
 from edvit.builder.images import ImageSet
 from edvit.builder.training import Schedule, train
 
@@ -31,7 +31,7 @@ class BaseTraining:
 
 
 def train_base(
-    model: VisionTransformer,
+    model: Classifier,
     views: Views,
     how: BaseTraining,
     *,
@@ -39,7 +39,7 @@ def train_base(
     std: tuple[float, ...],
     seed: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> VisionTransformer:
+) -> Classifier:
     """Train a model on a new view of the training set each epoch and return it."""
     torch.manual_seed(seed)
     np.random.seed(seed)  # timm's mix-up draws from numpy's global generator
@@ -63,9 +63,7 @@ def train_base(
             return mixed
         return F.cross_entropy(module(images), targets, label_smoothing=how.label_smoothing)
 
-    kept = train(model, batches, loss_of, steps_per_epoch=steps, schedule=how.schedule, progress=progress)
-    if not isinstance(kept, VisionTransformer):
-        raise TypeError("training returned another module")
+    kept: Classifier = train(model, batches, loss_of, steps_per_epoch=steps, schedule=how.schedule, progress=progress)
     return kept
 
 

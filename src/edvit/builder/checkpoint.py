@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from timm.models.vision_transformer import VisionTransformer
 
-from edvit.architecture import Architecture
-from edvit.builder import backbone
+from edvit.builder.family import Classifier, describe, family_of
+from edvit.convnet import AnyArchitecture
 from edvit.errors import BuildError
 
+_ARCHITECTURE: TypeAdapter[AnyArchitecture] = TypeAdapter(AnyArchitecture)
 
-def save_model(path: Path, model: VisionTransformer) -> None:
+
+def save_model(path: Path, model: Classifier) -> None:
     """Write weights and architecture."""
     tensors = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
-    save_file(tensors, path, metadata={"architecture": backbone.describe(model).model_dump_json()})
+    save_file(tensors, path, metadata={"architecture": describe(model).model_dump_json()})
 
 
-def load_model(path: Path) -> VisionTransformer:
+def load_model(path: Path) -> Classifier:
     """Read what `save_model` wrote, in evaluation mode.
 
     Raises:
@@ -27,18 +29,11 @@ def load_model(path: Path) -> VisionTransformer:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            architecture = Architecture.model_validate_json((file.metadata() or {})["architecture"])
+            architecture = _ARCHITECTURE.validate_json((file.metadata() or {})["architecture"])
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise _unreadable(path, error) from None
-    model = backbone.create(
-        architecture.name,
-        image_size=architecture.image_size,
-        channels=architecture.channels,
-        classes=architecture.classes,
-        widths=architecture.widths,
-        rotated=architecture.rotated,
-    )
+    model = family_of(architecture.name).create(architecture)
     try:
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:

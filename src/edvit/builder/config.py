@@ -9,11 +9,12 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from edvit.architecture import AttentionMode
+from edvit.convnet import is_convnet
 from edvit.errors import ConfigError
 from edvit.fleet import Fleet, first_problem
 
 Pruner = Literal["subspace", "channels"]
-ChannelCriterion = Literal["fisher-kl", "kl", "magnitude", "random"]
+ChannelCriterion = Literal["fisher-kl", "kl", "magnitude", "random", "apoz"]
 Step = Literal["rotation", "fisher", "factors", "readers", "writers", "correction"]
 Fit = Literal["uniform", "fitted"]
 Precision = Literal["fp32", "int8"]
@@ -52,15 +53,17 @@ class BuildConfig(BaseModel):
     keep: str | None = None
     """Keep ratio `s` to start from, such as `2/12`; None is about a third."""
     attention: AttentionMode = "dims"
-    prune: Pruner = "subspace"
-    """`subspace` rotates the residual stream and refits (docs/guide/subspace.md); `channels` is the paper's."""
-    criterion: ChannelCriterion = "fisher-kl"
-    """How `channels` scores components."""
+    prune: Pruner | None = None
+    """`subspace` rotates the residual stream and refits (docs/guide/subspace.md); `channels` is the paper's. None:
+    `subspace` for ViTs, `channels` for convolutional networks."""
+    criterion: ChannelCriterion | None = None
+    """How `channels` scores components. None: `fisher-kl` for ViTs; convolutional networks have `apoz` alone."""
     without: tuple[Step, ...] = ()
     """Steps of `subspace` to leave out, to see what each is worth."""
     widths: Fit | None = None
     """`uniform`: the same in every block; `fitted`: for each group where its output loses least, at no larger cost.
-    None is `fitted` where that can be: by subspace, with all heads."""
+    None is `fitted` where that can be: by subspace, with all heads. Of a convolutional network, `fitted` is one
+    threshold for all filters."""
     fisher: float = Field(default=0.3, gt=0)
     """Share of the identity in the Fisher weight of `subspace`."""
     foreign: float = Field(default=1 / 3, ge=0)
@@ -92,10 +95,25 @@ class BuildConfig(BaseModel):
     ray: str | None = None
     """Address of a Ray cluster to train them on, in place of `workers`; see `edvit.builder.ray_cluster`."""
 
+    @field_validator("prune")
+    @classmethod
+    def _prunes(cls, prune: Pruner | None, info: ValidationInfo) -> Pruner | None:
+        if prune == "subspace" and is_convnet(info.data.get("model")):
+            raise ValueError(f"{info.data['model']} has no residual stream to rotate; it is pruned by channels")
+        return prune
+
+    @field_validator("criterion")
+    @classmethod
+    def _scores(cls, criterion: ChannelCriterion | None, info: ValidationInfo) -> ChannelCriterion | None:
+        if criterion is not None and (criterion == "apoz") != is_convnet(info.data.get("model")):
+            raise ValueError("apoz is how filters of convolutional networks are scored, and these only so")
+        return criterion
+
     @field_validator("widths")
     @classmethod
     def _fits(cls, widths: Fit | None, info: ValidationInfo) -> Fit | None:
-        if widths == "fitted" and (info.data.get("prune") != "subspace" or info.data.get("attention") != "dims"):
+        of_vit = info.data.get("prune") != "channels" and info.data.get("attention") == "dims"
+        if widths == "fitted" and not of_vit and not is_convnet(info.data.get("model")):
             raise ValueError("fitted goes with subspace pruning of head dimensions only")
         return widths
 
@@ -106,7 +124,15 @@ class BuildConfig(BaseModel):
     @property
     def rotated(self) -> bool:
         """Whether sub-models are of the rotated form of the base model."""
-        return self.prune == "subspace"
+        return self.resolved_prune == "subspace"
+
+    @property
+    def resolved_prune(self) -> Pruner:
+        return self.prune or ("channels" if is_convnet(self.model) else "subspace")
+
+    @property
+    def resolved_criterion(self) -> ChannelCriterion:
+        return self.criterion or ("apoz" if is_convnet(self.model) else "fisher-kl")
 
     @property
     def resolved_widths(self) -> Fit:
@@ -114,7 +140,7 @@ class BuildConfig(BaseModel):
 
     @property
     def resolved_recover_lr(self) -> float:
-        return self.recover_lr or RECOVER_LR[self.prune]
+        return self.recover_lr or RECOVER_LR[self.resolved_prune]
 
     @property
     def resolved_views(self) -> int:

@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 
 from edvit import __version__
+from edvit.architecture import Widths
 from edvit.builder import backbone, measure, parallel, prepare, ray_cluster, split
 from edvit.builder.artifacts import WorkFolder
 from edvit.builder.config import BuildConfig
+from edvit.builder.family import AnyWidths, family_of
 from edvit.builder.measure import TestResult
 from edvit.builder.progress import Reporter
 from edvit.builder.prune import Group, load_kept, prune
@@ -36,10 +38,11 @@ from edvit.bundle import (
     sha256_of,
     write_bundle,
 )
+from edvit.convnet import FilterWidths
 from edvit.partition import partition
-from edvit.plan.cost import vit_cost
 from edvit.plan.greedy import assign
 from edvit.plan.keep import default_keep, format_keep, heads_pruned_at, parse_keep
+from edvit.plan.model_cost import model_cost
 from edvit.plan.placement import Plan
 
 REPORT = "report.html"
@@ -171,16 +174,16 @@ def make_plan(config: BuildConfig, source: prepare.Source) -> Plan:
     """
     classes = len(source.train.classes)
     how = source.preprocessing
-    template = backbone.template(source.model, image_size=how.image_size, channels=how.channels, classes=classes)
-    architecture = backbone.describe(template)
+    size, channels = how.image_size, how.channels
+    architecture = family_of(source.model).plan(source.model, image_size=size, channels=channels, classes=classes)
     if config.rotated:
-        rms.check_rotatable(template)
-    keep = parse_keep(config.keep) if config.keep else default_keep(architecture.heads)
+        rms.check_rotatable(backbone.template(source.model, image_size=size, channels=channels, classes=classes))
+    keep = parse_keep(config.keep) if config.keep else default_keep(architecture.keep_steps)
     return assign(
         architecture,
         partition(classes, config.resolved_groups, config.seed),
         config.fleet,
-        heads_pruned=heads_pruned_at(keep, architecture.heads, config.attention),
+        heads_pruned=heads_pruned_at(keep, architecture.keep_steps, config.attention),
         mode=config.attention,
         rotated=config.rotated,
     )
@@ -193,7 +196,7 @@ def _fill_bundle(folder: Path, built: Built, flags: dict[str, Any]) -> Manifest:
     for submodel in plan.submodels:
         path = folder / f"submodel-{submodel.id}.onnx"
         architecture = made.architecture(submodel.id)
-        cost = vit_cost(architecture)
+        cost = model_cost(architecture)
         shutil.copyfile(made.submodel_path(submodel.id), path)
         infos.append(
             SubModelInfo(
@@ -204,12 +207,12 @@ def _fill_bundle(folder: Path, built: Built, flags: dict[str, Any]) -> Manifest:
                 params=cost.params,
                 flops=cost.flops,
                 peak_memory_bytes=cost.peak_memory_bytes,
-                feature_dim=architecture.widths.dim,
+                feature_dim=architecture.feature_dim,
             )
         )
     fusion = folder / "fusion.onnx"
     shutil.copyfile(made.fusion_path, fusion)
-    base_cost = vit_cost(plan.base)
+    base_cost = model_cost(plan.base)
     return Manifest(
         base=BaseModelInfo(
             name=source.model,
@@ -249,7 +252,7 @@ def _fill_bundle(folder: Path, built: Built, flags: dict[str, Any]) -> Manifest:
 def _resolved(built: Built) -> dict[str, Any]:
     """Every setting with the value that was used, also where the user left it open."""
     config, how = built.context.config, built.context.source.preprocessing
-    heads = built.plan.base.heads
+    steps = built.plan.base.keep_steps
     pruned = min(submodel.heads_pruned for submodel in built.plan.submodels)
     return {
         **config.model_dump(mode="json", exclude={"fleet", *OF_MACHINES, *OF_SOUNDS}),
@@ -258,7 +261,9 @@ def _resolved(built: Built) -> dict[str, Any]:
         "image_size": how.image_size,
         "channels": how.channels,
         "groups": len(built.plan.submodels),
-        "keep": format_keep(heads, pruned),
+        "keep": format_keep(steps, pruned),
+        "prune": config.resolved_prune,
+        "criterion": config.resolved_criterion,
         "augment": config.augment or prepare.default_augment(config.data),
         "base_epochs": built.base.artifact.record()["epochs"],
         "base_lr": built.base.artifact.record()["lr"],
@@ -325,8 +330,8 @@ def _describe_groups(plan: Plan, data: prepare.Data) -> str:
 
 
 def _describe_pruner(config: BuildConfig) -> str:
-    if config.prune == "channels":
-        return f"channels, by {config.criterion}"
+    if not config.rotated:
+        return f"channels, by {config.resolved_criterion}"
     fitted = ", widths fitted" if config.resolved_widths == "fitted" else ""
     return f"subspace{fitted}" + "".join(f", without {step}" for step in config.without)
 
@@ -334,13 +339,20 @@ def _describe_pruner(config: BuildConfig) -> str:
 def _describe_widths(plan: Plan, config: BuildConfig) -> str:
     old, new = plan.base.widths, plan.submodels[0].architecture.widths
     limit = "no dearer than " if config.resolved_widths == "fitted" else ""
-    ratio = vit_cost(plan.base).params / max(submodel.cost.params for submodel in plan.submodels)
-    return (
-        f"by {_describe_pruner(config)} · {limit}d {old.dim}→{new.dim}, "
-        f"heads {old.blocks[0].heads}×{old.blocks[0].head_dim}→"
-        f"{new.blocks[0].heads}×{new.blocks[0].head_dim}, FFN {old.blocks[0].hidden}→{new.blocks[0].hidden} · "
-        f"{ratio:.1f}× smaller"
-    )
+    ratio = model_cost(plan.base).params / max(submodel.cost.params for submodel in plan.submodels)
+    if isinstance(old, Widths) and isinstance(new, Widths):
+        widths = (
+            f"d {old.dim}→{new.dim}, heads {old.blocks[0].heads}×{old.blocks[0].head_dim}→"
+            f"{new.blocks[0].heads}×{new.blocks[0].head_dim}, FFN {old.blocks[0].hidden}→{new.blocks[0].hidden}"
+        )
+    else:
+        widths = f"filters {_span(old)}→{_span(new)}"
+    return f"by {_describe_pruner(config)} · {limit}{widths} · {ratio:.1f}× smaller"
+
+
+def _span(widths: AnyWidths) -> str:
+    filters = widths.filters if isinstance(widths, FilterWidths) else ()
+    return f"{min(filters)}–{max(filters)}" if filters else ""
 
 
 def _describe_submodels(count: int, with_baseline: bool, context: prepare.Context) -> str:

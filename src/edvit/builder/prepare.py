@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import ValidationError
-from timm.models.vision_transformer import VisionTransformer
 
 from edvit.audio import Spectrogram
-from edvit.builder import backbone, base, checkpoint, images, parallel, teacher
+from edvit.builder import base, checkpoint, images, parallel, teacher
 from edvit.builder.artifacts import Artifact, Stage, WorkFolder
 from edvit.builder.augment import GLYPHS, NATURAL, SPECTROGRAMS, Augmentation, Views
 from edvit.builder.backbone import FeatureExtractor
 from edvit.builder.base import BaseTraining, train_base
 from edvit.builder.config import Augment, BuildConfig
+from edvit.builder.family import Classifier, describe, family_of
 from edvit.builder.images import ImageSet
 from edvit.builder.jobs import run_stages
 from edvit.builder.progress import Reporter
@@ -27,10 +27,11 @@ from edvit.builder.teacher import TeacherView
 from edvit.builder.training import Schedule
 from edvit.builder.weights import load_weights
 from edvit.bundle import sha256_of
+from edvit.convnet import is_convnet
 from edvit.datasets import FileSounds, LabelledImages, read_split
 from edvit.errors import ConfigError, DataError
 from edvit.fleet import first_problem
-from edvit.plan.cost import vit_cost
+from edvit.plan.model_cost import model_cost
 from edvit.preprocess import Preprocessing
 
 DEFAULT_MODELS = {"digits": "vit_digits_patch4_8"}
@@ -84,7 +85,7 @@ class Base:
     """The trained base model."""
 
     artifact: Artifact
-    model: VisionTransformer
+    model: Classifier
     extractor: FeatureExtractor
 
 
@@ -92,7 +93,7 @@ def open_source(config: BuildConfig) -> Source:
     """Find the data and resolve the model's name, image size and normalisation.
 
     Raises:
-        DataError, ModelError: as `read_split` and `backbone.create`.
+        DataError, ModelError: as `read_split` and `Family.plan`.
     """
     train = read_split(config.data, "train", config.data_root)
     if len(train.classes) < 2:
@@ -103,15 +104,16 @@ def open_source(config: BuildConfig) -> Source:
     if name is None:
         raise DataError(f"--data {config.data} needs a --model, such as deit_tiny_patch16_224")
     channels = config.channels or (1 if config.data in GREY else 3)
-    template = backbone.template(name, image_size=config.image_size, channels=channels, classes=len(train.classes))
-    known = template.pretrained_cfg
-    mean, std = (tuple(float(value) for value in known[key]) for key in ("mean", "std"))
+    family = family_of(name)
+    shape = family.plan(name, image_size=config.image_size, channels=channels, classes=len(train.classes))
+    known = family.input(name)
+    mean, std = known.mean, known.std
     if len(mean) != channels:
         mean, std = ((sum(values) / len(values),) * channels for values in (mean, std))
     preprocessing = Preprocessing(
-        image_size=backbone.describe(template).image_size,
+        image_size=shape.image_size,
         channels=channels,
-        interpolation="bilinear" if known.get("interpolation") == "bilinear" else "bicubic",
+        interpolation=known.interpolation,
         mean=mean,
         std=std,
         spectrogram=_spectrogram(config, train),
@@ -173,7 +175,9 @@ def prepare_base(context: Context, data: Data) -> Base:
     torch.manual_seed(config.seed)
     size, channels, classes = source.preprocessing.image_size, source.preprocessing.channels, len(data.classes)
     if config.weights is None:
-        model, knows = backbone.create(source.model, image_size=size, channels=channels, classes=classes), False
+        family = family_of(source.model)
+        shape = family.plan(source.model, image_size=size, channels=channels, classes=classes)
+        model, knows = family.create(shape), False
     else:
         model, knows = load_weights(config.weights, source.model, image_size=size, channels=channels, classes=classes)
     default = SCRATCH_EPOCHS if config.weights is None else 0 if knows else FINE_TUNE_EPOCHS
@@ -185,13 +189,13 @@ def prepare_base(context: Context, data: Data) -> Base:
             lr=config.base_lr or (1e-3 if scratch else 5e-4),
             warmup_epochs=3.0 if scratch else 0.5,
             ema_decay=0.99 if scratch else None,
-            layer_decay=None if scratch else 0.75,
+            layer_decay=None if scratch or is_convnet(source.model) else 0.75,
         ),
         batch_size=32 if scratch else config.batch_size,
     )
     # The matrix products of a very small model are too small to share out between threads. Their number is no part of
     # the stage: another one gives other roundings, and that is no reason to train for an hour again.
-    threads = 1 if vit_cost(backbone.describe(model)).flops < SMALL_FLOPS else torch.get_num_threads()
+    threads = 1 if model_cost(describe(model)).flops < SMALL_FLOPS else torch.get_num_threads()
     stage = Stage(
         "base",
         {
@@ -273,7 +277,7 @@ def run_teacher(context: Context, data: Data, trained: Base) -> Teacher:
     config = context.config
     views = training_views(config, data)
     count = config.resolved_views
-    shape = backbone.describe(trained.model)
+    shape = describe(trained.model)
     blocks = teacher.stream_blocks(shape, len(data.train), count) if config.recover_epochs else ()
     jobs = []
     for view in range(count):

@@ -19,22 +19,23 @@ from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from edvit.architecture import Architecture, Widths
-from edvit.builder import backbone, base, checkpoint, importance, parallel, surgery
+from edvit.architecture import Architecture
+from edvit.builder import backbone, base, checkpoint, parallel
 from edvit.builder.artifacts import Artifact, Stage
 from edvit.builder.backbone import FeatureExtractor
-from edvit.builder.config import BuildConfig, ChannelCriterion
+from edvit.builder.config import BuildConfig, Fit
+from edvit.builder.family import AnyWidths, Classifier, Kept, Scoring, family_for, vit_widths
 from edvit.builder.images import ImageSet
 from edvit.builder.jobs import run_stages
 from edvit.builder.memory import images_within
 from edvit.builder.prepare import WEIGHTS, Base, Context, Data, weights_path
-from edvit.builder.scores import Scores
-from edvit.builder.subspace import attention, statistics
+from edvit.builder.subspace import statistics
 from edvit.builder.subspace.calibration import Calibration
 from edvit.builder.subspace.cut import Cut, Options, cut
 from edvit.builder.subspace.cut import Group as CutGroup
 from edvit.builder.subspace.rms import to_rms
 from edvit.builder.subspace.widths import fit_groups
+from edvit.convnet import is_convnet
 from edvit.preprocess import Preprocessing
 
 ROTATION = "rotation.safetensors"
@@ -54,24 +55,7 @@ class Group:
     """
 
     classes: tuple[int, ...]
-    widths: Widths
-
-
-@dataclass(frozen=True)
-class Kept:
-    """What pruning left of the base model in one sub-model, shares 0 to 1; it is noted beside the pruned model.
-
-    Attributes:
-        attention: per block; by channels, of the importance; by subspace, of the variance of the stream after it.
-        ffn: likewise.
-        channels: by channels, which residual channels; else empty.
-        energy: by subspace, what the kept directions hold of the stream's second moment; else None.
-    """
-
-    attention: tuple[float, ...]
-    ffn: tuple[float, ...]
-    channels: tuple[bool, ...] = ()
-    energy: float | None = None
+    widths: AnyWidths
 
 
 def prune(context: Context, data: Data, trained: Base, groups: Sequence[Group]) -> tuple[Artifact, ...]:
@@ -81,7 +65,7 @@ def prune(context: Context, data: Data, trained: Base, groups: Sequence[Group]) 
         ModelError: by subspace, the base model's residual stream cannot be rotated.
         DataError: by subspace, a class has no calibration images.
     """
-    if context.config.prune == "subspace":
+    if context.config.rotated:
         return _by_subspace(context, data, trained, groups)
     return _by_channels(context, data, trained, groups)
 
@@ -97,12 +81,12 @@ def load_kept(pruned: Artifact) -> Kept:
     return Kept(**pruned.record()["kept"])
 
 
-def _save(folder: Path, model: VisionTransformer, rotation: Tensor) -> None:
+def _save(folder: Path, model: Classifier, rotation: Tensor) -> None:
     checkpoint.save_model(folder / WEIGHTS, model)
     save_file({"rotation": rotation.float().contiguous()}, folder / ROTATION)
 
 
-def _note(model: VisionTransformer, kept: Kept, how: Preprocessing, validation: ImageSet) -> dict[str, Any]:
+def _note(model: Classifier, kept: Kept, how: Preprocessing, validation: ImageSet) -> dict[str, Any]:
     logits = base.logits_of(FeatureExtractor(model, how.mean, how.std), validation)
     return {"validation": base.accuracy(logits, validation), "kept": asdict(kept)}
 
@@ -170,7 +154,9 @@ def _by_subspace(context: Context, data: Data, trained: Base, groups: Sequence[G
         measured = _statistics(context, rotated, calibration, {**shared, "gradients": gradients, "bins": bins})
         sums = statistics.Sums.load(measured.folder / SUMS)
         to_cut = [
-            CutGroup(group.classes, group.widths, bins=tuple(sorted({bins[label] for label in group.classes})))
+            CutGroup(
+                group.classes, vit_widths(group.widths), bins=tuple(sorted({bins[label] for label in group.classes}))
+            )
             for group in (groups[i] for i in missing)
         ]
         if config.resolved_widths == "fitted":
@@ -237,10 +223,7 @@ class _ScoreJob:
     base: Path
     images: ImageSet
     preprocessing: Preprocessing
-    criterion: ChannelCriterion
-    exact_heads: bool
-    batch_size: int
-    seed: int
+    how: Scoring
 
 
 @dataclass(frozen=True)
@@ -249,13 +232,14 @@ class _SelectJob:
     scratch: Path
     base: Path
     scores: Path
-    widths: Widths
+    widths: AnyWidths
+    fit: Fit
     validation: ImageSet
     preprocessing: Preprocessing
 
 
 def _by_channels(context: Context, data: Data, trained: Base, groups: Sequence[Group]) -> tuple[Artifact, ...]:
-    whole = weights_path(trained.artifact)
+    config, whole = context.config, weights_path(trained.artifact)
     scored = _scores(context, data, trained, groups)
     jobs = [
         _SelectJob(
@@ -266,12 +250,14 @@ def _by_channels(context: Context, data: Data, trained: Base, groups: Sequence[G
                     "base": trained.artifact.digest,
                     "scores": scores.digest,
                     "widths": group.widths.model_dump(mode="json"),
+                    **({"fitted": config.resolved_widths} if is_convnet(context.source.model) else {}),
                 },
             ),
             scratch=Path(),
             base=whole,
             scores=scores.folder / SCORES,
             widths=group.widths,
+            fit=config.resolved_widths,
             validation=data.validation,
             preprocessing=context.source.preprocessing,
         )
@@ -285,7 +271,7 @@ def _scores(context: Context, data: Data, trained: Base, groups: Sequence[Group]
     """Importance of every component for each group; other widths are cut from the same."""
     config = context.config
     # Fisher-KL ranks whole heads poorly, and there are few of them.
-    exact_heads = config.attention == "heads" and config.criterion == "fisher-kl"
+    exact_heads = config.attention == "heads" and config.resolved_criterion == "fisher-kl"
     batch_size = SCORED_AT_ONCE
     if config.memory_limit_mb is not None:
         each = config.memory_limit_mb * 1_000_000 // min(config.workers, len(groups))
@@ -299,7 +285,7 @@ def _scores(context: Context, data: Data, trained: Base, groups: Sequence[Group]
                 "data": data.digest,
                 "base": trained.artifact.digest,
                 "classes": group.classes,
-                "criterion": config.criterion,
+                "criterion": config.resolved_criterion,
                 "exact_heads": exact_heads,
                 "images": rows.tolist(),
                 "seed": config.seed,
@@ -312,13 +298,10 @@ def _scores(context: Context, data: Data, trained: Base, groups: Sequence[Group]
                 base=weights_path(trained.artifact),
                 images=data.train.take(rows),
                 preprocessing=context.source.preprocessing,
-                criterion=config.criterion,
-                exact_heads=exact_heads,
-                batch_size=batch_size,
-                seed=config.seed,
+                how=Scoring(config.resolved_criterion, batch_size, exact_heads, config.seed),
             )
         )
-    with context.report.bar("prune", f"scoring ({config.criterion})") as bar:
+    with context.report.bar("prune", f"scoring ({config.resolved_criterion})") as bar:
         return run_stages(context.work, _score_job, jobs, pool=context.pool, progress=bar)
 
 
@@ -326,40 +309,14 @@ def _score_job(job: _ScoreJob, progress: parallel.Progress) -> dict[str, Any]:
     model = checkpoint.load_model(job.base)
     how = FeatureExtractor(model, job.preprocessing.mean, job.preprocessing.std)
     pixels = how.normalise(torch.from_numpy(job.images.pixels()))
-    scores = importance.score(
-        model,
-        pixels,
-        criterion=job.criterion,
-        exact_heads=job.exact_heads,
-        batch_size=job.batch_size,
-        seed=job.seed,
-        progress=progress,
-    )
-    scores.save(job.scratch / SCORES)
+    family_for(model).score(model, pixels, job.how, progress, job.scratch / SCORES)
     return {"images": len(pixels)}
 
 
 def _select_job(job: _SelectJob, progress: parallel.Progress) -> dict[str, Any]:
-    model, scores = checkpoint.load_model(job.base), Scores.load(job.scores)
-    architecture = backbone.describe(model)
-    selection = surgery.select(scores, architecture, job.widths)
-    pruned = surgery.prune(model, selection)
-    _save(job.scratch, pruned, attention.selection(selection.dim, architecture.widths.dim))
-    note = _note(pruned, kept_importance(scores, selection), job.preprocessing, job.validation)
+    model = checkpoint.load_model(job.base)
+    narrowed = family_for(model).cut(model, job.scores, job.widths, job.fit)
+    _save(job.scratch, narrowed.model, narrowed.rotation)
+    note = _note(narrowed.model, narrowed.kept, job.preprocessing, job.validation)
     progress(1, 1)
     return note
-
-
-def kept_importance(scores: Scores, selection: surgery.Selection) -> Kept:
-    """What a selection keeps of the scores it was made from; a block whose scores are all 0 counts as kept whole."""
-    attended, ffn = [], []
-    for index, block in enumerate(selection.blocks):
-        kept = scores.attn[index][block.heads].gather(1, block.head_dims)
-        attended.append(_share(float(kept.sum()), float(scores.attn[index].sum())))
-        ffn.append(_share(float(scores.hidden[index][block.hidden].sum()), float(scores.hidden[index].sum())))
-    channels = set(selection.dim.tolist())
-    return Kept(tuple(attended), tuple(ffn), tuple(channel in channels for channel in range(len(scores.dim))))
-
-
-def _share(part: float, whole: float) -> float:
-    return part / whole if whole > 0 else 1.0

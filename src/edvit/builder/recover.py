@@ -22,11 +22,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from edvit.builder.augment import Views
 from edvit.builder.backbone import FeatureExtractor
+from edvit.builder.family import Classifier
 from edvit.builder.teacher import TeacherView
 from edvit.builder.training import Schedule, train
 
@@ -103,7 +103,7 @@ class Lesson:
 
 
 def recover(
-    model: VisionTransformer,
+    model: Classifier,
     classes: tuple[int, ...],
     views: Views,
     teacher: Sequence[TeacherView],
@@ -115,7 +115,7 @@ def recover(
     std: tuple[float, ...],
     seed: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> VisionTransformer:
+) -> Classifier:
     """Train a pruned model and return it; its head scores all classes, as the base model's does.
 
     Args:
@@ -163,7 +163,8 @@ def recover(
     trained = train(student, batches, loss_of, steps_per_epoch=steps, schedule=how.schedule, progress=progress)
     if not isinstance(trained, Student):
         raise TypeError("training returned another module")
-    return trained.extractor.model
+    recovered: Classifier = trained.extractor.model
+    return recovered
 
 
 def soft_loss(scores: Tensor, teacher_scores: Tensor, temperature: float) -> Tensor:

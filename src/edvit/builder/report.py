@@ -15,8 +15,9 @@ from markupsafe import Markup
 
 from edvit.architecture import Widths
 from edvit.builder import figures
-from edvit.builder.prune import Kept
+from edvit.builder.family import AnyWidths, Kept
 from edvit.bundle import Manifest
+from edvit.convnet import FilterWidths
 from edvit.units import si
 
 RowKind = Literal["base", "fused", "single", "missing", "submodel"]
@@ -140,6 +141,7 @@ def render(report: ReportData) -> str:
         figures=_figures(report),
         by_subspace=any(one.energy is not None for one in report.kept.values()),
         pruning=_pruning(manifest),
+        stage_names=_stage_names(manifest.base.widths),
         devices=_devices(manifest),
         flags=_flat(manifest.flags),
         config=_flat(manifest.config),
@@ -218,7 +220,7 @@ class _Stage:
 class _Pruned:
     submodel: int
     classes: str
-    stages: tuple[_Stage, _Stage, _Stage]
+    stages: tuple[_Stage, ...]
     params: int
     kept_params: str
 
@@ -235,7 +237,7 @@ def _pruning(manifest: Manifest) -> list[_Pruned]:
             _Pruned(
                 submodel=submodel.id,
                 classes=", ".join(manifest.data.classes[index] for index in submodel.classes),
-                stages=(stages[0], stages[1], stages[2]),
+                stages=tuple(stages),
                 params=submodel.params,
                 kept_params=_percent(submodel.params / base.params, 1),
             )
@@ -243,8 +245,14 @@ def _pruning(manifest: Manifest) -> list[_Pruned]:
     return rows
 
 
-def _stage_widths(widths: Widths) -> tuple[list[int], list[int], list[int]]:
-    """Embedding dimension, and attention and FFN widths block by block."""
+def _stage_names(widths: AnyWidths) -> tuple[str, ...]:
+    return ("Embedding dimension", "Attention width", "FFN units") if isinstance(widths, Widths) else ("Filters",)
+
+
+def _stage_widths(widths: AnyWidths) -> tuple[list[int], ...]:
+    """Embedding dimension, and attention and FFN widths block by block; or filters, set by set."""
+    if isinstance(widths, FilterWidths):
+        return (list(widths.filters),)
     return (
         [widths.dim],
         [block.attention for block in widths.blocks],

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from edvit.architecture import Architecture
-from edvit.builder import backbone, base, checkpoint, export, parallel, recover
+from edvit.builder import base, checkpoint, export, parallel, recover
 from edvit.builder.artifacts import Artifact, Stage
 from edvit.builder.augment import Views
 from edvit.builder.backbone import FeatureExtractor
 from edvit.builder.base import features_of
 from edvit.builder.config import Precision
+from edvit.builder.family import describe
 from edvit.builder.fusion import FusionTraining, Samples, train_fusion
 from edvit.builder.images import ImageSet
 from edvit.builder.jobs import run_stages
@@ -24,6 +24,7 @@ from edvit.builder.prepare import WEIGHTS, Context, Data, Teacher, load_extracto
 from edvit.builder.prune import Group, load_rotation
 from edvit.builder.recover import Recovery
 from edvit.builder.training import Schedule
+from edvit.convnet import AnyArchitecture
 from edvit.preprocess import Preprocessing
 
 FUSION_VIEWS = 4
@@ -47,10 +48,10 @@ class Split:
     exports: tuple[Artifact, ...]
     fusion: Artifact
 
-    def architecture(self, submodel: int) -> Architecture:
+    def architecture(self, submodel: int) -> AnyArchitecture:
         """Of a sub-model as it runs on a device: without a head."""
         model = checkpoint.load_model(weights_path(self.submodels[submodel]))
-        return backbone.describe(model).model_copy(update={"classes": 0})
+        return describe(model).model_copy(update={"classes": 0})
 
     def submodel_path(self, submodel: int) -> Path:
         """ONNX file of a sub-model."""

@@ -11,10 +11,11 @@ import numpy.typing as npt
 import torch
 
 from edvit.architecture import Architecture
-from edvit.builder import backbone
 from edvit.builder.arrays import create_array
 from edvit.builder.augment import Views
 from edvit.builder.backbone import FeatureExtractor
+from edvit.builder.family import describe
+from edvit.convnet import AnyArchitecture
 
 BATCH = 128
 STREAMS = "streams.npy"
@@ -37,12 +38,14 @@ class TeacherView:
     streams: npt.NDArray[np.float16] | None
 
 
-def stream_blocks(architecture: Architecture, images: int, views: int) -> tuple[int, ...]:
+def stream_blocks(architecture: AnyArchitecture, images: int, views: int) -> tuple[int, ...]:
     """Blocks whose outputs a sub-model is to follow: the second half, but for the last one.
 
     Of the last block's output only the pooled tokens are read, and these are the feature. None where the streams
-    would take more than `STREAM_LIMIT_BYTES`.
+    would take more than `STREAM_LIMIT_BYTES`, or where there is no residual stream.
     """
+    if not isinstance(architecture, Architecture):
+        return ()
     depth = len(architecture.widths.blocks)
     blocks = tuple(range((depth - 1) // 2, depth - 1))
     size = 2 * images * views * len(blocks) * architecture.tokens * architecture.widths.dim
@@ -59,11 +62,11 @@ def write_view(
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Run the base model over one view, and the streams after `blocks` as well, into `folder`."""
-    shape, images = backbone.describe(extractor.model), len(views.images)
+    shape, images = describe(extractor.model), len(views.images)
     logits = create_array(folder / "logits.npy", np.float32, (images, shape.classes))
-    features = create_array(folder / "features.npy", np.float32, (images, shape.widths.dim))
+    features = create_array(folder / "features.npy", np.float32, (images, shape.feature_dim))
     streams = None
-    if blocks:
+    if blocks and isinstance(shape, Architecture):
         sizes = (images, len(blocks), shape.tokens, shape.widths.dim)
         streams = create_array(folder / STREAMS, np.float16, sizes)
     with torch.inference_mode():

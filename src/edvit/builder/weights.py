@@ -9,10 +9,9 @@ from pathlib import Path
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from edvit.builder import backbone
+from edvit.builder.family import Classifier, family_of
 from edvit.errors import WeightsError
 
 _PYTORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
@@ -20,7 +19,7 @@ _PYTORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
 
 def load_weights(
     path: Path, name: str, *, image_size: int | None = None, channels: int = 3, classes: int
-) -> tuple[VisionTransformer, bool]:
+) -> tuple[Classifier, bool]:
     """The named model with the weights of a file, float32 on the CPU.
 
     Position embeddings are resampled to `image_size` and the input projection is adapted to `channels`, both as
@@ -30,14 +29,15 @@ def load_weights(
         The model, and whether its head came from the file.
 
     Raises:
-        ModelError: as `backbone.create`.
+        ModelError: as `Family.plan`.
         WeightsError: the file is missing, damaged, holds more than tensors, or is of another architecture.
     """
     state = read_weights(path)
-    model = backbone.create(name, image_size=image_size, channels=channels, classes=classes)
+    family = family_of(name)
+    model = family.create(family.plan(name, image_size=image_size, channels=channels, classes=classes))
     state, head_kept = _split_head(state, model)
     try:
-        fitted = backbone.fit_weights(state, model)
+        fitted = family.fit_weights(state, model)
     except Exception:  # timm meets names and shapes it was not written for, and fails in its own ways
         fitted = state
     own = model.state_dict()
@@ -104,7 +104,7 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:120]
 
 
-def _split_head(state: dict[str, Tensor], model: VisionTransformer) -> tuple[dict[str, Tensor], bool]:
+def _split_head(state: dict[str, Tensor], model: Classifier) -> tuple[dict[str, Tensor], bool]:
     """The state without a head of another number of classes, and whether the head stays."""
     weight = state.get("head.weight")
     if weight is not None and model.num_classes > 0 and weight.shape[0] == model.num_classes:

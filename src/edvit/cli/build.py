@@ -25,7 +25,9 @@ def build(
     ),
     data_root: Path | None = typer.Option(None, help=DATA_ROOT_HELP),
     download: bool = typer.Option(False, "--download", help="Fetch the data set into --data-root."),
-    model: str | None = typer.Option(None, help="timm model name; for digits a small ViT is the default."),
+    model: str | None = typer.Option(
+        None, help="timm model name, or a network of docs/models.md; for digits a small ViT."
+    ),
     weights: Path | None = typer.Option(None, help="Base weights: .safetensors, or .pth/.pt without code in it."),
     img_size: int | None = typer.Option(None, "--img-size", min=1, help="Pixels; default: the model's own."),
     channels: int | None = typer.Option(None, min=1, max=3, help="1 or 3; default: what suits the data."),
@@ -37,11 +39,14 @@ def build(
     groups: int | None = typer.Option(None, min=1, help="Sub-models; default: one per device, at most one per class."),
     keep: str | None = typer.Option(None, help="Keep ratio, e.g. 2/12; default: a third of the heads."),
     attention: Literal["dims", "heads"] = typer.Option("dims", help="Narrow every head, or drop whole heads."),
-    prune: Literal["subspace", "channels"] = typer.Option(
-        "subspace", help="Keep the directions that a class group uses and refit, or score and delete channels."
+    prune: Literal["subspace", "channels"] | None = typer.Option(
+        None,
+        help="Keep the directions that a class group uses and refit, or score and delete channels; default: subspace "
+        "for ViTs, channels for convolutional networks.",
     ),
-    criterion: Literal["fisher-kl", "kl", "magnitude", "random"] = typer.Option(
-        "fisher-kl", help="How --prune channels scores components."
+    criterion: Literal["fisher-kl", "kl", "magnitude", "random", "apoz"] | None = typer.Option(
+        None,
+        help="How --prune channels scores components; default: fisher-kl for ViTs, apoz for convolutional networks.",
     ),
     without: list[str] = typer.Option(
         [], help="A step of --prune subspace to leave out: rotation, fisher, factors, readers, writers, correction."

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from edvit.architecture import Widths
 from edvit.cli import app
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from edvit.bundle import Bundle, Manifest
+    from edvit.convnet import FilterWidths
 
 
 @app.command()
@@ -62,19 +64,28 @@ def _summary(manifest: Manifest) -> Table:
 
 def _submodels(manifest: Manifest) -> Table:
     names = manifest.data.classes
-    table = _table("sub-model", "classes", "dim, heads, FFN", "params", "size", "MFLOPs")
+    table = _table("sub-model", "classes", _stages(manifest), "params", "size", "MFLOPs")
     for submodel in manifest.submodels:
-        block = submodel.widths.blocks[0]
-        heads = f"{block.heads}x{block.head_dim}"
         table.add_row(
             str(submodel.id),
             ", ".join(names[index] for index in submodel.classes),
-            f"{submodel.widths.dim}, {heads}, {block.hidden}",
+            _widths(submodel.widths),
             _count(submodel.params),
             megabytes(submodel.model.bytes),
             f"{submodel.flops / 1e6:,.1f}",
         )
     return table
+
+
+def _stages(manifest: Manifest) -> str:
+    return "dim, heads, FFN" if isinstance(manifest.base.widths, Widths) else "filters"
+
+
+def _widths(widths: Widths | FilterWidths) -> str:
+    if isinstance(widths, Widths):
+        block = widths.blocks[0]
+        return f"{widths.dim}, {block.heads}x{block.head_dim}, {block.hidden}"
+    return f"{min(widths.filters)} to {max(widths.filters)}"
 
 
 def _plan(manifest: Manifest) -> Table:

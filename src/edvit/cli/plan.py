@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import typer
 
 from edvit.cli import DATA_ROOT_HELP, app
+from edvit.convnet import convnet, is_convnet
 from edvit.errors import ConfigError, MissingExtraError
 from edvit.plan.keep import format_keep
 from edvit.units import si
@@ -16,7 +17,7 @@ from edvit.units import si
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from edvit.architecture import Architecture
+    from edvit.convnet import AnyArchitecture
     from edvit.fleet import Fleet
     from edvit.plan.placement import DeviceLoad, Plan
 
@@ -35,7 +36,7 @@ def plan(
     groups: int | None = typer.Option(None, min=1, help="Sub-models; default: one per device, at most one per class."),
     keep: str | None = typer.Option(None, help="Keep ratio, e.g. 2/12; default: a third of the heads."),
     attention: Literal["dims", "heads"] = typer.Option("dims", help="Narrow every head, or drop whole heads."),
-    prune: Literal["subspace", "channels"] = typer.Option("subspace", help="As edvit build would prune."),
+    prune: Literal["subspace", "channels"] | None = typer.Option(None, help="As edvit build would prune."),
     seed: int = typer.Option(0, min=0, help="Seed of the class groups."),
     as_json: bool = typer.Option(False, "--json", help="Print the plan as JSON."),
 ) -> None:
@@ -48,11 +49,12 @@ def plan(
 
     names = _class_names(data, data_root, classes)
     chosen = chosen_fleet(fleet, devices)
-    base = _architecture(model, img_size, channels, len(names), rotated=prune == "subspace")
-    ratio = default_keep(base.heads) if keep is None else parse_keep(keep)
-    asked = heads_pruned_at(ratio, base.heads, attention)
+    rotated = prune == "subspace" or (prune is None and not is_convnet(model))
+    base = _architecture(model, img_size, channels, len(names), rotated=rotated)
+    ratio = default_keep(base.keep_steps) if keep is None else parse_keep(keep)
+    asked = heads_pruned_at(ratio, base.keep_steps, attention)
     class_groups = partition(len(names), groups or len(chosen.devices), seed)
-    result = assign(base, class_groups, chosen, heads_pruned=asked, mode=attention, rotated=prune == "subspace")
+    result = assign(base, class_groups, chosen, heads_pruned=asked, mode=attention, rotated=rotated)
     if as_json:
         typer.echo(to_json(result, names))
         return
@@ -87,9 +89,12 @@ def chosen_fleet(path: Path | None, devices: int | None) -> Fleet:
 
 def _architecture(
     model: str, img_size: int | None, channels: int | None, classes: int, *, rotated: bool
-) -> Architecture:
+) -> AnyArchitecture:
     if channels == 2:
         raise ConfigError("--channels is 1 (grey) or 3 (colour)")
+    if is_convnet(model):
+        network = convnet(model, image_size=img_size, channels=channels or 3, classes=classes)
+        return network.rotated_form() if rotated else network
     try:
         from edvit.builder.backbone import describe, template
         from edvit.builder.subspace.rms import check_rotatable
@@ -108,10 +113,11 @@ def _architecture(
 
 def headline(plan: Plan) -> list[str]:
     """What splitting buys: the plan's latency next to the whole model's on the fastest device."""
-    from edvit.plan.cost import communication_s, latency_s, vit_cost
+    from edvit.plan.cost import communication_s, latency_s
+    from edvit.plan.model_cost import model_cost
 
     fastest = max(plan.fleet.devices, key=lambda device: device.gflops)
-    whole = vit_cost(plan.base)
+    whole = model_cost(plan.base)
     alone = latency_s(whole, fastest) + communication_s(
         plan.fleet, fastest, devices=1, input_bytes=whole.input_bytes, feature_bytes=plan.base.classes * 4
     )
@@ -147,7 +153,7 @@ def _device_rows(plan: Plan, load: DeviceLoad, names: tuple[str, ...]) -> list[t
 
     if not load.submodels:
         return [(load.device.name, "–", "spare", "", "", "", "", "", "")]
-    heads = plan.base.heads
+    heads = plan.base.keep_steps
     used = (
         f"{load.memory_bytes / 1e6:.1f}/{load.device.memory_mb:g} MB",
         si(load.compute_s, "s"),
@@ -178,7 +184,7 @@ def _energy(load: DeviceLoad) -> str:
 def remarks(plan: Plan, asked: Fraction | int) -> list[str]:
     """What a reader should know before building: where it was pruned more, and what the wire takes."""
     lines = []
-    heads = plan.base.heads
+    heads = plan.base.keep_steps
     more = [str(submodel.id) for submodel in plan.submodels if submodel.heads_pruned > asked]
     if more:
         which = f"sub-model {', '.join(more)}"
@@ -195,16 +201,16 @@ def to_json(plan: Plan, names: tuple[str, ...]) -> str:
     import json
     from dataclasses import asdict
 
-    from edvit.plan.cost import vit_cost
+    from edvit.plan.model_cost import model_cost
 
     values: dict[str, Any] = {
-        "base": {"architecture": plan.base.model_dump(mode="json"), "cost": asdict(vit_cost(plan.base))},
+        "base": {"architecture": plan.base.model_dump(mode="json"), "cost": asdict(model_cost(plan.base))},
         "attention": plan.mode,
         "submodels": [
             {
                 "id": submodel.id,
                 "classes": [names[index] for index in submodel.classes],
-                "keep": format_keep(plan.base.heads, submodel.heads_pruned),
+                "keep": format_keep(plan.base.keep_steps, submodel.heads_pruned),
                 "widths": submodel.architecture.widths.model_dump(mode="json"),
                 "cost": asdict(submodel.cost),
                 "device": submodel.device,

@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from edvit.architecture import Architecture, AttentionMode, pruned_widths
+from edvit.architecture import AttentionMode
+from edvit.convnet import AnyArchitecture
 from edvit.errors import ConfigError, InfeasibleError
 from edvit.fleet import Device, Fleet
-from edvit.plan.cost import vit_cost
 from edvit.plan.keep import format_keep
+from edvit.plan.model_cost import model_cost
 from edvit.plan.placement import Demand, Placement, Plan, PlannedSubModel
 
 FUSION_HIDDEN = 256
@@ -111,7 +112,7 @@ def _infeasible(demand: Demand, loads: Sequence[_Load]) -> InfeasibleError:
 
 
 def assign(
-    base: Architecture,
+    base: AnyArchitecture,
     groups: Sequence[Sequence[int]],
     fleet: Fleet,
     *,
@@ -128,7 +129,8 @@ def assign(
     Args:
         base: the base model.
         groups: class indices per sub-model, in the order of their ids.
-        heads_pruned: `h_p` to start from, 0 and below h; whole where `mode` drops whole heads.
+        heads_pruned: `h_p` to start from, 0 and below h; whole where `mode` drops whole heads. Of a convolutional
+            network in its `keep_steps`.
         rotated: sub-models are of the base's rotated form (`Architecture.rotated`), as pruning by subspace leaves it.
 
     Raises:
@@ -137,14 +139,13 @@ def assign(
     """
     if not groups:
         raise ConfigError("nothing to place: give at least one class group")
-    if not 0 <= heads_pruned < base.heads:
-        raise ConfigError(f"cannot prune {heads_pruned} of {base.heads} heads: give 0 to {base.heads - 1}")
-    steps = [heads_pruned + more for more in range(base.heads) if heads_pruned + more < base.heads]
+    count = base.keep_steps
+    if not 0 <= heads_pruned < count:
+        raise ConfigError(f"cannot prune {heads_pruned} of {count} heads: give 0 to {count - 1}")
+    steps = [heads_pruned + more for more in range(count) if heads_pruned + more < count]
     form = base.rotated_form() if rotated else base
-    shapes = {
-        h_p: form.model_copy(update={"classes": 0, "widths": pruned_widths(base.widths, h_p, mode)}) for h_p in steps
-    }
-    costs = {h_p: vit_cost(shape) for h_p, shape in shapes.items()}
+    shapes = {h_p: form.narrowed(h_p, mode).model_copy(update={"classes": 0}) for h_p in steps}
+    costs = {h_p: model_cost(shape) for h_p, shape in shapes.items()}
     pruned = [heads_pruned] * len(groups)
     while True:
         demands = [Demand(i, costs[h_p].peak_memory_bytes, costs[h_p].flops) for i, h_p in enumerate(pruned)]
@@ -152,7 +153,7 @@ def assign(
             placement = place(demands, fleet)
             break
         except InfeasibleError as error:
-            _prune_more(pruned, error, base.heads, most=steps[-1])
+            _prune_more(pruned, error, count, most=steps[-1])
     submodels = tuple(
         PlannedSubModel(
             id=i,

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
-from edvit.architecture import Architecture, AttentionMode
+from edvit.architecture import AttentionMode
 from edvit.bundle import PlacedSubModel, PlanInfo
+from edvit.convnet import AnyArchitecture
 from edvit.fleet import Device, Fleet
 from edvit.plan.cost import Cost, communication_s, energy_j, fusion_s, latency_s, uplink_s
 
@@ -35,7 +36,7 @@ class PlannedSubModel:
     classes: tuple[int, ...]
     """Its class group, as class indices."""
     heads_pruned: Fraction | int
-    architecture: Architecture
+    architecture: AnyArchitecture
     """At its pruned widths, without a classifier head."""
     cost: Cost
     device: str
@@ -64,7 +65,7 @@ class DeviceLoad:
 class Plan:
     """Sub-models, their widths, their devices, and what follows from them."""
 
-    base: Architecture
+    base: AnyArchitecture
     mode: AttentionMode
     fleet: Fleet
     submodels: tuple[PlannedSubModel, ...]
@@ -74,7 +75,7 @@ class Plan:
     @property
     def fusion_widths(self) -> tuple[int, int, int]:
         """The fusion MLP from the concatenated features to the scores over all classes."""
-        features = sum(submodel.architecture.widths.dim for submodel in self.submodels)
+        features = sum(submodel.architecture.feature_dim for submodel in self.submodels)
         return (features, self.fusion_hidden, sum(len(submodel.classes) for submodel in self.submodels))
 
     @property

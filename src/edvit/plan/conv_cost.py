@@ -1,0 +1,62 @@
+"""What a convolutional network costs, counted from its shape alone, as `edvit.plan.cost` does for ViTs."""
+
+from __future__ import annotations
+
+from edvit.convnet import ConvArchitecture
+from edvit.plan.cost import ACTIVATION_BYTES, Cost
+
+
+def conv_cost(architecture: ConvArchitecture, bytes_per_param: int = 4) -> Cost:
+    """Cost of a whole or pruned network; of a spiking one over all its time steps, counted as if it were dense.
+
+    Args:
+        architecture: with `classes=0` for a sub-model as it is exported (it ends at its feature).
+        bytes_per_param: 4 for fp32 weights, 1 for int8.
+    """
+    params = conv_params(architecture)
+    weight_bytes = params * bytes_per_param
+    return Cost(
+        params=params,
+        flops=conv_flops(architecture),
+        weight_bytes=weight_bytes,
+        peak_memory_bytes=weight_bytes + _peak_activation_bytes(architecture),
+        input_bytes=architecture.channels * architecture.image_size**2,
+        feature_bytes=architecture.feature_dim * ACTIVATION_BYTES,
+    )
+
+
+def conv_params(architecture: ConvArchitecture) -> int:
+    """Number of parameters, equal to the torch model's; two of each filter are its normalisation's."""
+    total = (architecture.feature_dim + 1) * architecture.classes
+    for conv in architecture.convs:
+        filters = architecture.filters(conv)
+        total += filters * (conv.kernel**2 * architecture.inputs(conv) + 2 + conv.bias)
+    return total
+
+
+def conv_flops(architecture: ConvArchitecture) -> int:
+    """Floating-point operations of convolutions and head for one image, a multiply-add as two.
+
+    Of a spiking network all but the first convolution, which reads the image itself, run once a time step.
+    """
+    total = 2 * architecture.feature_dim * architecture.classes
+    for conv in architecture.convs:
+        steps = 1 if conv.reads is None else architecture.time_steps
+        weights = conv.kernel**2 * architecture.inputs(conv) * architecture.filters(conv)
+        total += 2 * weights * conv.size**2 * steps
+    return total
+
+
+def _peak_activation_bytes(architecture: ConvArchitecture) -> int:
+    """Largest set of activations that live at once, fp32, the image included.
+
+    The maximum over the convolutions of what one reads and what it writes, before and after its activation; of a
+    spiking network for all time steps, as its exported graph runs layer by layer.
+    """
+    pixels = architecture.channels * architecture.image_size**2
+    largest = 2 * pixels
+    for conv in architecture.convs:
+        written = architecture.filters(conv) * conv.size**2 * architecture.time_steps
+        read = pixels if conv.reads is None else architecture.inputs(conv) * conv.size**2 * architecture.time_steps
+        largest = max(largest, read + 2 * written)
+    return pixels + largest * ACTIVATION_BYTES

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torchvision.models import resnet18
+from torchvision.models.vgg import cfgs, make_layers
+
+from edvit.builder.conv import network
+from edvit.convnet import NAMES, convnet
+
+torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("pruned", [0, 8, 15])
+def test_every_path_of_the_shape_is_a_module_of_its_widths(name, pruned):
+    shape = convnet(name, image_size=16, channels=1, classes=10).narrowed(pruned)
+    model = network.create(shape).eval()
+    network.check(model)
+    images = torch.randn(2, 1, 16, 16)
+    with torch.inference_mode():
+        maps = model.forward_features(images)
+        assert maps.shape[1] == shape.feature_dim
+        assert model.forward_head(maps, pre_logits=True).shape == (2, shape.feature_dim)
+        assert torch.equal(model(images), model.forward_head(maps))
+
+
+def test_check_finds_another_width():
+    model = network.create(convnet("vgg5", classes=10))
+    model.features[0] = nn.Conv2d(3, 16, 3)
+    with pytest.raises(ValueError, match=r"features\.0"):
+        network.check(model)
+
+
+def test_vgg16_equals_torchvisions_convolutions():
+    model = network.create(convnet("vgg16", image_size=32, classes=10)).eval()
+    theirs = make_layers(cfgs["D"], batch_norm=True).eval()
+    theirs.load_state_dict(model.features.state_dict())
+    images = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        assert torch.equal(model.forward_features(images), theirs(images))
+
+
+def test_resnet18_equals_torchvisions_but_for_the_stem():
+    model = network.create(convnet("resnet18", image_size=32, classes=10)).eval()
+    theirs = resnet18(num_classes=10).eval()
+    theirs.conv1, theirs.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+    state = {name.replace("head.", "fc."): value for name, value in model.state_dict().items()}
+    theirs.load_state_dict(state)
+    images = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        torch.testing.assert_close(model(images), theirs(images))
+
+
+def test_a_spiking_network_fires_at_rates_of_its_time_steps():
+    shape = convnet("spiking_vgg5", image_size=16, channels=1, classes=10)
+    model = network.create(shape)
+    images = torch.randn(8, 1, 16, 16)
+    for _ in range(5):  # normalisations learn their statistics
+        model(images)
+    with torch.inference_mode():
+        rates = model.eval().forward_features(images) * shape.time_steps
+    assert torch.equal(rates, rates.round())
+    assert rates.min() >= 0 and rates.max() <= shape.time_steps
