@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
+from edvit.bench.timing import median_s
 from edvit.errors import ModelError
 
 _DTYPES: dict[str, np.dtype[Any]] = {"tensor(uint8)": np.dtype("u1"), "tensor(float)": np.dtype("<f4")}
@@ -63,12 +62,7 @@ class OnnxModel:
     def seconds(self, runs: int = 30, warm_up: int = 3) -> float:
         """Median seconds of one run with nothing else in this process."""
         payload = np.zeros(self.input_bytes, np.uint8).tobytes()
-        taken = []
-        for _ in range(warm_up + runs):
-            start = time.perf_counter()
-            self.run(payload)
-            taken.append(time.perf_counter() - start)
-        return statistics.median(taken[warm_up:])
+        return median_s(lambda: self.run(payload), runs, warm_up)
 
 
 def _one(shape: list[int | str]) -> tuple[int, ...]:
