@@ -52,7 +52,7 @@ class BlockShare(nn.Module):
         weight, bias = attn.qkv.weight, attn.qkv.bias
         query = F.linear(own, weight[:width], None if bias is None else bias[:width])
         key, value = F.linear(normed, weight[width:], None if bias is None else bias[width:]).chunk(2, dim=-1)
-        q, k, v = (x.unflatten(-1, (attn.num_heads, attn.head_dim)).transpose(1, 2) for x in (query, key, value))
+        q, k, v = (x.view(*x.shape[:2], attn.num_heads, -1).transpose(1, 2) for x in (query, key, value))
         heads = F.scaled_dot_product_attention(attn.q_norm(q), attn.k_norm(k), v)
         projected: Tensor = attn.proj(heads.transpose(1, 2).flatten(2))
         return projected
@@ -162,6 +162,7 @@ def measure(split: TokenSplit, images: Tensor, folder: Path, *, every_block: boo
     widths = backbone.describe(split.extractor.model).widths
     seconds: dict[tuple[Any, ...], float] = {}
     value, rounds = images, []
+    parts: Any  # torch knows a list of lists of modules as a list of modules
     for index, parts in enumerate(split.parts):
         works = []
         for device, (part, share) in enumerate(zip(parts, split.shares, strict=True)):
