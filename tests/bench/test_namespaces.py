@@ -7,6 +7,7 @@ import pytest
 from edvit.bench.links import LinkSpec, means
 from edvit.bench.namespaces import network
 from edvit.errors import ConfigError, UnavailableError
+from waiting import eventually
 
 LINK = LinkSpec(100)
 possible = pytest.mark.skipif(means(LINK).kind != "shaped", reason=means(LINK).reason or "possible")
@@ -82,6 +83,25 @@ def test_processes_and_namespaces_end_with_an_exception():
         raise RuntimeError("mine")
     assert process.poll() is not None
     assert namespaces(prefix) == []
+
+
+HOLDER = """
+import time
+from edvit.bench.links import LinkSpec
+from edvit.bench.namespaces import network
+with network(1, LinkSpec(100)) as made:
+    print(made.nodes[0].name.rpartition("-")[0], flush=True)
+    time.sleep(100)
+"""
+
+
+@possible
+def test_namespaces_end_with_a_process_that_is_killed():
+    with subprocess.Popen([sys.executable, "-c", HOLDER], stdout=subprocess.PIPE, text=True) as holder:
+        prefix = holder.stdout.readline().strip()
+        assert len(namespaces(prefix)) == 3
+        holder.kill()
+    assert eventually(lambda: not namespaces(prefix))
 
 
 @possible

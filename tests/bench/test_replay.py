@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import psutil
 import pytest
@@ -44,6 +47,19 @@ def test_every_byte_of_an_exchange_crosses_between_processes(name):
     assert found.images_per_s > 0
     assert found.in_flight == 2 * (exchange.devices + 1)
     assert nodes_alive() == []
+
+
+def test_without_work_the_same_bytes_cross():
+    slow = alone(Work(1000.0), 5000, 40)
+    found = replay(slow, compute="none", **QUICK)
+    assert (found.compute, found.wire_bytes) == ("none", slow.wire_bytes)
+    assert found.latency_s < 1000
+
+
+def test_processes_of_a_replay_load_nothing_of_the_build_world():
+    code = "import sys, edvit.bench.replay, edvit.bench.replay_node; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert not {"torch", "timm", "onnx", "matplotlib"} & set(done.stdout.split())
 
 
 @possible

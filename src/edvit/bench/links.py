@@ -114,7 +114,7 @@ def _tried(netem: bool) -> Means:
             return Means("modelled", f"there is no {command} command here (Linux, iproute2)")
     name = f"edvit-{secrets.token_hex(4)}-probe"
     try:
-        with namespace(name):
+        with namespaces(name):
             # A veth pair and a bridge as well: a kernel can have namespaces and not these.
             run("ip", "-n", name, "link", "add", "bridge0", "type", "bridge")
             run("ip", "-n", name, "link", "add", "eth0", "type", "veth", "peer", "name", "port0")
@@ -145,14 +145,25 @@ def shape(link: LinkSpec) -> list[str]:
 
 
 @contextlib.contextmanager
-def namespace(name: str) -> Iterator[str]:
-    """A network namespace; its interfaces go with it. Raises UnavailableError where none can be made."""
-    run("ip", "netns", "add", name)
-    try:
-        yield name
-    finally:
-        # It may be gone already, and an error here would hide the one that ended the block.
-        subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
+def namespaces(*names: str) -> Iterator[None]:
+    """Network namespaces, with all their interfaces, until the block ends or this process does, however it ends.
+
+    Raises:
+        UnavailableError: they cannot be made.
+    """
+    # They outlive a process that is killed. This one waits for the pipe to close, which even then it does, and removes
+    # them; what is not there is no error. A session of its own keeps Ctrl-C from it.
+    remove = 'cat; for name; do ip netns delete "$name"; done'
+    with subprocess.Popen(
+        ["/bin/sh", "-c", remove, "sh", *names],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ):
+        for name in names:
+            run("ip", "netns", "add", name)
+        yield
 
 
 def run(*command: str) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edvit.bench.links import LinkSpec, means, namespace, run, shape
+from edvit.bench.links import LinkSpec, means, namespaces, run, shape
 from edvit.errors import ConfigError, UnavailableError
 
 MAX_DEVICES = 250
@@ -75,16 +75,17 @@ def network(devices: int, link: LinkSpec) -> Iterator[Network]:
         raise UnavailableError(f"the link {link} cannot be shaped: {possible.reason}")
     run_name = f"edvit-{secrets.token_hex(4)}"
     nodes = tuple(Node(f"{run_name}-{i}", f"{_SUBNET}.{i + 1}") for i in range(devices + 1))
-    with contextlib.ExitStack() as stack:
-        switch = stack.enter_context(namespace(f"{run_name}-switch"))
+    switch = f"{run_name}-switch"
+    with namespaces(switch, *(node.name for node in nodes)):
         run("ip", "-n", switch, "link", "add", "bridge0", "type", "bridge")
         run("ip", "-n", switch, "link", "set", "bridge0", "up")
         for i, node in enumerate(nodes):
-            stack.enter_context(namespace(node.name))
             _plug_in(node, switch, f"port{i}", link)
         made = Network(nodes)
-        stack.callback(_kill, made)
-        yield made
+        try:
+            yield made
+        finally:
+            _kill(made)
 
 
 def _plug_in(node: Node, switch: str, port: str, link: LinkSpec) -> None:

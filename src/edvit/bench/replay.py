@@ -14,20 +14,21 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from edvit.bench.exchange import Exchange
+from edvit.bench.exchange import NOTHING, Exchange
 from edvit.bench.namespaces import Network
 from edvit.bench.replay_node import Report, Settings
 from edvit.errors import ConfigError, UnavailableError
 
-Compute = Literal["replayed", "real"]
+Compute = Literal["replayed", "real", "none"]
 """`real`: every work's ONNX file is run, and the scores are those of the model. `replayed`: a sleep of the seconds that
-it took alone, since N devices cannot compute side by side on fewer cores than N; payloads are random bytes."""
+it took alone, since N devices cannot compute side by side on fewer cores than N; payloads are random bytes. `none`: no
+work at all; what is left is the network and the processes, which share this machine's cores, unlike devices."""
 
 PORT = 7447
 END_S = 2.0
@@ -55,7 +56,7 @@ class Replay:
     """Bytes an image that the interfaces of all namespaces sent: with every header, acknowledgement, and the start of
     the connections; None on loopback."""
     answer: bytes
-    """What the gateway's last step gave for the last image (float32 scores); empty where compute is replayed."""
+    """What the gateway's last step gave for the last image (float32 scores); empty unless compute is real."""
 
 
 def replay(
@@ -87,6 +88,8 @@ def replay(
         raise ConfigError("a replay needs at least 2 images, 1 in flight, and no less than 0 to warm up")
     _check(exchange, network, compute)
     programs = exchange.programs()
+    if compute == "none":
+        programs = tuple(tuple(replace(step, work=NOTHING) for step in program) for program in programs)
     endpoints = _endpoints(len(programs), network)
     size = programs[0][0].sends[0].bytes
     image = image or np.random.default_rng(0).integers(0, 256, size, np.uint8).tobytes()
