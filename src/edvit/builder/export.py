@@ -35,7 +35,7 @@ def export_submodel(extractor: FeatureExtractor, images: Tensor, path: Path) -> 
     Raises:
         BuildError: ONNX Runtime's features differ from PyTorch's by more than `TOLERANCE`.
     """
-    _export(extractor, (images,), ["image"], "feature", path)
+    export_module(extractor, (images,), ["image"], "feature", path)
 
 
 def quantise_submodel(path: Path, images: Tensor) -> float:
@@ -89,10 +89,20 @@ def export_fusion(fusion: Fusion, features: Tensor, path: Path) -> None:
     submodels = fusion.expand.shape[0]
     present = torch.ones(len(features), submodels)
     present[1::2, 0] = 0.0
-    _export(fusion, (features, present), ["features", "present"], "logits", path)
+    export_module(fusion, (features, present), ["features", "present"], "logits", path)
 
 
-def _export(module: nn.Module, inputs: tuple[Tensor, ...], names: list[str], output: str, path: Path) -> None:
+def export_module(module: nn.Module, inputs: tuple[Tensor, ...], names: list[str], output: str, path: Path) -> None:
+    """Write any module whose first axis is the batch.
+
+    Args:
+        inputs: real ones, at least two of each, to compare on.
+        names: of the inputs.
+        output: name of the output.
+
+    Raises:
+        BuildError: ONNX Runtime's output differs from PyTorch's by more than `TOLERANCE`.
+    """
     module.eval()
     batch = torch.export.Dim("batch", min=1)
     with warnings.catch_warnings(), torch.no_grad(), redirect_stdout(io.StringIO()):
