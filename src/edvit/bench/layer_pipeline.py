@@ -13,6 +13,7 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from edvit.bench.exchange import Chain, Work
@@ -33,6 +34,8 @@ class LayerPipeline:
     """A model in stages."""
 
     ranges: Ranges
+    params: tuple[int, ...]
+    """Of each stage."""
     exchange: Chain
     """With the ONNX file of every stage, and its seconds alone on one thread."""
 
@@ -95,7 +98,20 @@ def build(extractor: FeatureExtractor, images: Tensor, devices: int, folder: Pat
     difference = float((value - expected).abs().max())
     if not difference <= TOLERANCE:  # also where it is NaN
         raise BuildError(f"the stages of the layer pipeline differ from the model by {difference:.2g}")
-    return LayerPipeline(ranges, Chain(images[0].numel(), tuple(work), tuple(sizes)))
+    params = tuple(stage_params(extractor.model, start, stop) for start, stop in ranges)
+    return LayerPipeline(ranges, params, Chain(images[0].numel(), tuple(work), tuple(sizes)))
+
+
+def stage_params(model: VisionTransformer, start: int, stop: int) -> int:
+    """Parameters of a stage: of its blocks, with the embedding in the first and norm and head in the last."""
+
+    def of(name: str) -> bool:
+        if name.startswith("blocks."):
+            return start <= int(name.split(".")[1]) < stop
+        last = name.startswith(("norm.", "fc_norm.", "head."))
+        return stop == len(model.blocks) if last else start == 0
+
+    return sum(parameter.numel() for name, parameter in model.named_parameters() if of(name))
 
 
 def check_head(extractor: FeatureExtractor) -> None:

@@ -39,7 +39,7 @@ def export_submodel(extractor: FeatureExtractor, images: Tensor, path: Path) -> 
 
 
 def quantise_submodel(path: Path, images: Tensor) -> float:
-    """Replace an exported sub-model by one with int8 weights: ONNX Runtime's dynamic quantisation of matrix products.
+    """Replace an exported model by one with int8 weights: ONNX Runtime's dynamic quantisation of matrix products.
 
     Each output channel has a scale of its own: with one for a whole matrix, the features of a DeiT-Tiny cut to a third
     moved by 11 % of their length, with these by 3 %.
@@ -73,7 +73,7 @@ def quantise_submodel(path: Path, images: Tensor) -> float:
 
 def _features(path: Path, images: Tensor) -> npt.NDArray[np.float32]:
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    features: npt.NDArray[np.float32] = session.run(["feature"], {"image": images.numpy()})[0]
+    features: npt.NDArray[np.float32] = session.run(None, {"image": images.numpy()})[0]
     return features
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import typer
 
-from edvit.cli import app
+from edvit.cli import DATA_HELP, DATA_ROOT_HELP, app
 from edvit.errors import ConfigError, MissingExtraError
 
 bench_app = typer.Typer(help="Tables and figures that compare builds.", no_args_is_help=True)
@@ -38,6 +40,98 @@ def paper(
     (out / "table.md").write_text(markdown, encoding="utf-8")
     figure(rows).savefig(out / "figure.svg", metadata={"Date": None})
     typer.echo(f"\n{markdown}\nTable and figure: {out / 'table.md'}, {out / 'table.csv'}, {out / 'figure.svg'}")
+
+
+@bench_app.command()
+def compare(
+    *,
+    out: Path = typer.Option(..., "--out", "-o", help="Folder of the tables, the figures and all that is built."),
+    data: str = typer.Option("digits", help=DATA_HELP),
+    data_root: Path | None = typer.Option(None, help=DATA_ROOT_HELP),
+    devices: int = typer.Option(5, min=1, help="Devices of every system."),
+    seeds: int = typer.Option(3, min=1, help="Builds of each system that is trained: seeds 0, 1, ..."),
+    budget: float | None = typer.Option(
+        None, help="MB of fp32 weights that a sub-model may have; default: an eighth of the ViT's."
+    ),
+    systems: str | None = typer.Option(None, help="Names separated by commas; default: all (docs/compare.md)."),
+    links: list[str] = typer.Option(
+        ["100mbit", "20mbit", "100mbit,5ms", "100mbit,5ms,1%"],
+        "--link",
+        help="RATE[,DELAY[,LOSS]]; give it once a link.",
+    ),
+    model: str | None = typer.Option(None, help="timm name of the ViT; for digits a small one is the default."),
+    weights: Path | None = typer.Option(None, help="Its weights."),
+    img_size: int | None = typer.Option(None, "--img-size", min=1, help="Pixels of the ViT; default: its own."),
+    convnet: str = typer.Option("vgg9", help="Network of split-cnn: vgg5, vgg9, vgg16, resnet10 or resnet18."),
+    spiking: str = typer.Option("spiking_vgg9", help="Network of split-snn: spiking_vgg5, ..."),
+    conv_size: int = typer.Option(32, min=16, help="Pixels of both."),
+    base_epochs: int | None = typer.Option(None, min=0, help="Epochs of training the ViT; default: as needed."),
+    conv_epochs: int = typer.Option(20, min=0, help="Epochs of training each of the two networks, from scratch."),
+    recover_epochs: int = typer.Option(20, min=0, help="Epochs of training each sub-model, of every system."),
+    views: int | None = typer.Option(None, min=1, help="Augmented views that base models teach on."),
+    augment: Literal["natural", "glyphs", "spectrograms", "none"] | None = typer.Option(
+        None, help="Default: what suits the data."
+    ),
+    images: int = typer.Option(30, min=2, help="Images of each replay over a link."),
+    workers: int | None = typer.Option(None, min=1, help="Sub-models trained at a time; default: one per core."),
+    quick: bool = typer.Option(False, help="All systems on digits within minutes: a trial of the command, no result."),
+) -> None:
+    """Compare this project with other ways to use N devices: accuracy, size, latency over links, energy.
+
+    Run again to resume. Needs pip install 'edvit[bench]'.
+    """
+    try:
+        from edvit.bench import compare_figures
+        from edvit.bench.compare import check_systems, compare, to_csv, to_markdown
+        from edvit.bench.links import parse_link
+        from edvit.bench.systems import SYSTEMS, Settings
+        from edvit.builder.progress import Reporter
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(f"edvit bench needs {error.name}: pip install 'edvit[bench]'") from None
+    wanted = check_systems(list(SYSTEMS) if systems is None else [name.strip() for name in systems.split(",")])
+    specs = [parse_link(text) for text in (links[:1] if quick else links)]
+    settings = Settings(
+        data=data,
+        data_root=data_root,
+        devices=devices,
+        model=model,
+        weights=weights,
+        image_size=img_size,
+        convnet=convnet,
+        spiking=spiking,
+        conv_size=conv_size,
+        budget_mb=budget,
+        base_epochs=base_epochs,
+        conv_epochs=conv_epochs,
+        recover_epochs=recover_epochs,
+        views=views,
+        augment=augment,
+        workers=workers,
+    )
+    if quick:
+        settings = replace(
+            settings,
+            devices=2,
+            convnet="vgg5",
+            spiking="spiking_vgg5",
+            conv_size=16,
+            base_epochs=8,
+            conv_epochs=4,
+            recover_epochs=1,
+            views=1,
+        )
+        seeds, images = 1, 6
+    out.mkdir(parents=True, exist_ok=True)
+    comparison = compare(
+        settings, out, systems=wanted, seeds=seeds, links=specs, images=images, report=Reporter(), tell=typer.echo
+    )
+    markdown = to_markdown(comparison)
+    (out / "table.md").write_text(markdown, encoding="utf-8")
+    (out / "table.csv").write_text(to_csv(comparison), encoding="utf-8")
+    compare_figures.scatters(comparison, str(specs[0])).savefig(out / "accuracy.svg", metadata={"Date": None})
+    compare_figures.bars(comparison).savefig(out / "bars.svg", metadata={"Date": None})
+    written = ("table.md", "table.csv", "accuracy.svg", "bars.svg")
+    typer.echo(f"\n{markdown}\nTables and figures: {', '.join(str(out / name) for name in written)}")
 
 
 def _numbers(text: str) -> list[int]:

@@ -1,0 +1,464 @@
+"""The ways to use N devices that `edvit bench compare` compares, each built from the same data and measured.
+
+| system | what it is |
+|---|---|
+| subspace, subspace-int8 | this project: sub-models pruned by class subspace, in fp32 and int8 |
+| channels, channels-int8 | sub-models pruned by channels, as ED-ViT does (arXiv 2410.11650) |
+| split-cnn | sub-models of a CNN, filters pruned by APoZ (after NNFacet, TMC 2023) |
+| split-snn | sub-models of a spiking network, likewise (after EC-SNN, IJCAI 2024) |
+| whole-torch, whole, whole-int8 | the unsplit ViT on one device: PyTorch, ONNX Runtime fp32, int8 |
+| small | one ViT pruned to the width of a sub-model, for all classes, on one device (N = 1) |
+| ensemble | N such, from different seeds, their probabilities averaged |
+| pipeline | the unsplit ViT, its blocks shared out (after PipeEdge, DSD 2022) |
+| tokens | the unsplit ViT, its tokens shared out (after Voltage, ICDCS 2024) |
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from edvit.bench import layer_pipeline, token_split
+from edvit.bench.budget import keep_within
+from edvit.bench.energy import Operations, dense_operations, model_operations
+from edvit.bench.exchange import AllGather, Chain, Exchange, FanOut, Work, alone
+from edvit.bench.onnx_model import OnnxModel
+from edvit.bench.timing import median_s
+from edvit.builder import checkpoint, prepare
+from edvit.builder.artifacts import WorkFolder
+from edvit.builder.backbone import FeatureExtractor
+from edvit.builder.config import BuildConfig, make_config
+from edvit.builder.export import export_module, quantise_submodel
+from edvit.builder.family import describe, family_of
+from edvit.builder.images import decode_images, open_images
+from edvit.builder.measure import onnx_session
+from edvit.builder.parallel import Processes, torch_threads
+from edvit.builder.pipeline import Built, build
+from edvit.builder.prepare import weights_path
+from edvit.builder.progress import Reporter
+from edvit.bundle import Bundle
+from edvit.convnet import AnyArchitecture
+from edvit.datasets import read_split
+from edvit.fleet import local_fleet
+from edvit.plan.cost import ACTIVATION_BYTES
+from edvit.plan.model_cost import model_cost
+
+SAMPLES = 16
+"""Validation images that exports are compared on and spikes counted on."""
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is compared, on what."""
+
+    data: str
+    data_root: Path | None
+    devices: int
+    model: str | None
+    weights: Path | None
+    image_size: int | None
+    convnet: str
+    spiking: str
+    conv_size: int
+    budget_mb: float | None
+    """Most megabytes of fp32 weights a device; None is what an eighth of the ViT's parameters take."""
+    base_epochs: int | None
+    conv_epochs: int
+    """Of the base networks of `split-cnn` and `split-snn`, which have no pretrained weights."""
+    recover_epochs: int
+    views: int | None
+    augment: str | None
+    workers: int | None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One system with one seed."""
+
+    system: str
+    seed: int
+    accuracy: float
+    """On the test split, 0 to 1."""
+    params: int
+    """Of what the fullest device holds."""
+    bytes: int
+    """Of its files."""
+    exchange: Exchange
+    """With the seconds that each device's work takes alone, on one thread of this machine."""
+    operations: Operations
+    """All devices together."""
+
+    @property
+    def worst_s(self) -> float:
+        """Seconds that the busiest device computes for one image."""
+        programs = self.exchange.programs()[1:]
+        return max(sum(step.work.seconds for step in program) for program in programs)
+
+
+class Workshop:
+    """Builds and measures systems, and keeps what several of them need.
+
+    Args:
+        settings: what is compared.
+        out: a folder for bundles, exports and the work folder of all builds.
+        report: whom to tell.
+    """
+
+    def __init__(self, settings: Settings, out: Path, report: Reporter) -> None:
+        self.settings, self.out, self.report = settings, out, report
+        self._small: dict[int, tuple[Bundle, Built]] = {}
+        self._base: tuple[prepare.Context, prepare.Data, prepare.Base] | None = None
+        self._accuracy: float | None = None
+
+    def measure(self, system: str, seed: int) -> Measured:
+        """Build a system, or take up its build, and measure it.
+
+        Raises:
+            ConfigError: the budget is too small for it, or it cannot use so many devices.
+            EdvitError: a build failed.
+        """
+        return SYSTEMS[system](self, system, seed)
+
+    # --- builds ----------------------------------------------------------------------------------------
+
+    def config(self, *, devices: int, seed: int, **changes: Any) -> BuildConfig:
+        """Of a build of the ViT, some settings changed."""
+        asked = self.settings
+        values: dict[str, Any] = {
+            "data": asked.data,
+            "data_root": asked.data_root,
+            "model": asked.model,
+            "weights": asked.weights,
+            "image_size": asked.image_size,
+            "base_epochs": asked.base_epochs,
+            "recover_epochs": asked.recover_epochs,
+            "views": asked.views,
+            "augment": asked.augment,
+            "fleet": local_fleet(devices),
+            "seed": seed,
+            "baseline": False,
+        }
+        if asked.workers is not None:
+            values["workers"] = asked.workers
+        return make_config(**{**values, **changes})
+
+    def convnet(self, name: str) -> dict[str, Any]:
+        """What changes where a convolutional network takes the ViT's place."""
+        asked = self.settings
+        return {"model": name, "weights": None, "image_size": asked.conv_size, "base_epochs": asked.conv_epochs}
+
+    def built(self, name: str, config: BuildConfig) -> tuple[Bundle, Built]:
+        """A build within the budget."""
+        keep = keep_within(_whole_shape(config), self.budget_bytes, rotated=config.rotated)
+        chosen = config.model_copy(update={"keep": str(keep)})
+        return build(chosen, self.out / "bundles" / name, work=self.out / "work", report=self.report)
+
+    @property
+    def budget_bytes(self) -> float:
+        """Of fp32 weights a device."""
+        if self.settings.budget_mb is not None:
+            return self.settings.budget_mb * 1e6
+        return model_cost(_whole_shape(self.config(devices=1, seed=0))).weight_bytes / 8
+
+    def base(self) -> tuple[prepare.Context, prepare.Data, prepare.Base]:
+        """The unsplit ViT, trained as for the builds of seed 0."""
+        if self._base is None:
+            config = self.config(devices=1, seed=0)
+            folder = WorkFolder((self.out / "work").absolute())
+            source = prepare.open_source(config)
+            context = prepare.Context(config, source, folder, self.report, Processes(config.workers))
+            with folder.locked():
+                data = prepare.prepare_data(context)
+                self._base = (context, data, prepare.prepare_base(context, data))
+        return self._base
+
+    def base_accuracy(self, path: Path | None = None) -> float:
+        """Of the unsplit ViT on the test split: through its ONNX file, or in PyTorch where none is given."""
+        _, _, trained = self.base()
+        if path is not None:
+            session = onnx_session(path, torch.get_num_threads())
+            return self._share_right(lambda pixels: session.run(None, {"image": pixels})[0])
+        if self._accuracy is None:
+            scores = _Scores(trained.extractor)
+            self._accuracy = self._share_right(lambda pixels: scores(torch.from_numpy(pixels)).numpy())
+        return self._accuracy
+
+    @torch.inference_mode()
+    def _share_right(self, scores: Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]) -> float:
+        context, data, _ = self.base()
+        source = read_split(context.config.data, "test", context.config.data_root).with_classes(data.classes)
+        folder = self.folder("test")
+        decode_images(source, context.source.preprocessing, folder, lambda done, total: None)
+        test, right = open_images(folder), 0
+        for start in range(0, len(test), BATCH):
+            found = scores(test.pixels(slice(start, start + BATCH))).argmax(axis=1)
+            right += int((found == test.labels[start : start + BATCH]).sum())
+        return right / len(test)
+
+    def small(self, seed: int) -> tuple[Bundle, Built]:
+        """N = 1, built and scored on the test split."""
+        if seed not in self._small:
+            self._small[seed] = self.built(f"small-{seed}", self.config(devices=1, seed=seed))
+        return self._small[seed]
+
+    def folder(self, name: str) -> Path:
+        """A folder for exports, emptied."""
+        made = self.out / "exports" / name
+        shutil.rmtree(made, ignore_errors=True)
+        made.mkdir(parents=True)
+        return made
+
+
+def _whole_shape(config: BuildConfig) -> AnyArchitecture:
+    """Of the model that a build splits."""
+    source = prepare.open_source(config)
+    how, classes = source.preprocessing, len(source.train.classes)
+    family = family_of(source.model)
+    return family.plan(source.model, image_size=how.image_size, channels=how.channels, classes=classes)
+
+
+class _Scores(nn.Module):
+    """A whole model: uint8 images `[batch, channels, H, W]` to scores `[batch, classes]`."""
+
+    def __init__(self, extractor: FeatureExtractor) -> None:
+        super().__init__()
+        self.extractor = extractor
+
+    def forward(self, image: Tensor) -> Tensor:
+        scores: Tensor = self.extractor.model.head(self.extractor(image))
+        return scores
+
+
+# --- sub-models side by side ---------------------------------------------------------------------------------
+
+
+def _split(workshop: Workshop, system: str, seed: int, **changes: Any) -> Measured:
+    config = workshop.config(devices=workshop.settings.devices, seed=seed, **changes)
+    bundle, built = workshop.built(f"{system}-{seed}", config)
+    return Measured(
+        system=system,
+        seed=seed,
+        accuracy=built.test.accuracy(built.test.fused),
+        params=max(submodel.params for submodel in bundle.manifest.submodels),
+        bytes=max(submodel.model.bytes for submodel in bundle.manifest.submodels),
+        exchange=_fan_out(bundle),
+        operations=_operations(built),
+    )
+
+
+def _fan_out(bundle: Bundle) -> FanOut:
+    manifest = bundle.manifest
+    return FanOut(
+        input_bytes=int(np.prod(manifest.preprocessing.shape)),
+        work=tuple(_work(bundle.model_path(submodel.model)) for submodel in manifest.submodels),
+        feature_bytes=tuple(submodel.feature_dim * ACTIVATION_BYTES for submodel in manifest.submodels),
+        fusion=_work(bundle.model_path(manifest.fusion.model)),
+    )
+
+
+def _work(path: Path) -> Work:
+    return Work(OnnxModel(path).seconds())
+
+
+def _operations(built: Built) -> Operations:
+    """Of all sub-models; the gateway's fusion is not a device's."""
+    how = built.context.source.preprocessing
+    total = Operations(0.0)
+    for artifact in built.split.submodels:
+        model = checkpoint.load_model(weights_path(artifact))
+        extractor = FeatureExtractor(model, how.mean, how.std)
+        images = extractor.normalise(torch.from_numpy(built.data.validation.pixels(slice(0, SAMPLES))))
+        shape = describe(model).model_copy(update={"classes": 0})
+        counted = model_operations(model, shape, images)
+        total += Operations(counted.multiply_adds, counted.additions, built.context.config.precision == "int8")
+    return total
+
+
+def _subspace(workshop: Workshop, system: str, seed: int) -> Measured:
+    return _split(workshop, system, seed)
+
+
+def _subspace_int8(workshop: Workshop, system: str, seed: int) -> Measured:
+    return _split(workshop, system, seed, precision="int8")
+
+
+def _channels(workshop: Workshop, system: str, seed: int) -> Measured:
+    return _split(workshop, system, seed, prune="channels")
+
+
+def _channels_int8(workshop: Workshop, system: str, seed: int) -> Measured:
+    return _split(workshop, system, seed, prune="channels", precision="int8")
+
+
+def _split_cnn(workshop: Workshop, system: str, seed: int) -> Measured:
+    return _split(workshop, system, seed, **workshop.convnet(workshop.settings.convnet))
+
+
+def _split_snn(workshop: Workshop, system: str, seed: int) -> Measured:
+    return _split(workshop, system, seed, **workshop.convnet(workshop.settings.spiking))
+
+
+# --- small models --------------------------------------------------------------------------------------------
+
+
+def _small(workshop: Workshop, system: str, seed: int) -> Measured:
+    bundle, built = workshop.small(seed)
+    exchange = _fan_out(bundle)
+    params, size = _held(bundle)
+    return Measured(
+        system=system,
+        seed=seed,
+        accuracy=built.test.accuracy(built.test.fused),
+        params=params,
+        bytes=size,
+        exchange=alone(_both(exchange), exchange.input_bytes, _scores_bytes(bundle)),
+        operations=_operations(built),
+    )
+
+
+def _ensemble(workshop: Workshop, system: str, seed: int) -> Measured:
+    copies = [workshop.small(seed + i) for i in range(workshop.settings.devices)]
+    tests = [built.test for _, built in copies]
+    scores = torch.stack([torch.from_numpy(test.fused).softmax(dim=1) for test in tests])
+    exchanges = [_fan_out(bundle) for bundle, _ in copies]
+    operations = Operations(0.0)
+    for _, built in copies:
+        operations += _operations(built)
+    return Measured(
+        system=system,
+        seed=seed,
+        accuracy=tests[0].accuracy(scores.mean(dim=0).numpy()),
+        params=max(_held(bundle)[0] for bundle, _ in copies),
+        bytes=max(_held(bundle)[1] for bundle, _ in copies),
+        exchange=FanOut(
+            input_bytes=exchanges[0].input_bytes,
+            work=tuple(_both(exchange) for exchange in exchanges),
+            feature_bytes=tuple(_scores_bytes(bundle) for bundle, _ in copies),
+        ),
+        operations=operations,
+    )
+
+
+def _both(exchange: FanOut) -> Work:
+    """A single sub-model and what was trained as its fusion, on the same device."""
+    return Work(exchange.work[0].seconds + exchange.fusion.seconds)
+
+
+def _held(bundle: Bundle) -> tuple[int, int]:
+    """Parameters and bytes of a device that holds a sub-model and its fusion."""
+    (submodel,), fusion = bundle.manifest.submodels, bundle.manifest.fusion
+    return submodel.params + fusion.params, submodel.model.bytes + fusion.model.bytes
+
+
+def _scores_bytes(bundle: Bundle) -> int:
+    return len(bundle.manifest.data.classes) * ACTIVATION_BYTES
+
+
+# --- the whole model -----------------------------------------------------------------------------------------
+
+
+def _whole(workshop: Workshop, system: str, seed: int) -> Measured:
+    context, data, trained = workshop.base()
+    how, shape = context.source.preprocessing, describe(trained.model)
+    pixels = torch.from_numpy(data.validation.pixels(slice(0, SAMPLES)))
+    folder = workshop.folder(system)
+    path = folder / "whole.onnx"
+    size = model_cost(shape).weight_bytes
+    if system == "whole-torch":
+        with torch_threads(1), torch.inference_mode():
+            seconds = median_s(lambda: trained.model.head(trained.extractor(pixels[:1])))
+    else:
+        export_module(_Scores(trained.extractor), (pixels,), ["image"], "scores", path)
+        if system == "whole-int8":
+            quantise_submodel(path, pixels)
+        seconds, size = OnnxModel(path).seconds(), path.stat().st_size
+    accuracy = workshop.base_accuracy(path if path.exists() else None)
+    return Measured(
+        system=system,
+        seed=seed,
+        accuracy=accuracy,
+        params=model_cost(shape).params,
+        bytes=size,
+        exchange=alone(Work(seconds), int(np.prod(how.shape)), len(data.classes) * ACTIVATION_BYTES),
+        operations=dense_operations(model_cost(shape).flops, int8=system == "whole-int8"),
+    )
+
+
+def _pipeline(workshop: Workshop, system: str, seed: int) -> Measured:
+    _, data, trained = workshop.base()
+    pixels = torch.from_numpy(data.validation.pixels(slice(0, SAMPLES)))
+    folder = workshop.folder(system)
+    made = layer_pipeline.build(trained.extractor, pixels, workshop.settings.devices, folder)
+    shape = describe(trained.model)
+    return Measured(
+        system=system,
+        seed=seed,
+        accuracy=workshop.base_accuracy(),
+        params=max(made.params),
+        bytes=max(path.stat().st_size for path in folder.glob("*.onnx")),
+        exchange=_without_files(made.exchange),
+        operations=dense_operations(model_cost(shape).flops),
+    )
+
+
+def _tokens(workshop: Workshop, system: str, seed: int) -> Measured:
+    _, data, trained = workshop.base()
+    pixels = torch.from_numpy(data.validation.pixels(slice(0, 2)))
+    folder = workshop.folder(system)
+    tokens = token_split.count_tokens(trained.extractor)
+    shares = token_split.even_shares(tokens, workshop.settings.devices)
+    made = token_split.measure(token_split.TokenSplit(trained.extractor, shares), pixels, folder)
+    shape: Any = describe(trained.model)
+    cost = model_cost(shape)
+    # Every device embeds all tokens, and makes the keys and values of all.
+    again = shape.channels * shape.patch_size**2 * (tokens - shape.prefix_tokens) * shape.widths.dim
+    again += sum(tokens * shape.widths.dim * 2 * block.attention for block in shape.widths.blocks)
+    return Measured(
+        system=system,
+        seed=seed,
+        accuracy=workshop.base_accuracy(),
+        params=cost.params,
+        bytes=cost.weight_bytes,
+        exchange=_without_files(made),
+        operations=Operations(cost.flops / 2 + (len(shares) - 1) * again),
+    )
+
+
+def _without_files(exchange: Any) -> Any:
+    """The same with seconds alone: what is kept of it is read again without the exports."""
+    if isinstance(exchange, Chain):
+        works = tuple(Work(work.seconds) for work in exchange.work)
+        return Chain(exchange.input_bytes, works, exchange.output_bytes)
+    if isinstance(exchange, AllGather):
+        rounds = tuple(tuple(Work(work.seconds) for work in round_) for round_ in exchange.work)
+        finish = Work(exchange.finish.seconds)
+        return AllGather(exchange.input_bytes, rounds, exchange.part_bytes, exchange.result_bytes, finish)
+    return exchange
+
+
+SYSTEMS: Mapping[str, Callable[[Workshop, str, int], Measured]] = {
+    "subspace": _subspace,
+    "subspace-int8": _subspace_int8,
+    "channels": _channels,
+    "channels-int8": _channels_int8,
+    "split-cnn": _split_cnn,
+    "split-snn": _split_snn,
+    "whole-torch": _whole,
+    "whole": _whole,
+    "whole-int8": _whole,
+    "small": _small,
+    "ensemble": _ensemble,
+    "pipeline": _pipeline,
+    "tokens": _tokens,
+}
+TRAINED = ("subspace", "subspace-int8", "channels", "channels-int8", "split-cnn", "split-snn", "small", "ensemble")
+"""Those that every seed builds anew; the others are the base model itself."""

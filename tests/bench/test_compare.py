@@ -1,0 +1,186 @@
+import csv
+import io
+import json
+from dataclasses import asdict, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edvit.bench import compare as compare_module
+from edvit.bench.compare import (
+    Comparison,
+    OverLink,
+    check_systems,
+    compare,
+    exchange_from_json,
+    exchange_to_json,
+    measured_from_json,
+    measured_to_json,
+    to_csv,
+    to_markdown,
+)
+from edvit.bench.compare_figures import bars, scatters
+from edvit.bench.energy import Operations
+from edvit.bench.exchange import AllGather, Chain, FanOut, Work
+from edvit.bench.links import parse_link
+from edvit.bench.systems import SYSTEMS, TRAINED, Measured, Settings
+from edvit.builder.progress import Reporter
+from edvit.errors import BuildError, ConfigError
+
+SETTINGS = Settings(
+    data="digits", data_root=None, devices=2, model=None, weights=None, image_size=None, convnet="vgg5",
+    spiking="spiking_vgg5", conv_size=16, budget_mb=None, base_epochs=1, conv_epochs=1, recover_epochs=0, views=1,
+    augment=None, workers=1,
+)  # fmt: skip
+EXCHANGE = FanOut(192, (Work(0.002), Work(0.003)), (64, 72), Work(0.0005))
+# A link that no machine shapes: what it takes is then a formula, and no test waits for namespaces.
+MODELLED = parse_link("100mbit,5ms,1%")
+
+
+def measured(system="subspace", seed=0, accuracy=0.9, exchange=EXCHANGE):
+    return Measured(system, seed, accuracy, 80_000, 330_000, exchange, Operations(1e6, 10.0))
+
+
+def over(system, link="100mbit", **changes):
+    line = OverLink(system, link, "measured", 0.004, 0.003, 0.006, 120.0, 0.0035, 150.0)
+    return replace(line, **changes)
+
+
+seconds = st.floats(0, 10)
+sizes = st.integers(1, 10**6)
+fan_outs = st.lists(st.tuples(seconds, sizes), min_size=1, max_size=4).map(
+    lambda devices: FanOut(7, tuple(Work(s) for s, _ in devices), tuple(b for _, b in devices), Work(0.1))
+)
+chains = st.lists(st.tuples(seconds, sizes), min_size=1, max_size=4).map(
+    lambda devices: Chain(7, tuple(Work(s) for s, _ in devices), tuple(b for _, b in devices))
+)
+gathers = st.tuples(st.integers(1, 3), st.lists(st.tuples(seconds, sizes), min_size=1, max_size=4)).map(
+    lambda drawn: AllGather(
+        7,
+        tuple(tuple(Work(s) for s, _ in drawn[1]) for _ in range(drawn[0])),
+        tuple(b for _, b in drawn[1]),
+        tuple(b for _, b in drawn[1]),
+        Work(0.2),
+    )
+)
+
+
+@given(exchange=fan_outs | chains | gathers)
+def test_what_was_measured_comes_back_from_json(exchange):
+    one = measured(exchange=exchange)
+    text = json.dumps(measured_to_json(one))
+    assert measured_from_json(json.loads(text)) == one
+    assert exchange_from_json(json.loads(json.dumps(exchange_to_json(exchange)))) == exchange
+
+
+@pytest.mark.parametrize("change", [{"kind": "Ring"}, {"work": None}, {"input_bytes": 0}])
+def test_damaged_json_is_noticed(change):
+    with pytest.raises((ValueError, TypeError, ConfigError)):
+        exchange_from_json({**exchange_to_json(EXCHANGE), **change})
+
+
+def test_the_busiest_device_is_the_worst():
+    assert measured().worst_s == 0.003
+    gather = AllGather(7, ((Work(1.0), Work(2.0)), (Work(4.0), Work(1.0))), (5, 5), (5, 0))
+    assert measured(exchange=gather).worst_s == 5.0
+
+
+def test_systems_come_in_the_order_of_the_table_and_unknown_ones_are_named():
+    assert check_systems(["tokens", "subspace"]) == ("subspace", "tokens")
+    with pytest.raises(ConfigError, match="unknown system 'split-rnn'; known: subspace, "):
+        check_systems(["split-rnn"])
+    assert set(TRAINED) < set(SYSTEMS)
+
+
+class Measuring:
+    """Stands in for building: counts, and fails where it is told to."""
+
+    def __init__(self, monkeypatch, fails=()):
+        self.asked, self.fails = [], dict(fails)
+        monkeypatch.setattr(compare_module.Workshop, "measure", self)
+
+    def __call__(self, system, seed):
+        self.asked.append((system, seed))
+        if system in self.fails:
+            raise self.fails[system]
+        return measured(system, seed)
+
+
+def run(folder, settings=SETTINGS, **options):
+    told = []
+    how = {"systems": ("subspace", "whole"), "seeds": 2, "links": [MODELLED], "images": 2, **options}
+    return compare(settings, folder, report=Reporter(quiet=True), tell=told.append, **how), told
+
+
+def test_trained_systems_have_every_seed_and_a_second_run_measures_nothing(tmp_path, monkeypatch):
+    measuring = Measuring(monkeypatch)
+    first, _ = run(tmp_path)
+    assert measuring.asked == [("subspace", 0), ("subspace", 1), ("whole", 0)]
+    assert [(one.system, one.seed) for one in first.measured] == measuring.asked
+    assert [line.how for line in first.over_links] == ["modelled"] * 2
+    measuring.asked.clear()
+    again, _ = run(tmp_path)
+    assert again == first
+    assert not measuring.asked
+
+
+def test_other_settings_and_damaged_files_are_measured_again(tmp_path, monkeypatch):
+    measuring = Measuring(monkeypatch)
+    run(tmp_path)
+    measuring.asked.clear()
+    run(tmp_path, replace(SETTINGS, recover_epochs=1))
+    assert len(measuring.asked) == 3
+    measuring.asked.clear()
+    for path in (tmp_path / "measured").glob("whole-seed0-*.json"):
+        path.write_text("{")
+    run(tmp_path)
+    assert measuring.asked == [("whole", 0)]
+
+
+def test_what_was_measured_before_a_failure_is_kept(tmp_path, monkeypatch):
+    Measuring(monkeypatch, {"whole": BuildError("no")})
+    with pytest.raises(BuildError):
+        run(tmp_path)
+    measuring = Measuring(monkeypatch)
+    run(tmp_path)
+    assert measuring.asked == [("whole", 0)]
+
+
+def test_a_system_that_the_budget_rules_out_is_left_out_and_named(tmp_path, monkeypatch):
+    Measuring(monkeypatch, {"subspace": ConfigError("too little")})
+    comparison, told = run(tmp_path)
+    assert comparison.systems == ["whole"]
+    assert "left out: too little" in told
+    assert "Left out: subspace (too little)." in to_markdown(comparison)
+
+
+def test_no_system_within_the_budget_is_one_line(tmp_path, monkeypatch):
+    Measuring(monkeypatch, {name: ConfigError("too little") for name in SYSTEMS})
+    with pytest.raises(ConfigError, match="nothing to compare: too little"):
+        run(tmp_path)
+
+
+def test_tables_give_mean_range_and_how_links_were_had():
+    comparison = Comparison(
+        (measured(), measured(seed=1, accuracy=0.8), measured("whole", accuracy=0.95)),
+        (over("subspace"), over("whole", predicted_s=0.004), over("subspace", "20mbit", how="modelled", latency_s=0.01),
+         over("whole", "20mbit", how="modelled")),
+        {},
+    )  # fmt: skip
+    lines = to_markdown(comparison).splitlines()
+    assert lines[2].startswith("| subspace | 85.0% (80.0 – 90.0) | 0.08 M | 0.33 MB | 3.00 ms | 520 B |")
+    assert "| system | 100mbit, measured: ms | images/s | 20mbit, modelled: ms | images/s |" in lines
+    assert "| subspace | 4.0 (formula 3.5) | 120 | 10.0 | 120 |" in lines
+    assert "| whole | 4.0 | 120 | 4.0 | 120 |" in lines
+    rows = list(csv.DictReader(io.StringIO(to_csv(comparison))))
+    assert len(rows) == 6
+    assert {row["system"] for row in rows} == {"subspace", "whole"}
+    assert asdict(over("subspace"))["latency_s"] == float(rows[0]["latency_s"])
+
+
+def test_figures_name_every_system():
+    comparison = Comparison((measured(), measured("whole")), (over("subspace"), over("whole")), {})
+    drawn = scatters(comparison, "100mbit")
+    assert [text.get_text() for text in drawn.legends[0].get_texts()] == ["subspace", "whole"]
+    assert [tick.get_text() for tick in bars(comparison).axes[0].get_yticklabels()] == ["subspace", "whole"]
