@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from edvit.architecture import pruned_widths
 from edvit.builder import backbone
+from edvit.convnet import NAMES as CONV_NAMES
+from edvit.convnet import convnet
+from edvit.plan.conv_cost import conv_cost
 from edvit.plan.cost import vit_cost
 from edvit.plan.keep import default_keep, heads_pruned_at
 
@@ -65,6 +68,22 @@ def specialities(base):
     return ", ".join(text for there, text in found if there)
 
 
+CONV_HEADER = "| name | parameters | operations at 32 pixels | sub-model at the default keep ratio |\n|---|---|---|---|"
+
+
+def conv_row(name):
+    """One line: of ten classes, three channels, 32 pixels."""
+    base = convnet(name, classes=10)
+    pruned = heads_pruned_at(default_keep(base.keep_steps), base.keep_steps)
+    whole, cut = conv_cost(base), conv_cost(base.narrowed(pruned).model_copy(update={"classes": 0}))
+    return (
+        f"| `{name}` | {whole.params / 1e6:.2f} M | {whole.flops / 1e6:,.0f} M | "
+        f"{cut.params / 1e6:.2f} M, {whole.params / cut.params:.1f}× smaller |"
+    )
+
+
 if __name__ == "__main__":
     print(HEADER)
     print("\n".join(map(row, NAMES)))
+    print(CONV_HEADER)
+    print("\n".join(map(conv_row, CONV_NAMES)))

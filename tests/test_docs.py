@@ -15,7 +15,7 @@ from edvit.fleet import Fleet
 from edvit.runtime.answers import Predicted, Timings
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs" / "guide").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "docs" / "compare.md", *sorted((ROOT / "docs" / "guide").glob("*.md"))]
 SERVING = (ROOT / "docs" / "guide" / "serving.md").read_text()
 
 
@@ -39,8 +39,9 @@ def options_of(name):
         return options_of("build") | {
             option for parameter in group.commands["bench"].commands["paper"].params for option in parameter.opts
         }
-    command = group.commands[name]
-    return {option for parameter in command.params for option in parameter.opts}
+    for word in name.split():
+        group = group.commands[word]
+    return {option for parameter in group.params for option in parameter.opts}
 
 
 @pytest.mark.parametrize("line", lines_starting("edvit"))
@@ -59,7 +60,8 @@ def test_every_make_target_exists(line):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_option_in_the_text_exists(page):
-    known = set().union(*map(options_of, ("plan", "serve", "device", "predict", "evaluate", "inspect", "build")))
+    names = ("plan", "serve", "device", "predict", "evaluate", "inspect", "build", "bench compare")
+    known = set().union(*map(options_of, names))
     assert set(re.findall(r"`(--[a-z-]+)", page.read_text())) <= known
 
 

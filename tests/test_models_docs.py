@@ -44,3 +44,4 @@ def test_every_model_of_the_table_can_be_split(name, channels):
 def test_the_table_is_up_to_date():
     """`python tests/models_table.py` prints it."""
     assert "\n".join([models_table.HEADER, *map(models_table.row, models_table.NAMES)]) in PAGE
+    assert "\n".join([models_table.CONV_HEADER, *map(models_table.conv_row, models_table.CONV_NAMES)]) in PAGE
