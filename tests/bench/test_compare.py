@@ -20,7 +20,7 @@ from edvit.bench.compare import (
     to_csv,
     to_markdown,
 )
-from edvit.bench.compare_figures import bars, scatters
+from edvit.bench.compare_figures import LOOKS, bars, scatters
 from edvit.bench.energy import Operations
 from edvit.bench.exchange import AllGather, Chain, FanOut, Work
 from edvit.bench.links import parse_link
@@ -184,3 +184,8 @@ def test_figures_name_every_system():
     drawn = scatters(comparison, "100mbit")
     assert [text.get_text() for text in drawn.legends[0].get_texts()] == ["subspace", "whole"]
     assert [tick.get_text() for tick in bars(comparison).axes[0].get_yticklabels()] == ["subspace", "whole"]
+
+
+def test_every_system_has_a_look_of_its_own():
+    assert list(LOOKS) == list(SYSTEMS)
+    assert len(set(LOOKS.values())) == len(LOOKS)
