@@ -23,7 +23,7 @@ from edvit.bench.compare import (
 from edvit.bench.compare_figures import LOOKS, bars, scatters
 from edvit.bench.energy import Operations
 from edvit.bench.exchange import AllGather, Chain, FanOut, Work
-from edvit.bench.links import parse_link
+from edvit.bench.links import Means, parse_link
 from edvit.bench.systems import SYSTEMS, TRAINED, Measured, Settings
 from edvit.builder.progress import Reporter
 from edvit.errors import BuildError, ConfigError
@@ -34,8 +34,7 @@ SETTINGS = Settings(
     augment=None, workers=1,
 )  # fmt: skip
 EXCHANGE = FanOut(192, (Work(0.002), Work(0.003)), (64, 72), Work(0.0005))
-# A link that no machine shapes: what it takes is then a formula, and no test waits for namespaces.
-MODELLED = parse_link("100mbit,5ms,1%")
+LINK = parse_link("100mbit,5ms,1%")
 
 
 def measured(system="subspace", seed=0, accuracy=0.9, exchange=EXCHANGE):
@@ -99,6 +98,7 @@ class Measuring:
     def __init__(self, monkeypatch, fails=()):
         self.asked, self.fails = [], dict(fails)
         monkeypatch.setattr(compare_module.Workshop, "measure", self)
+        monkeypatch.setattr(compare_module, "means", lambda _link: Means("modelled", "no privileges"))
 
     def __call__(self, system, seed):
         self.asked.append((system, seed))
@@ -109,16 +109,18 @@ class Measuring:
 
 def run(folder, settings=SETTINGS, **options):
     told = []
-    how = {"systems": ("subspace", "whole"), "seeds": 2, "links": [MODELLED], "images": 2, **options}
+    how = {"systems": ("subspace", "whole"), "seeds": 2, "links": [LINK], "images": 2, **options}
     return compare(settings, folder, report=Reporter(quiet=True), tell=told.append, **how), told
 
 
 def test_trained_systems_have_every_seed_and_a_second_run_measures_nothing(tmp_path, monkeypatch):
     measuring = Measuring(monkeypatch)
-    first, _ = run(tmp_path)
+    first, told = run(tmp_path)
     assert measuring.asked == [("subspace", 0), ("subspace", 1), ("whole", 0)]
     assert [(one.system, one.seed) for one in first.measured] == measuring.asked
     assert [line.how for line in first.over_links] == ["modelled"] * 2
+    assert first.modelled == {str(LINK): "no privileges"}
+    assert f"[link {LINK}] modelled: no privileges" in told
     measuring.asked.clear()
     again, _ = run(tmp_path)
     assert again == first
@@ -166,13 +168,14 @@ def test_tables_give_mean_range_and_how_links_were_had():
         (measured(), measured(seed=1, accuracy=0.8), measured("whole", accuracy=0.95)),
         (over("subspace"), over("whole", predicted_s=0.004), over("subspace", "20mbit", how="modelled", latency_s=0.01),
          over("whole", "20mbit", how="modelled")),
-        {},
+        {}, {"20mbit": "no ip command"},
     )  # fmt: skip
     lines = to_markdown(comparison).splitlines()
     assert lines[2].startswith("| subspace | 85.0% (80.0 – 90.0) | 0.08 M | 0.33 MB | 3.00 ms | 520 B |")
     assert "| system | 100mbit, measured: ms | images/s | 20mbit, modelled: ms | images/s |" in lines
     assert "| subspace | 4.0 (formula 3.5) | 120 | 10.0 | 120 |" in lines
     assert "| whole | 4.0 | 120 | 4.0 | 120 |" in lines
+    assert "Modelled: 20mbit (no ip command)." in lines
     rows = list(csv.DictReader(io.StringIO(to_csv(comparison))))
     assert len(rows) == 6
     assert {row["system"] for row in rows} == {"subspace", "whole"}
@@ -180,7 +183,7 @@ def test_tables_give_mean_range_and_how_links_were_had():
 
 
 def test_figures_name_every_system():
-    comparison = Comparison((measured(), measured("whole")), (over("subspace"), over("whole")), {})
+    comparison = Comparison((measured(), measured("whole")), (over("subspace"), over("whole")), {}, {})
     drawn = scatters(comparison, "100mbit")
     assert [text.get_text() for text in drawn.legends[0].get_texts()] == ["subspace", "whole"]
     assert [tick.get_text() for tick in bars(comparison).axes[0].get_yticklabels()] == ["subspace", "whole"]

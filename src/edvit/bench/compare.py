@@ -11,15 +11,14 @@ import hashlib
 import io
 import json
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from edvit.bench.energy import Operations
 from edvit.bench.exchange import AllGather, Chain, Exchange, FanOut, Work
-from edvit.bench.links import LinkSpec, means
+from edvit.bench.links import LinkSpec, Means, means
 from edvit.bench.namespaces import Network, network
 from edvit.bench.replay import replay
 from edvit.bench.systems import SYSTEMS, TRAINED, Measured, Settings, Workshop
@@ -54,6 +53,8 @@ class Comparison:
     over_links: tuple[OverLink, ...]
     left_out: Mapping[str, str]
     """Systems that cannot be had, and why."""
+    modelled: Mapping[str, str]
+    """Links that could not be made here, and why."""
 
     def of(self, system: str) -> list[Measured]:
         """Of each seed."""
@@ -121,19 +122,16 @@ def compare(
     if not measured:
         raise ConfigError(f"nothing to compare: {next(iter(left_out.values()))}")
     over_links = []
+    modelled: dict[str, str] = {}
     first = {one.system: one for one in reversed(measured)}
     for link in links:
-        tell(f"[link {link}]")
-        with _networks(link) as shaped:
-            for system in (name for name in wanted if name in first):
-                over_links.append(kept.over_link(first[system], link, images, shaped))
-    return Comparison(tuple(measured), tuple(over_links), left_out)
-
-
-@contextmanager
-def _networks(link: LinkSpec) -> Iterator[Callable[[int], Any] | None]:
-    """How to have namespaces with so many devices; None where the link can only be modelled here."""
-    yield (lambda devices: network(devices, link)) if means(link).kind == "shaped" else None
+        how = means(link)
+        tell(f"[link {link}]" + (f" modelled: {how.reason}" if how.kind == "modelled" else ""))
+        if how.kind == "modelled":
+            modelled[str(link)] = how.reason
+        for system in (name for name in wanted if name in first):
+            over_links.append(kept.over_link(first[system], link, images, how))
+    return Comparison(tuple(measured), tuple(over_links), left_out, modelled)
 
 
 class _Kept:
@@ -159,17 +157,17 @@ class _Kept:
         _write(path, measured_to_json(found))
         return found
 
-    def over_link(self, one: Measured, link: LinkSpec, images: int, shaped: Callable[[int], Any] | None) -> OverLink:
-        key = json.dumps([exchange_to_json(one.exchange), images, shaped is not None], sort_keys=True)
+    def over_link(self, one: Measured, link: LinkSpec, images: int, how: Means) -> OverLink:
+        key = json.dumps([exchange_to_json(one.exchange), images, how.kind], sort_keys=True)
         digest = hashlib.sha256(key.encode()).hexdigest()[:12]
         path = self._folder / f"{one.system}-{str(link).replace(',', '-').replace('%', 'pc')}-{digest}.json"
         known = _read(path, lambda values: OverLink(**values))
         if known is not None:
             return known
-        if shaped is None:
+        if how.kind == "modelled":
             found = _modelled(one, link)
         else:
-            with shaped(one.exchange.devices) as net:
+            with network(one.exchange.devices, link) as net:
                 found = _carried_out(one, link, images, net)
         _write(path, asdict(found))
         return found
@@ -311,6 +309,7 @@ def to_markdown(comparison: Comparison) -> str:
         )
         lines.append(f"| {' | '.join(columns)} |")
     lines += ["", *_links_table(comparison)]
+    lines += [f"Modelled: {link} ({why})." for link, why in comparison.modelled.items()]
     lines += [f"Left out: {system} ({why})." for system, why in comparison.left_out.items()]
     return "\n".join([*lines, ""])
 
