@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from edvit.builder.augment import Views
 from edvit.builder.backbone import FeatureExtractor
+from edvit.builder.device import CPU, Device
 from edvit.builder.family import Classifier
 from edvit.builder.images import ImageSet
 from edvit.builder.training import Schedule, train
@@ -38,6 +39,7 @@ def train_base(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     seed: int,
+    device: Device = CPU,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Classifier:
     """Train a model on a new view of the training set each epoch and return it."""
@@ -63,7 +65,9 @@ def train_base(
             return mixed
         return F.cross_entropy(module(images), targets, label_smoothing=how.label_smoothing)
 
-    kept: Classifier = train(model, batches, loss_of, steps_per_epoch=steps, schedule=how.schedule, progress=progress)
+    kept: Classifier = train(
+        model, batches, loss_of, steps_per_epoch=steps, schedule=how.schedule, device=device, progress=progress
+    )
     return kept
 
 

@@ -18,6 +18,7 @@ ChannelCriterion = Literal["fisher-kl", "kl", "magnitude", "random", "apoz"]
 Step = Literal["rotation", "fisher", "factors", "readers", "writers", "correction"]
 Fit = Literal["uniform", "fitted"]
 Precision = Literal["fp32", "int8"]
+DeviceKind = Literal["cpu", "cuda"]
 Augment = Literal["natural", "glyphs", "spectrograms", "none"]
 
 STAGES = (
@@ -90,6 +91,8 @@ class BuildConfig(BaseModel):
     """Also build one sub-model for all classes at the same width (N = 1), to see what splitting buys."""
     workers: int = Field(default_factory=lambda: max(1, len(os.sched_getaffinity(0))), ge=1)
     """Sub-models that are trained at a time, one thread each. Does not change the result."""
+    device: DeviceKind = "cpu"
+    """What trains and runs models; `cuda`: all GPUs that PyTorch sees, matrix products in bfloat16."""
     memory_limit_mb: int | None = Field(default=None, gt=0)
     """Of scoring by `channels`, all `workers` together; None: as 32 images at a time need."""
     ray: str | None = None
@@ -116,6 +119,13 @@ class BuildConfig(BaseModel):
         if widths == "fitted" and not of_vit and not is_convnet(info.data.get("model")):
             raise ValueError("fitted goes with subspace pruning of head dimensions only")
         return widths
+
+    @field_validator("ray")
+    @classmethod
+    def _runs(cls, ray: str | None, info: ValidationInfo) -> str | None:
+        if ray is not None and info.data.get("device") == "cuda":
+            raise ValueError("a Ray cluster's tasks run on CPU cores; give either --ray or --device cuda")
+        return ray
 
     @property
     def resolved_groups(self) -> int:

@@ -19,6 +19,7 @@ from edvit.architecture import Widths
 from edvit.builder import backbone, measure, parallel, prepare, ray_cluster, split
 from edvit.builder.artifacts import WorkFolder
 from edvit.builder.config import BuildConfig
+from edvit.builder.device import devices
 from edvit.builder.family import AnyWidths, family_of
 from edvit.builder.measure import TestResult
 from edvit.builder.progress import Reporter
@@ -89,6 +90,7 @@ def build(
         EdvitError: the input cannot be used, the fleet cannot hold the sub-models, or a stage failed.
     """
     out = check_target(out)
+    devices(config.device)  # that there is none must come out before anything is decoded
     source = prepare.open_source(config)
     plan = make_plan(config, source)
     folder = WorkFolder((work or out.with_name(out.name + "-work")).absolute(), force)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import asdict, dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from edvit.builder.augment import GLYPHS, NATURAL, SPECTROGRAMS, Augmentation, V
 from edvit.builder.backbone import FeatureExtractor
 from edvit.builder.base import BaseTraining, train_base
 from edvit.builder.config import Augment, BuildConfig
+from edvit.builder.device import Device, devices
 from edvit.builder.family import Classifier, describe, family_of
 from edvit.builder.images import ImageSet
 from edvit.builder.jobs import run_stages
@@ -213,7 +215,14 @@ def prepare_base(context: Context, data: Data) -> Base:
         def fill(folder: Path) -> dict[str, Any]:
             views = Views(data.train, augmentation(config), config.seed)
             trained = train_base(
-                model, views, how, mean=how_seen.mean, std=how_seen.std, seed=config.seed, progress=bar
+                model,
+                views,
+                how,
+                mean=how_seen.mean,
+                std=how_seen.std,
+                seed=config.seed,
+                device=devices(config.device)[0],
+                progress=bar,
             )
             checkpoint.save_model(folder / WEIGHTS, trained)
             logits = base.logits_of(FeatureExtractor(trained, how_seen.mean, how_seen.std), data.validation)
@@ -270,6 +279,7 @@ class _TeachJob:
     views: Views
     view: int
     blocks: tuple[int, ...]
+    device: Device
 
 
 def run_teacher(context: Context, data: Data, trained: Base) -> Teacher:
@@ -280,6 +290,7 @@ def run_teacher(context: Context, data: Data, trained: Base) -> Teacher:
     shape = describe(trained.model)
     blocks = teacher.stream_blocks(shape, len(data.train), count) if config.recover_epochs else ()
     jobs = []
+    turns = cycle(devices(config.device))
     for view in range(count):
         settings = {
             "data": data.digest,
@@ -300,6 +311,7 @@ def run_teacher(context: Context, data: Data, trained: Base) -> Teacher:
                 views=views,
                 view=view,
                 blocks=blocks,
+                device=next(turns),
             )
         )
     with context.report.bar("teacher", f"{count} views") as bar:
@@ -310,7 +322,9 @@ def _teach(job: _TeachJob, progress: parallel.Progress) -> dict[str, Any]:
     extractor = load_extractor(job.base, job.preprocessing)
     if job.rotated:
         extractor.model = to_rms(extractor.model)
-    teacher.write_view(extractor, job.views, job.view, job.scratch, blocks=job.blocks, progress=progress)
+    teacher.write_view(
+        extractor, job.views, job.view, job.scratch, blocks=job.blocks, device=job.device, progress=progress
+    )
     return {}
 
 

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from edvit.builder.augment import Views
 from edvit.builder.backbone import FeatureExtractor
+from edvit.builder.device import CPU, Device
 from edvit.builder.family import Classifier
 from edvit.builder.teacher import TeacherView
 from edvit.builder.training import Schedule, train
@@ -99,7 +100,7 @@ class Lesson:
     teacher_logits: Tensor
     teacher_features: Tensor
     teacher_streams: Tensor | None
-    """Times `Q`: `[batch, blocks, tokens, dim]`."""
+    """`[batch, blocks, tokens, teacher's dim]`, float16."""
 
 
 def recover(
@@ -114,6 +115,7 @@ def recover(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     seed: int,
+    device: Device = CPU,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Classifier:
     """Train a pruned model and return it; its head scores all classes, as the base model's does.
@@ -127,6 +129,7 @@ def recover(
         blocks: whose outputs the teacher's streams are.
         mean: per channel, on a scale of 0 to 1.
         std: per channel, on a scale of 0 to 1.
+        device: where it trains.
     """
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
@@ -145,7 +148,7 @@ def recover(
                 own_labels[index],
                 torch.from_numpy(outputs.logits[index]),
                 torch.from_numpy(outputs.features[index]),
-                None if outputs.streams is None else torch.from_numpy(outputs.streams[index]).float() @ rotation,
+                None if outputs.streams is None else torch.from_numpy(outputs.streams[index]),
             )
 
     def loss_of(module: nn.Module, lesson: Lesson) -> Tensor:
@@ -157,10 +160,13 @@ def recover(
         loss = loss + how.features_weight * F.mse_loss(F.layer_norm(said.feature, shape), target)
         if lesson.teacher_streams is not None:
             streams = torch.stack(said.streams, dim=1)
-            loss = loss + how.streams_weight * stream_loss(streams, lesson.teacher_streams)
+            target = lesson.teacher_streams.float() @ rotation.to(streams.device)
+            loss = loss + how.streams_weight * stream_loss(streams.float(), target)
         return loss
 
-    trained = train(student, batches, loss_of, steps_per_epoch=steps, schedule=how.schedule, progress=progress)
+    trained = train(
+        student, batches, loss_of, steps_per_epoch=steps, schedule=how.schedule, device=device, progress=progress
+    )
     if not isinstance(trained, Student):
         raise TypeError("training returned another module")
     recovered: Classifier = trained.extractor.model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from edvit.builder.augment import Views
 from edvit.builder.backbone import FeatureExtractor
 from edvit.builder.base import features_of
 from edvit.builder.config import Precision
+from edvit.builder.device import Device, devices
 from edvit.builder.family import describe
 from edvit.builder.fusion import FusionTraining, Samples, train_fusion
 from edvit.builder.images import ImageSet
@@ -75,6 +77,7 @@ class _RecoverJob:
     how: Recovery
     preprocessing: Preprocessing
     seed: int
+    device: Device
 
 
 def recover_submodels(
@@ -92,6 +95,7 @@ def recover_submodels(
         batch_size=config.batch_size,
     )
     jobs = []
+    turns = cycle(devices(config.device))
     for group, narrow in zip(groups, pruned, strict=True):
         stage = Stage(
             "submodel",
@@ -116,6 +120,7 @@ def recover_submodels(
                 how=how,
                 preprocessing=context.source.preprocessing,
                 seed=config.seed,
+                device=next(turns),
             )
         )
     with context.report.bar("recover", f"{len(jobs)} sub-models") as bar:
@@ -135,6 +140,7 @@ def _recover_job(job: _RecoverJob, progress: parallel.Progress) -> dict[str, Any
         mean=mean,
         std=std,
         seed=job.seed,
+        device=job.device,
         progress=progress,
     )
     checkpoint.save_model(job.scratch / WEIGHTS, trained)
@@ -188,6 +194,7 @@ class _FeatureJob:
     views: Views
     count: int
     preprocessing: Preprocessing
+    device: Device
 
 
 def view_features(context: Context, data: Data, taught: Teacher, submodels: Sequence[Artifact]) -> tuple[Artifact, ...]:
@@ -204,20 +211,22 @@ def view_features(context: Context, data: Data, taught: Teacher, submodels: Sequ
             views,
             count,
             context.source.preprocessing,
+            device,
         )
-        for submodel in submodels
+        for submodel, device in zip(submodels, cycle(devices(config.device)), strict=False)
     ]
     with context.report.bar("fuse", "features") as bar:
         return run_stages(context.work, _feature_job, jobs, pool=context.pool, progress=bar)
 
 
 def _feature_job(job: _FeatureJob, progress: parallel.Progress) -> dict[str, Any]:
-    extractor, n = load_extractor(job.submodel, job.preprocessing), len(job.views.images)
+    extractor, n = load_extractor(job.submodel, job.preprocessing).to(job.device.name), len(job.views.images)
     rows = []
     with torch.inference_mode():
         for view in range(job.count):
             for start in range(0, n, FEATURE_BATCH):
-                rows.append(extractor(job.views.batch(view, np.arange(start, min(start + FEATURE_BATCH, n)))))
+                images = job.views.batch(view, np.arange(start, min(start + FEATURE_BATCH, n)))
+                rows.append(extractor(job.device.move(images)).cpu())
                 progress(view * n + start, job.count * n)
     np.save(job.scratch / FEATURES, torch.cat(rows).numpy())
     return {}

@@ -14,6 +14,7 @@ from edvit.architecture import Architecture
 from edvit.builder.arrays import create_array
 from edvit.builder.augment import Views
 from edvit.builder.backbone import FeatureExtractor
+from edvit.builder.device import CPU, Device
 from edvit.builder.family import describe
 from edvit.convnet import AnyArchitecture
 
@@ -59,9 +60,11 @@ def write_view(
     folder: Path,
     *,
     blocks: Sequence[int] = (),
+    device: Device = CPU,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Run the base model over one view, and the streams after `blocks` as well, into `folder`."""
+    extractor.to(device.name)
     shape, images = describe(extractor.model), len(views.images)
     logits = create_array(folder / "logits.npy", np.float32, (images, shape.classes))
     features = create_array(folder / "features.npy", np.float32, (images, shape.feature_dim))
@@ -72,11 +75,11 @@ def write_view(
     with torch.inference_mode():
         for start in range(0, images, BATCH):
             index = np.arange(start, min(start + BATCH, images))
-            vectors, after = extractor.follow(views.batch(view, index), blocks)
-            features[index] = vectors.numpy()
-            logits[index] = extractor.model.head(vectors).numpy()
+            vectors, after = extractor.follow(device.move(views.batch(view, index)), blocks)
+            features[index] = vectors.cpu().numpy()
+            logits[index] = extractor.model.head(vectors).cpu().numpy()
             if streams is not None:
-                streams[index] = torch.stack(after, dim=1).half().numpy()
+                streams[index] = torch.stack(after, dim=1).half().cpu().numpy()
             progress(index[-1] + 1, images)
     for array in (logits, features, streams):
         if array is not None:

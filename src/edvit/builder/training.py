@@ -14,6 +14,7 @@ from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 from torch import nn
 
+from edvit.builder.device import CPU, Device
 from edvit.errors import BuildError
 
 Batch = TypeVar("Batch")
@@ -43,6 +44,7 @@ def train(
     steps_per_epoch: int,
     schedule: Schedule,
     judge: Callable[[nn.Module], float] | None = None,
+    device: Device = CPU,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> nn.Module:
     """Train `model` in place and return what to keep: the model itself, or its moving average.
@@ -52,6 +54,7 @@ def train(
         loss_of: scalar loss of a batch.
         judge: loss on held-out data, of a model in evaluation mode; what it finds least after any epoch is kept, in
             place of the last.
+        device: where it trains; batches are moved there, and what is kept comes back to the CPU.
         progress: called with steps done and steps in all.
 
     Raises:
@@ -59,6 +62,7 @@ def train(
     """
     if schedule.epochs == 0 or steps_per_epoch == 0:
         return model.eval()
+    model.to(device.name)
     total = schedule.epochs * steps_per_epoch
     optimizer = create_optimizer_v2(
         model, opt="adamw", lr=schedule.lr, weight_decay=schedule.weight_decay, layer_decay=schedule.layer_decay
@@ -77,7 +81,8 @@ def train(
     for epoch in range(schedule.epochs):
         model.train()
         for batch in batches(epoch):
-            loss = loss_of(model, batch)
+            with device.autocast():
+                loss = loss_of(model, device.move(batch))
             if not torch.isfinite(loss):
                 raise BuildError(f"training diverged at step {step} of {total}: try a smaller learning rate")
             optimizer.zero_grad(set_to_none=True)
@@ -94,4 +99,4 @@ def train(
             kept = now
         elif (found := judge(now.eval())) < least:
             least, kept = found, copy.deepcopy(now)
-    return kept.eval()
+    return kept.cpu().eval()

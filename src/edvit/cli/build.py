@@ -79,6 +79,9 @@ def build(
     seed: int = typer.Option(0, min=0, help="Of the groups, the draws and the training."),
     baseline: bool = typer.Option(True, help="Also build N = 1 at the same width, to compare."),
     workers: int | None = typer.Option(None, min=1, help="Sub-models trained at a time; default: one per core."),
+    device: Literal["cpu", "cuda"] = typer.Option(
+        "cpu", help="What trains and runs models; cuda: the GPUs that PyTorch sees, sub-models taking turns on them."
+    ),
     memory_limit: int | None = typer.Option(
         None, min=1, help="MB that scoring by --prune channels may take, all processes together."
     ),
@@ -137,6 +140,7 @@ def build(
         "validation": validation,
         "seed": seed,
         "baseline": baseline,
+        "device": device,
         "memory_limit_mb": memory_limit,
         "ray": ray,
     }
