@@ -10,6 +10,9 @@ from edvit.errors import BuildError, DataError
 
 torch.set_num_threads(1)
 
+FEW = {"atol": 2e-3, "rtol": 0}
+"""A place or two of a filter's thousands: an output next to 0 may round to either side."""
+
 
 def model_of(name):
     torch.manual_seed(0)
@@ -29,7 +32,7 @@ def test_activity_is_the_share_of_positive_outputs():
         maps = layer(maps)
         if isinstance(layer, torch.nn.ReLU):
             expected = (maps > 0).double().mean(dim=(0, 2, 3))
-            torch.testing.assert_close(found.sets[index], expected)
+            torch.testing.assert_close(found.sets[index], expected, **FEW)
             index += 1
     assert index == len(found.sets)
 
@@ -42,7 +45,7 @@ def test_a_set_that_two_blocks_write_counts_both():
     second = model.layer1[0](first)
     third = model.layer1[1](second)
     expected = sum((maps > 0).double().mean(dim=(0, 2, 3)) for maps in (first, second, third)) / 3
-    torch.testing.assert_close(found.sets[0], expected)
+    torch.testing.assert_close(found.sets[0], expected, **FEW)
 
 
 def test_spikes_count_over_time():
@@ -53,7 +56,7 @@ def test_spikes_count_over_time():
         steps = model.architecture.time_steps
         maps = rates[1](rates[0](images)).repeat(steps, 1, 1, 1)
         maps = rates[2](maps.unflatten(0, (steps, -1)))
-    torch.testing.assert_close(found.sets[0], maps.double().mean(dim=(0, 1, 3, 4)))
+    torch.testing.assert_close(found.sets[0], maps.double().mean(dim=(0, 1, 3, 4)), **FEW)
 
 
 def test_the_model_is_as_it_was():
