@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from edvit.units import si
+from edvit.units import si, spread
 
 
 @pytest.mark.parametrize(
@@ -26,3 +26,8 @@ from edvit.units import si
 )
 def test_si(value, unit, text):
     assert si(value, unit) == text
+
+
+def test_a_spread_names_the_range_where_there_is_one():
+    assert spread([80, 90], "%") == "85.0% (80.0 – 90.0)"
+    assert spread([0.251, 0.252], " M", 2) == "0.25 M"

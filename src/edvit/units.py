@@ -1,8 +1,10 @@
-"""Numbers for people: three significant digits and an SI prefix."""
+"""Numbers for people: three significant digits and an SI prefix, or a mean and its range."""
 
 from __future__ import annotations
 
 import math
+import statistics
+from collections.abc import Sequence
 
 _PREFIXES = {-9: "n", -6: "µ", -3: "m", 0: "", 3: "k", 6: "M", 9: "G", 12: "T"}
 
@@ -19,3 +21,9 @@ def si(value: float, unit: str = "") -> str:
         return f"{value:.0f} {unit}".rstrip()
     decimals = max(0, 2 - (exponent - power))
     return f"{value / 10**power:.{decimals}f} {_PREFIXES[power]}{unit}".rstrip()
+
+
+def spread(values: Sequence[float], unit: str = "", decimals: int = 1) -> str:
+    """The mean, and the range where there is one: `spread([80, 90], "%")` is `85.0% (80.0 – 90.0)`."""
+    low, high, mean = (f"{value:.{decimals}f}" for value in (min(values), max(values), statistics.mean(values)))
+    return f"{mean}{unit}" if low == high else f"{mean}{unit} ({low} – {high})"

@@ -24,7 +24,7 @@ from edvit.bench.replay import replay
 from edvit.bench.systems import SYSTEMS, TRAINED, Measured, Settings, Workshop
 from edvit.builder.progress import Reporter
 from edvit.errors import ConfigError
-from edvit.units import si
+from edvit.units import si, spread
 
 
 @dataclass(frozen=True)
@@ -300,7 +300,7 @@ def to_markdown(comparison: Comparison) -> str:
         ones = comparison.of(system)
         columns = (
             system,
-            _spread([100 * one.accuracy for one in ones], "%"),
+            spread([100 * one.accuracy for one in ones], "%"),
             f"{max(one.params for one in ones) / 1e6:.2f} M",
             f"{max(one.bytes for one in ones) / 1e6:.2f} MB",
             si(statistics.median(one.worst_s for one in ones), "s"),
@@ -328,8 +328,3 @@ def _links_table(comparison: Comparison) -> list[str]:
             cells.append(f"{over.images_per_s:.0f}")
         lines.append(f"| {system} | {' | '.join(cells)} |")
     return [*lines, ""] if comparison.links else []
-
-
-def _spread(values: Sequence[float], unit: str) -> str:
-    low, high, mean = (f"{value:.1f}" for value in (min(values), max(values), statistics.mean(values)))
-    return f"{mean}{unit}" if low == high else f"{mean}{unit} ({low} – {high})"

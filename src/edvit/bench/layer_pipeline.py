@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from edvit.bench.exchange import Chain, Work
 from edvit.bench.onnx_model import OnnxModel
-from edvit.bench.timing import median_s
 from edvit.builder import backbone
 from edvit.builder.backbone import FeatureExtractor
 from edvit.builder.export import TOLERANCE, export_module
 from edvit.builder.parallel import torch_threads
 from edvit.errors import BuildError, ConfigError, ModelError
+from edvit.timing import median_s
 
 Ranges = tuple[tuple[int, int], ...]
 """Of each stage, its first block and the one after its last."""

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 
-from edvit.bench.timing import median_s
 from edvit.errors import ModelError
+from edvit.runtime.engine import open_session
+from edvit.timing import median_s
 
 _DTYPES: dict[str, np.dtype[Any]] = {"tensor(uint8)": np.dtype("u1"), "tensor(float)": np.dtype("<f4")}
 
@@ -27,15 +27,7 @@ class OnnxModel:
 
     def __init__(self, path: Path) -> None:
         self._name = path.name
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.enable_mem_pattern = False
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 3
-        try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime's exceptions have no common class, and their text is of many lines
-            raise ModelError(f"{path.name}: ONNX Runtime cannot load it ({type(error).__name__})") from None
+        self._session = open_session(path, threads=1)
         first, *others = self._session.get_inputs()
         if first.type not in _DTYPES or any(other.type != "tensor(float)" for other in others):
             raise ModelError(f"{path.name}: it takes {first.type}, not bytes or float32")

@@ -26,6 +26,7 @@ from edvit.builder.parallel import torch_threads
 from edvit.bundle import MANIFEST, Bundle, read_bundle
 from edvit.errors import BuildError, ConfigError
 from edvit.runtime.engine import LocalPredictor
+from edvit.units import spread
 
 ROUNDS = 15
 """Of timing; each times the base and the sub-models, so that a busy machine slows both."""
@@ -206,14 +207,14 @@ def to_markdown(rows: Sequence[Row]) -> str:
         lost = [row.one_lost for row in group if row.one_lost is not None]
         columns = (
             str(count),
-            _spread([100 * row.base for row in group], "%"),
-            _spread([100 * row.fused for row in group], "%"),
-            _spread([100 * (row.base - row.fused) for row in group]),
-            _spread([100 * value for value in lost], "%") if lost else "",
-            _spread([row.params / 1e6 for row in group], " M", 2),
-            _spread([row.smaller for row in group], "×"),
-            _spread([row.ms for row in group], "", 2),
-            _spread([row.faster for row in group], "×"),
+            spread([100 * row.base for row in group], "%"),
+            spread([100 * row.fused for row in group], "%"),
+            spread([100 * (row.base - row.fused) for row in group]),
+            spread([100 * value for value in lost], "%") if lost else "",
+            spread([row.params / 1e6 for row in group], " M", 2),
+            spread([row.smaller for row in group], "×"),
+            spread([row.ms for row in group], "", 2),
+            spread([row.faster for row in group], "×"),
         )
         lines.append(f"| {' | '.join(columns)} |")
     seeds = sorted({row.seed for row in rows})
@@ -228,8 +229,3 @@ def to_markdown(rows: Sequence[Row]) -> str:
 def by_devices(rows: Sequence[Row]) -> list[tuple[int, list[Row]]]:
     """Rows of each number of devices, in order."""
     return [(count, [row for row in rows if row.devices == count]) for count in sorted({row.devices for row in rows})]
-
-
-def _spread(values: Sequence[float], unit: str = "", decimals: int = 1) -> str:
-    low, high, mean = (f"{value:.{decimals}f}" for value in (min(values), max(values), statistics.mean(values)))
-    return f"{mean}{unit}" if low == high else f"{mean}{unit} ({low} – {high})"

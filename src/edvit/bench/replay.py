@@ -24,6 +24,7 @@ from edvit.bench.exchange import NOTHING, Exchange
 from edvit.bench.namespaces import Network
 from edvit.bench.replay_node import Report, Settings
 from edvit.errors import ConfigError, UnavailableError
+from edvit.runtime.local import last_line, log_of
 
 Compute = Literal["replayed", "real", "none"]
 """`real`: every work's ONNX file is run, and the scores are those of the model. `replayed`: a sleep of the seconds that
@@ -164,7 +165,7 @@ def _run(settings: list[Settings], network: Network | None) -> list[Report]:
         while len(reports) < len(settings):
             node, line = lines.get()
             if not line:
-                raise UnavailableError(f"{_called(node)} ended: {_last_line(_log(Path(folder), node))}")
+                raise UnavailableError(f"{_called(node)} ended: {last_line(Path(folder), str(node))}")
             reports[node] = Report(**json.loads(line))
     return [reports[node] for node in range(len(settings))]
 
@@ -184,7 +185,7 @@ def _processes(
     command = [sys.executable, "-m", "edvit.bench.replay_node"]
     try:
         for one in settings:
-            with _log(folder, one.node).open("wb") as log:
+            with log_of(folder, str(one.node)).open("wb") as log:
                 # A session of its own: Ctrl-C reaches this process alone, which ends the others in order.
                 options: dict[str, Any] = {
                     "stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log, "text": True,
@@ -227,12 +228,3 @@ def _end(started: list[subprocess.Popen[str]]) -> None:
 
 def _called(node: int) -> str:
     return f"device {node}" if node else "the gateway"
-
-
-def _log(folder: Path, node: int) -> Path:
-    return folder / f"{node}.log"
-
-
-def _last_line(path: Path) -> str:
-    lines = path.read_text(errors="replace").splitlines()
-    return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")

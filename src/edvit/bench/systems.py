@@ -18,6 +18,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +30,14 @@ from torch import Tensor, nn
 from edvit.bench import layer_pipeline, token_split
 from edvit.bench.budget import keep_within
 from edvit.bench.energy import Operations, dense_operations, model_operations
-from edvit.bench.exchange import AllGather, Chain, Exchange, FanOut, Work, alone
+from edvit.bench.exchange import Exchange, FanOut, Work, alone
 from edvit.bench.onnx_model import OnnxModel
-from edvit.bench.timing import median_s
 from edvit.builder import checkpoint, prepare
 from edvit.builder.artifacts import WorkFolder
 from edvit.builder.backbone import FeatureExtractor
 from edvit.builder.config import BuildConfig, make_config
 from edvit.builder.export import export_module, quantise_submodel
-from edvit.builder.family import describe, family_of
+from edvit.builder.family import describe
 from edvit.builder.images import decode_images, open_images
 from edvit.builder.measure import onnx_session
 from edvit.builder.parallel import Processes, torch_threads
@@ -45,11 +45,11 @@ from edvit.builder.pipeline import Built, build
 from edvit.builder.prepare import weights_path
 from edvit.builder.progress import Reporter
 from edvit.bundle import Bundle
-from edvit.convnet import AnyArchitecture
 from edvit.datasets import read_split
 from edvit.fleet import local_fleet
 from edvit.plan.cost import ACTIVATION_BYTES
 from edvit.plan.model_cost import model_cost
+from edvit.timing import median_s
 
 SAMPLES = 16
 """Validation images that exports are compared on and spikes counted on."""
@@ -158,16 +158,18 @@ class Workshop:
 
     def built(self, name: str, config: BuildConfig) -> tuple[Bundle, Built]:
         """A build within the budget."""
-        keep = keep_within(_whole_shape(config), self.budget_bytes, rotated=config.rotated)
+        whole = prepare.open_source(config).architecture
+        keep = keep_within(whole, self.budget_bytes, rotated=config.rotated)
         chosen = config.model_copy(update={"keep": str(keep)})
         return build(chosen, self.out / "bundles" / name, work=self.out / "work", report=self.report)
 
-    @property
+    @cached_property
     def budget_bytes(self) -> float:
         """Of fp32 weights a device."""
         if self.settings.budget_mb is not None:
             return self.settings.budget_mb * 1e6
-        return model_cost(_whole_shape(self.config(devices=1, seed=0))).weight_bytes / 8
+        whole = prepare.open_source(self.config(devices=1, seed=0)).architecture
+        return model_cost(whole).weight_bytes / 8
 
     def base(self) -> tuple[prepare.Context, prepare.Data, prepare.Base]:
         """The unsplit ViT, trained as for the builds of seed 0."""
@@ -216,14 +218,6 @@ class Workshop:
         shutil.rmtree(made, ignore_errors=True)
         made.mkdir(parents=True)
         return made
-
-
-def _whole_shape(config: BuildConfig) -> AnyArchitecture:
-    """Of the model that a build splits."""
-    source = prepare.open_source(config)
-    how, classes = source.preprocessing, len(source.train.classes)
-    family = family_of(source.model)
-    return family.plan(source.model, image_size=how.image_size, channels=how.channels, classes=classes)
 
 
 class _Scores(nn.Module):
@@ -281,22 +275,6 @@ def _operations(built: Built) -> Operations:
         counted = model_operations(model, shape, images)
         total += Operations(counted.multiply_adds, counted.additions, built.context.config.precision == "int8")
     return total
-
-
-def _subspace(workshop: Workshop, system: str, seed: int) -> Measured:
-    return _split(workshop, system, seed)
-
-
-def _subspace_int8(workshop: Workshop, system: str, seed: int) -> Measured:
-    return _split(workshop, system, seed, precision="int8")
-
-
-def _channels(workshop: Workshop, system: str, seed: int) -> Measured:
-    return _split(workshop, system, seed, prune="channels")
-
-
-def _channels_int8(workshop: Workshop, system: str, seed: int) -> Measured:
-    return _split(workshop, system, seed, prune="channels", precision="int8")
 
 
 def _split_cnn(workshop: Workshop, system: str, seed: int) -> Measured:
@@ -405,7 +383,7 @@ def _pipeline(workshop: Workshop, system: str, seed: int) -> Measured:
         accuracy=workshop.base_accuracy(),
         params=max(made.params),
         bytes=max(path.stat().st_size for path in folder.glob("*.onnx")),
-        exchange=_without_files(made.exchange),
+        exchange=made.exchange,
         operations=dense_operations(model_cost(shape).flops),
     )
 
@@ -428,28 +406,16 @@ def _tokens(workshop: Workshop, system: str, seed: int) -> Measured:
         accuracy=workshop.base_accuracy(),
         params=cost.params,
         bytes=cost.weight_bytes,
-        exchange=_without_files(made),
+        exchange=made,
         operations=Operations(cost.flops / 2 + (len(shares) - 1) * again),
     )
 
 
-def _without_files(exchange: Any) -> Any:
-    """The same with seconds alone: what is kept of it is read again without the exports."""
-    if isinstance(exchange, Chain):
-        works = tuple(Work(work.seconds) for work in exchange.work)
-        return Chain(exchange.input_bytes, works, exchange.output_bytes)
-    if isinstance(exchange, AllGather):
-        rounds = tuple(tuple(Work(work.seconds) for work in round_) for round_ in exchange.work)
-        finish = Work(exchange.finish.seconds)
-        return AllGather(exchange.input_bytes, rounds, exchange.part_bytes, exchange.result_bytes, finish)
-    return exchange
-
-
 SYSTEMS: Mapping[str, Callable[[Workshop, str, int], Measured]] = {
-    "subspace": _subspace,
-    "subspace-int8": _subspace_int8,
-    "channels": _channels,
-    "channels-int8": _channels_int8,
+    "subspace": _split,
+    "subspace-int8": partial(_split, precision="int8"),
+    "channels": partial(_split, prune="channels"),
+    "channels-int8": partial(_split, prune="channels", precision="int8"),
     "split-cnn": _split_cnn,
     "split-snn": _split_snn,
     "whole-torch": _whole,

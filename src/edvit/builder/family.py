@@ -17,6 +17,7 @@ from torch import Tensor
 
 from edvit.architecture import Architecture, Widths
 from edvit.builder import backbone, importance, surgery
+from edvit.builder.config import Fit
 from edvit.builder.conv import apoz, network
 from edvit.builder.conv import cut as conv_cut
 from edvit.builder.conv.network import ConvNet
@@ -26,7 +27,6 @@ from edvit.convnet import AnyArchitecture, ConvArchitecture, FilterWidths, convn
 
 Classifier: TypeAlias = VisionTransformer | ConvNet
 AnyWidths: TypeAlias = Widths | FilterWidths
-Fit: TypeAlias = Literal["uniform", "fitted"]
 
 
 @dataclass(frozen=True)

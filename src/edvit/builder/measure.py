@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from edvit.builder.split import Split
 from edvit.bundle import Metric
 from edvit.datasets import read_split
 from edvit.errors import DataError
+from edvit.timing import median_s
 
 Floats = npt.NDArray[np.float32]
 BATCH = 64
@@ -208,21 +207,10 @@ def latencies_s(trained: prepare.Base, exported: Split, data: prepare.Data) -> d
 
 def _onnx_s(path: Path, **inputs: npt.NDArray[Any]) -> float:
     session = onnx_session(path, threads=1)
-    return _median_s(lambda: session.run(None, inputs))
+    return median_s(lambda: session.run(None, inputs))
 
 
 def _base_s(trained: prepare.Base, image: npt.NDArray[np.uint8]) -> float:
     pixels = torch.from_numpy(image)
     with torch_threads(1), torch.inference_mode():
-        return _median_s(lambda: trained.model.head(trained.extractor(pixels)))
-
-
-def _median_s(call: Callable[[], Any], warm_up: int = 3, runs: int = 30) -> float:
-    for _ in range(warm_up):
-        call()
-    seconds = []
-    for _ in range(runs):
-        start = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
+        return median_s(lambda: trained.model.head(trained.extractor(pixels)))

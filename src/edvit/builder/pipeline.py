@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 
 from edvit import __version__
-from edvit.architecture import Widths
 from edvit.builder import backbone, measure, parallel, prepare, ray_cluster, split
 from edvit.builder.artifacts import WorkFolder
 from edvit.builder.config import BuildConfig
 from edvit.builder.device import devices
-from edvit.builder.family import AnyWidths, family_of
+from edvit.builder.family import vit_widths
 from edvit.builder.measure import TestResult
 from edvit.builder.progress import Reporter
 from edvit.builder.prune import Group, load_kept, prune
@@ -176,10 +175,11 @@ def make_plan(config: BuildConfig, source: prepare.Source) -> Plan:
     """
     classes = len(source.train.classes)
     how = source.preprocessing
-    size, channels = how.image_size, how.channels
-    architecture = family_of(source.model).plan(source.model, image_size=size, channels=channels, classes=classes)
+    architecture = source.architecture
     if config.rotated:
-        rms.check_rotatable(backbone.template(source.model, image_size=size, channels=channels, classes=classes))
+        rms.check_rotatable(
+            backbone.template(source.model, image_size=how.image_size, channels=how.channels, classes=classes)
+        )
     keep = parse_keep(config.keep) if config.keep else default_keep(architecture.keep_steps)
     return assign(
         architecture,
@@ -342,19 +342,15 @@ def _describe_widths(plan: Plan, config: BuildConfig) -> str:
     old, new = plan.base.widths, plan.submodels[0].architecture.widths
     limit = "no dearer than " if config.resolved_widths == "fitted" else ""
     ratio = model_cost(plan.base).params / max(submodel.cost.params for submodel in plan.submodels)
-    if isinstance(old, Widths) and isinstance(new, Widths):
+    if isinstance(old, FilterWidths) and isinstance(new, FilterWidths):
+        widths = f"filters {min(old.filters)}–{max(old.filters)}→{min(new.filters)}–{max(new.filters)}"
+    else:
+        old, new = vit_widths(old), vit_widths(new)
         widths = (
             f"d {old.dim}→{new.dim}, heads {old.blocks[0].heads}×{old.blocks[0].head_dim}→"
             f"{new.blocks[0].heads}×{new.blocks[0].head_dim}, FFN {old.blocks[0].hidden}→{new.blocks[0].hidden}"
         )
-    else:
-        widths = f"filters {_span(old)}→{_span(new)}"
     return f"by {_describe_pruner(config)} · {limit}{widths} · {ratio:.1f}× smaller"
-
-
-def _span(widths: AnyWidths) -> str:
-    filters = widths.filters if isinstance(widths, FilterWidths) else ()
-    return f"{min(filters)}–{max(filters)}" if filters else ""
 
 
 def _describe_submodels(count: int, with_baseline: bool, context: prepare.Context) -> str:

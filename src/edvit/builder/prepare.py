@@ -29,7 +29,7 @@ from edvit.builder.teacher import TeacherView
 from edvit.builder.training import Schedule
 from edvit.builder.weights import load_weights
 from edvit.bundle import sha256_of
-from edvit.convnet import is_convnet
+from edvit.convnet import AnyArchitecture, is_convnet
 from edvit.datasets import FileSounds, LabelledImages, read_split
 from edvit.errors import ConfigError, DataError
 from edvit.fleet import first_problem
@@ -64,6 +64,8 @@ class Source:
     train: LabelledImages
     preprocessing: Preprocessing
     model: str
+    architecture: AnyArchitecture
+    """Of the whole model, with an output for each class."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ def open_source(config: BuildConfig) -> Source:
         std=std,
         spectrogram=_spectrogram(config, train),
     )
-    return Source(train, preprocessing, name)
+    return Source(train, preprocessing, name, shape)
 
 
 def _spectrogram(config: BuildConfig, train: LabelledImages) -> Spectrogram | None:
@@ -177,9 +179,7 @@ def prepare_base(context: Context, data: Data) -> Base:
     torch.manual_seed(config.seed)
     size, channels, classes = source.preprocessing.image_size, source.preprocessing.channels, len(data.classes)
     if config.weights is None:
-        family = family_of(source.model)
-        shape = family.plan(source.model, image_size=size, channels=channels, classes=classes)
-        model, knows = family.create(shape), False
+        model, knows = family_of(source.model).create(source.architecture), False
     else:
         model, knows = load_weights(config.weights, source.model, image_size=size, channels=channels, classes=classes)
     default = SCRATCH_EPOCHS if config.weights is None else 0 if knows else FINE_TUNE_EPOCHS

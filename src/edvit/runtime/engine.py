@@ -31,7 +31,7 @@ class SubModelEngine:
     def __init__(self, path: Path, *, channels: int, image_size: int, feature_dim: int, threads: int = 1) -> None:
         self._shape = (channels, image_size, image_size)
         self._feature_dim = feature_dim
-        self._session = _open_session(path, threads)
+        self._session = open_session(path, threads)
         _check_values("input", self._session.get_inputs(), {"image": ("tensor(uint8)", self._shape)})
         _check_values("output", self._session.get_outputs(), {"feature": ("tensor(float)", (feature_dim,))})
         # The first run allocates and picks kernels: it must not be a user's.
@@ -62,7 +62,7 @@ class FusionEngine:
     def __init__(self, path: Path, manifest: Manifest, *, threads: int = 1) -> None:
         self._order = manifest.fusion.submodels
         self._widths = [manifest.submodel(submodel).feature_dim for submodel in self._order]
-        self._session = _open_session(path, threads)
+        self._session = open_session(path, threads)
         inputs = {
             "features": ("tensor(float)", (sum(self._widths),)),
             "present": ("tensor(float)", (len(self._order),)),
@@ -156,7 +156,13 @@ def check_images(images: UInt8, shape: tuple[int, int, int]) -> None:
         raise ImageError(f"images must have the shape [batch, {wanted}], not {list(images.shape)}")
 
 
-def _open_session(path: Path, threads: int) -> Any:
+def open_session(path: Path, threads: int) -> Any:
+    """An ONNX Runtime session on the CPU with the settings of a device.
+
+    Raises:
+        ConfigError: fewer than one thread.
+        ModelError: the file is no usable ONNX model.
+    """
     if threads < 1:
         raise ConfigError(f"threads must be at least 1, not {threads}")
     options = onnxruntime.SessionOptions()

@@ -5,6 +5,7 @@ They answer to the same calls as timm's models do: `forward_features`, `forward_
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from edvit.builder.conv.lif import Lif
 from edvit.convnet import Conv, ConvArchitecture, vgg_plan
 
 
-class ConvNet(nn.Module):
+class ConvNet(nn.Module, ABC):
     """Convolutions, the mean over all places, one linear head over the classes.
 
     Args:
@@ -31,12 +32,11 @@ class ConvNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images `[batch, channels, H, W]` to scores `[batch, classes]`."""
-        scores: Tensor = self.head(self.forward_head(self.forward_features(images), pre_logits=True))
-        return scores
+        return self.forward_head(self.forward_features(images))
 
+    @abstractmethod
     def forward_features(self, images: Tensor) -> Tensor:
         """The last set of filters, `[batch, filters, h, w]`."""
-        raise NotImplementedError
 
     def forward_head(self, maps: Tensor, pre_logits: bool = False) -> Tensor:
         """The feature, `[batch, filters]`, or the scores."""
