@@ -6,7 +6,7 @@ import torch
 from edvit.architecture import Architecture
 from edvit.builder import checkpoint
 from edvit.builder.conv.apoz import Activity
-from edvit.builder.family import CONV, VIT, Scoring, describe, family_for, family_of
+from edvit.builder.family import CONV, VIT, Scored, Scoring, describe, family_for, family_of
 from edvit.convnet import ConvArchitecture
 from edvit.errors import ModelError
 from tiny_build import MODEL
@@ -47,7 +47,7 @@ def test_it_is_scored_and_cut_with_a_rotation_that_selects(name, tmp_path):
     family.score(model.eval(), images, how, lambda *step: steps.append(step), tmp_path / "scores")
     assert steps
     budget = describe(model).narrowed(describe(model).keep_steps // 2).widths
-    narrowed = family.cut(model, tmp_path / "scores", budget, "uniform")
+    narrowed = family.cut(model, [Scored(tmp_path / "scores", 6)], budget, "uniform")
     assert describe(narrowed.model).widths == budget
     rotation = narrowed.rotation
     assert rotation.shape == (describe(model).feature_dim, describe(narrowed.model).feature_dim)
@@ -55,11 +55,30 @@ def test_it_is_scored_and_cut_with_a_rotation_that_selects(name, tmp_path):
     assert narrowed.model(images).shape == (6, 10)
 
 
+@pytest.mark.parametrize(("name", "size"), [(MODEL, 8), ("resnet10", 16), ("spiking_vgg5", 16)])
+def test_scores_of_parts_are_those_of_all_images(name, size, tmp_path):
+    family = family_of(name)
+    torch.manual_seed(0)
+    model = family.create(family.plan(name, image_size=size, channels=1, classes=10)).eval()
+    images = torch.randn(7, 1, size, size)
+    how = Scoring("fisher-kl" if family is VIT else "apoz", batch_size=4)
+    parts = []
+    for number, part in enumerate([images, images[:5], images[5:]]):
+        path = tmp_path / str(number)
+        family.score(model, part, how, lambda done, total: None, path)
+        parts.append(Scored(path, len(part)))
+    budget = describe(model).narrowed(describe(model).keep_steps // 2).widths
+    whole, joined = (family.cut(model, scores, budget, "uniform") for scores in (parts[:1], parts[1:]))
+    assert torch.equal(whole.rotation, joined.rotation)
+    for kind in ("attention", "ffn", "filters"):
+        assert getattr(joined.kept, kind) == pytest.approx(getattr(whole.kept, kind))
+
+
 def test_a_convnet_keeps_a_share_of_its_activity(tmp_path):
     shape = CONV.plan("vgg5", image_size=16, channels=1, classes=10)
     sets = tuple(torch.arange(1, width + 1, dtype=torch.float64) for width in shape.widths.filters)
     Activity(sets).save(tmp_path / "scores")
-    kept = CONV.cut(CONV.create(shape), tmp_path / "scores", shape.narrowed(8).widths, "uniform").kept
+    kept = CONV.cut(CONV.create(shape), [Scored(tmp_path / "scores", 1)], shape.narrowed(8).widths, "uniform").kept
     assert kept.filters[0] == pytest.approx(sum(range(17, 33)) / sum(range(1, 33)))
     assert kept.attention == kept.ffn == ()
 

@@ -159,6 +159,43 @@ def test_fitted_widths_are_each_groups_own_and_cost_no_more(work):
         tiny_config(widths="fitted", prune="channels")
 
 
+def test_a_stopped_build_keeps_the_parts_of_a_group_that_are_scored(work, monkeypatch):
+    monkeypatch.setattr(prune_module, "SCORED_BY_STAGE", 8)
+    settings = {"prune": "channels", "calibration": 24, "workers": 1, "groups": (tuple(range(10)),)}
+    *_, (whole,) = pruned(work, **settings)
+    assert len(list(work.glob("scores-*"))) == 3
+    for path in (*work.glob("scores-*"), *work.glob("pruned-*")):
+        shutil.rmtree(path)
+    score_job, calls = prune_module._score_job, []
+
+    def stopped(job, progress):
+        calls.append(job.stage.key)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return score_job(job, progress)
+
+    monkeypatch.setattr(prune_module, "_score_job", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        pruned(work, **settings)
+    assert len(list(work.glob("scores-*"))) == 2
+    *_, (resumed,) = pruned(work, **settings)
+    assert len(calls) == 4, "only the third part is scored again"
+    assert resumed.digest == whole.digest
+
+
+@pytest.mark.parametrize(("criterion", "stages"), [("fisher-kl", 3), ("kl", 3), ("magnitude", 1), ("random", 1)])
+def test_images_are_scored_in_parts_where_they_are_looked_at(work, monkeypatch, criterion, stages):
+    settings = {"prune": "channels", "calibration": 24, "criterion": criterion, "groups": (tuple(range(10)),)}
+    *_, (whole,) = pruned(work, **settings)
+    kept = load_kept(whole)
+    assert len(list(work.glob("scores-*"))) == 1
+    shutil.rmtree(work)
+    monkeypatch.setattr(prune_module, "SCORED_BY_STAGE", 8)
+    *_, (in_parts,) = pruned(work, **settings)
+    assert len(list(work.glob("scores-*"))) == stages
+    assert load_kept(in_parts).ffn == pytest.approx(kept.ffn, abs=0.02)
+
+
 def test_scoring_in_small_batches_gives_the_same(work, monkeypatch):
     monkeypatch.setattr(prune_module, "images_within", lambda limit, architecture: 3)
     *_, few = pruned(work, prune="channels", memory_limit_mb=1000)

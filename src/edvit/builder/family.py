@@ -7,10 +7,10 @@ alone (`edvit.builder.conv.network`). Export needs none of it: whatever answers 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
@@ -27,6 +27,7 @@ from edvit.convnet import AnyArchitecture, ConvArchitecture, FilterWidths, convn
 
 Classifier: TypeAlias = VisionTransformer | ConvNet
 AnyWidths: TypeAlias = Widths | FilterWidths
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,15 @@ class Scoring:
 
 
 @dataclass(frozen=True)
+class Scored:
+    """Scores of every component, on some of a group's images."""
+
+    path: Path
+    images: int
+    """How many."""
+
+
+@dataclass(frozen=True)
 class Narrowed:
     """A pruned model, its rotation `Q` `[base dim, dim]`, and what it kept."""
 
@@ -99,8 +109,12 @@ class Family(Protocol):
     ) -> None:
         """Score every component that channel pruning may remove on normalised images, into a file."""
 
-    def cut(self, model: Classifier, scores: Path, budget: AnyWidths, fit: Fit) -> Narrowed:
-        """A new model of the components that score best, of the budget's widths or `fit` to it."""
+    def cut(self, model: Classifier, scores: Sequence[Scored], budget: AnyWidths, fit: Fit) -> Narrowed:
+        """A new model of the components that score best, of the budget's widths or `fit` to it.
+
+        Args:
+            scores: on the group's images, part after part; at least one.
+        """
 
 
 class VitFamily:
@@ -136,8 +150,8 @@ class VitFamily:
     ) -> None:
         importance.score(model, images, **{**asdict(how), "progress": progress}).save(path)
 
-    def cut(self, model: Classifier, scores: Path, budget: AnyWidths, fit: Fit) -> Narrowed:
-        known, shape = Scores.load(scores), backbone.describe(model)
+    def cut(self, model: Classifier, scores: Sequence[Scored], budget: AnyWidths, fit: Fit) -> Narrowed:
+        known, shape = Scores.mean(*_loaded(Scores.load, scores)), backbone.describe(model)
         selection = surgery.select(known, shape, vit_widths(budget))
         rotation = attention.selection(selection.dim, shape.widths.dim)
         return Narrowed(surgery.prune(model, selection), rotation, kept_importance(known, selection))
@@ -167,8 +181,8 @@ class ConvFamily:
     ) -> None:
         apoz.activity(model, images, batch_size=how.batch_size, progress=progress).save(path)
 
-    def cut(self, model: Classifier, scores: Path, budget: AnyWidths, fit: Fit) -> Narrowed:
-        known, shape = apoz.Activity.load(scores), self.describe(model)
+    def cut(self, model: Classifier, scores: Sequence[Scored], budget: AnyWidths, fit: Fit) -> Narrowed:
+        known, shape = apoz.Activity.mean(*_loaded(apoz.Activity.load, scores)), self.describe(model)
         if not isinstance(budget, FilterWidths):
             raise TypeError("a convolutional network has widths of filters alone")
         target = conv_cut.fit_widths(shape, known, budget) if fit == "fitted" else budget
@@ -220,6 +234,10 @@ def vit_widths(widths: AnyWidths) -> Widths:
     if not isinstance(widths, Widths):
         raise TypeError("a ViT has no widths of filters")
     return widths
+
+
+def _loaded(load: Callable[[Path], T], scores: Sequence[Scored]) -> tuple[list[T], list[int]]:
+    return [load(part.path) for part in scores], [part.images for part in scores]
 
 
 def _vit(architecture: AnyArchitecture) -> Architecture:

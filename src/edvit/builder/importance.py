@@ -33,6 +33,8 @@ from edvit.errors import BuildError, ConfigError, DataError
 __all__ = ["Criterion", "Scores", "score"]
 
 Criterion = Literal["fisher-kl", "kl", "magnitude", "random"]
+UNSEEING = ("magnitude", "random")
+"""Criteria that look at no image."""
 Progress = Callable[[int, int], None]
 """Called with how many steps are done, and of how many."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ from edvit.builder import backbone, base, checkpoint, parallel
 from edvit.builder.artifacts import Artifact, Stage
 from edvit.builder.backbone import FeatureExtractor
 from edvit.builder.config import BuildConfig, Fit
-from edvit.builder.family import AnyWidths, Classifier, Kept, Scoring, family_for, vit_widths
+from edvit.builder.family import AnyWidths, Classifier, Kept, Scored, Scoring, family_for, vit_widths
 from edvit.builder.images import ImageSet
+from edvit.builder.importance import UNSEEING
 from edvit.builder.jobs import run_stages
 from edvit.builder.memory import images_within
 from edvit.builder.prepare import WEIGHTS, Base, Context, Data, weights_path
@@ -43,6 +45,8 @@ SCORES = "scores.safetensors"
 SUMS = "sums.safetensors"
 SCORED_AT_ONCE = 32
 """Images, unless memory is limited. How many does not change a score but for rounding, and is no part of its stage."""
+SCORED_BY_STAGE = 64
+"""Images of a group whose scores are one stage: as much as a stopped build loses, 12 minutes of a ViT-L."""
 
 
 @dataclass(frozen=True)
@@ -231,7 +235,7 @@ class _SelectJob:
     stage: Stage
     scratch: Path
     base: Path
-    scores: Path
+    scores: tuple[Scored, ...]
     widths: AnyWidths
     fit: Fit
     validation: ImageSet
@@ -248,61 +252,70 @@ def _by_channels(context: Context, data: Data, trained: Base, groups: Sequence[G
                 {
                     "data": data.digest,
                     "base": trained.artifact.digest,
-                    "scores": scores.digest,
+                    "scores": [part.digest for part in parts],
                     "widths": group.widths.model_dump(mode="json"),
                     **({"fitted": config.resolved_widths} if is_convnet(context.source.model) else {}),
                 },
             ),
             scratch=Path(),
             base=whole,
-            scores=scores.folder / SCORES,
+            scores=tuple(Scored(part.folder / SCORES, part.record()["images"]) for part in parts),
             widths=group.widths,
             fit=config.resolved_widths,
             validation=data.validation,
             preprocessing=context.source.preprocessing,
         )
-        for group, scores in zip(groups, scored, strict=True)
+        for group, parts in zip(groups, scored, strict=True)
     ]
     with context.report.bar("prune", "channels") as bar:
         return run_stages(context.work, _select_job, jobs, pool=context.pool, progress=bar)
 
 
-def _scores(context: Context, data: Data, trained: Base, groups: Sequence[Group]) -> tuple[Artifact, ...]:
-    """Importance of every component for each group; other widths are cut from the same."""
+def _scores(context: Context, data: Data, trained: Base, groups: Sequence[Group]) -> tuple[tuple[Artifact, ...], ...]:
+    """Importance of every component for each group, on part after part of its images; other widths use the same."""
     config = context.config
+    criterion = config.resolved_criterion
     # Fisher-KL ranks whole heads poorly, and there are few of them.
-    exact_heads = config.attention == "heads" and config.resolved_criterion == "fisher-kl"
+    exact_heads = config.attention == "heads" and criterion == "fisher-kl"
     batch_size = SCORED_AT_ONCE
     if config.memory_limit_mb is not None:
         each = config.memory_limit_mb * 1_000_000 // min(config.workers, len(groups))
         batch_size = min(batch_size, images_within(each, backbone.describe(trained.model)))
-    jobs = []
-    for group in groups:
-        rows = calibration_rows(data, group.classes, config.calibration, config.seed)
-        stage = Stage(
-            "scores",
-            {
-                "data": data.digest,
-                "base": trained.artifact.digest,
-                "classes": group.classes,
-                "criterion": config.resolved_criterion,
-                "exact_heads": exact_heads,
-                "images": rows.tolist(),
-                "seed": config.seed,
-            },
+    of_group = [_parts_to_score(data, group, config) for group in groups]
+    jobs = [
+        _ScoreJob(
+            stage=Stage(
+                "scores",
+                {
+                    "data": data.digest,
+                    "base": trained.artifact.digest,
+                    "classes": group.classes,
+                    "criterion": criterion,
+                    "exact_heads": exact_heads,
+                    "images": rows.tolist(),
+                    "seed": config.seed + part,
+                },
+            ),
+            scratch=Path(),
+            base=weights_path(trained.artifact),
+            images=data.train.take(rows),
+            preprocessing=context.source.preprocessing,
+            how=Scoring(criterion, batch_size, exact_heads, config.seed + part),
         )
-        jobs.append(
-            _ScoreJob(
-                stage=stage,
-                scratch=Path(),
-                base=weights_path(trained.artifact),
-                images=data.train.take(rows),
-                preprocessing=context.source.preprocessing,
-                how=Scoring(config.resolved_criterion, batch_size, exact_heads, config.seed),
-            )
-        )
-    with context.report.bar("prune", f"scoring ({config.resolved_criterion})") as bar:
-        return run_stages(context.work, _score_job, jobs, pool=context.pool, progress=bar)
+        for group, parts in zip(groups, of_group, strict=True)
+        for part, rows in enumerate(parts)
+    ]
+    with context.report.bar("prune", f"scoring ({criterion})") as bar:
+        made = iter(run_stages(context.work, _score_job, jobs, pool=context.pool, progress=bar))
+    return tuple(tuple(islice(made, len(parts))) for parts in of_group)
+
+
+def _parts_to_score(data: Data, group: Group, config: BuildConfig) -> list[npt.NDArray[np.int64]]:
+    """The group's calibration images, cut into parts; one part where the criterion sees no image."""
+    rows = calibration_rows(data, group.classes, config.calibration, config.seed)
+    if config.resolved_criterion in UNSEEING:
+        return [rows]
+    return np.array_split(rows, -(-len(rows) // SCORED_BY_STAGE))
 
 
 def _score_job(job: _ScoreJob, progress: parallel.Progress) -> dict[str, Any]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -48,3 +50,22 @@ class Scores:
                 return cls(**tensors, criterion=criterion)
         except (OSError, SafetensorError, KeyError) as error:
             raise BuildError(f"{path}: no readable scores ({type(error).__name__}); remove it and run again") from None
+
+    @classmethod
+    def mean(cls, scores: Sequence[Scores], images: Sequence[int]) -> Scores:
+        """Of all images, from the scores on some of them each.
+
+        Args:
+            scores: of the same components by the same criterion; at least one.
+            images: how many each of them was taken on.
+        """
+        tensors = {part: weighted_mean([getattr(one, part) for one in scores], images) for part in _PARTS}
+        return cls(**tensors, criterion=scores[0].criterion)
+
+
+def weighted_mean(values: Sequence[Tensor], weights: Sequence[int]) -> Tensor:
+    """`[...]` from tensors of the same shape; the very same tensor where there is one."""
+    if len(values) == 1:
+        return values[0]
+    total = sum(weights)
+    return torch.stack([value * (weight / total) for value, weight in zip(values, weights, strict=True)]).sum(dim=0)

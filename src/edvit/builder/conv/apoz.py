@@ -5,7 +5,7 @@ What NNFacet (TMC 2023) prunes CNNs by and EC-SNN (IJCAI 2024) spiking networks,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from edvit.builder.conv.network import ConvNet
+from edvit.builder.scores import weighted_mean
 from edvit.errors import BuildError, DataError
 
 
@@ -41,6 +42,15 @@ class Activity:
         except (OSError, SafetensorError) as error:
             raise BuildError(f"{path}: no readable scores ({type(error).__name__}); remove it and run again") from None
         return cls(tuple(tensors[name] for name in sorted(tensors)))
+
+    @classmethod
+    def mean(cls, activities: Sequence[Activity], images: Sequence[int]) -> Activity:
+        """Of all images, from the activity on some of them each, `images` of them."""
+        return cls(
+            tuple(
+                weighted_mean(list(one_set), images) for one_set in zip(*(one.sets for one in activities), strict=True)
+            )
+        )
 
 
 def activity(
