@@ -41,7 +41,7 @@ def options_of(name):
         }
     for word in name.split():
         group = group.commands[word]
-    return {option for parameter in group.params for option in parameter.opts}
+    return {option for parameter in group.params for option in (*parameter.opts, *parameter.secondary_opts)}
 
 
 @pytest.mark.parametrize("line", lines_starting("edvit"))

@@ -43,13 +43,33 @@ def test_no_gpu_is_one_line(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="--device cuda: PyTorch sees no CUDA GPU here"):
         devices("cuda")
-    assert devices("cpu") == (CPU,)
 
 
 def test_every_gpu_takes_its_turn(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert devices("cuda") == (Device("cuda:0", mixed=True), Device("cuda:1", mixed=True))
+    assert devices("cuda", amp=False) == (Device("cuda:0"), Device("cuda:1"))
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_a_cpu_trains_in_bfloat16_where_it_has_instructions_for_it_or_is_told_to(monkeypatch, has):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
+    assert devices("cpu") == (Device("cpu", mixed=has),)
+    assert devices("cpu", amp=True) == (Device("cpu", mixed=True),)
+    assert devices("cpu", amp=False) == (CPU,)
+
+
+def test_attention_in_bfloat16_on_a_cpu_is_not_pytorchs_fused_one():
+    model = backbone.create(MODEL, image_size=8, channels=1, classes=10).eval()
+    images = torch.randn(4, 1, 8, 8)
+    for where, fused in ((CPU, True), (Device("cpu", mixed=True), False)):
+        where.place(model)
+        assert {block.attn.fused_attn for block in model.blocks} == {fused}
+    with torch.no_grad(), Device("cpu", mixed=True).autocast():
+        mixed = model(images)
+    assert torch.allclose(mixed.float(), model(images), atol=0.05)
 
 
 def test_mixed_precision_computes_in_bfloat16_and_keeps_float32_weights():

@@ -92,7 +92,10 @@ class BuildConfig(BaseModel):
     workers: int = Field(default_factory=lambda: max(1, len(os.sched_getaffinity(0))), ge=1)
     """Sub-models that are trained at a time, one thread each. Does not change the result."""
     device: DeviceKind = "cpu"
-    """What trains and runs models; `cuda`: all GPUs that PyTorch sees, matrix products in bfloat16."""
+    """What trains and runs models; `cuda`: all GPUs that PyTorch sees."""
+    amp: bool | None = None
+    """Train with matrix products in bfloat16 (automatic mixed precision), weights in float32. None: on GPUs, and on
+    CPUs that have instructions for it."""
     memory_limit_mb: int | None = Field(default=None, gt=0)
     """Of scoring by `channels`, all `workers` together; None: as 32 images at a time need."""
     ray: str | None = None
@@ -151,6 +154,15 @@ class BuildConfig(BaseModel):
     @property
     def resolved_recover_lr(self) -> float:
         return self.recover_lr or RECOVER_LR[self.resolved_prune]
+
+    @property
+    def training_precision(self) -> dict[str, bool]:
+        """What of it a stage depends on: `amp` where it was asked for.
+
+        Where it follows from the machine it is one of the machine's roundings, as the number of threads is, and no
+        reason to train again.
+        """
+        return {} if self.amp is None else {"amp": self.amp}
 
     @property
     def resolved_views(self) -> int:

@@ -89,7 +89,7 @@ def build(
         EdvitError: the input cannot be used, the fleet cannot hold the sub-models, or a stage failed.
     """
     out = check_target(out)
-    devices(config.device)  # that there is none must come out before anything is decoded
+    devices(config.device, config.amp)  # that there is none must come out before anything is decoded
     source = prepare.open_source(config)
     plan = make_plan(config, source)
     folder = WorkFolder((work or out.with_name(out.name + "-work")).absolute(), force)
@@ -271,6 +271,7 @@ def _resolved(built: Built) -> dict[str, Any]:
         "base_lr": built.base.artifact.record()["lr"],
         "widths": config.resolved_widths,
         "views": config.resolved_views,
+        "amp": devices(config.device, config.amp)[0].mixed,
         "recover_lr": config.resolved_recover_lr,
     }
 

@@ -207,6 +207,7 @@ def prepare_base(context: Context, data: Data) -> Base:
             "training": asdict(how),
             "augment": asdict(augmentation(config)),
             "seed": config.seed,
+            **config.training_precision,
         },
     )
     how_seen = source.preprocessing
@@ -221,7 +222,7 @@ def prepare_base(context: Context, data: Data) -> Base:
                 mean=how_seen.mean,
                 std=how_seen.std,
                 seed=config.seed,
-                device=devices(config.device)[0],
+                device=devices(config.device, config.amp)[0],
                 progress=bar,
             )
             checkpoint.save_model(folder / WEIGHTS, trained)
@@ -290,7 +291,7 @@ def run_teacher(context: Context, data: Data, trained: Base) -> Teacher:
     shape = describe(trained.model)
     blocks = teacher.stream_blocks(shape, len(data.train), count) if config.recover_epochs else ()
     jobs = []
-    turns = cycle(devices(config.device))
+    turns = cycle(devices(config.device, config.amp))
     for view in range(count):
         settings = {
             "data": data.digest,
@@ -300,6 +301,7 @@ def run_teacher(context: Context, data: Data, trained: Base) -> Teacher:
             "augment": asdict(views.augmentation),
             "seed": views.seed,
             "blocks": blocks,
+            **config.training_precision,
         }
         jobs.append(
             _TeachJob(

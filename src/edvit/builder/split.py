@@ -95,7 +95,7 @@ def recover_submodels(
         batch_size=config.batch_size,
     )
     jobs = []
-    turns = cycle(devices(config.device))
+    turns = cycle(devices(config.device, config.amp))
     for group, narrow in zip(groups, pruned, strict=True):
         stage = Stage(
             "submodel",
@@ -106,6 +106,7 @@ def recover_submodels(
                 "classes": group.classes,
                 "recovery": asdict(how),
                 "seed": config.seed,
+                **config.training_precision,
             },
         )
         jobs.append(

@@ -64,7 +64,7 @@ def write_view(
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Run the base model over one view, and the streams after `blocks` as well, into `folder`."""
-    extractor.to(device.name)
+    device.place(extractor)
     shape, images = describe(extractor.model), len(views.images)
     logits = create_array(folder / "logits.npy", np.float32, (images, shape.classes))
     features = create_array(folder / "features.npy", np.float32, (images, shape.feature_dim))
@@ -72,12 +72,12 @@ def write_view(
     if blocks and isinstance(shape, Architecture):
         sizes = (images, len(blocks), shape.tokens, shape.widths.dim)
         streams = create_array(folder / STREAMS, np.float16, sizes)
-    with torch.inference_mode():
+    with torch.inference_mode(), device.autocast():
         for start in range(0, images, BATCH):
             index = np.arange(start, min(start + BATCH, images))
             vectors, after = extractor.follow(device.move(views.batch(view, index)), blocks)
-            features[index] = vectors.cpu().numpy()
-            logits[index] = extractor.model.head(vectors).cpu().numpy()
+            features[index] = vectors.float().cpu().numpy()
+            logits[index] = extractor.model.head(vectors).float().cpu().numpy()
             if streams is not None:
                 streams[index] = torch.stack(after, dim=1).half().cpu().numpy()
             progress(index[-1] + 1, images)

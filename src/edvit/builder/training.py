@@ -62,7 +62,7 @@ def train(
     """
     if schedule.epochs == 0 or steps_per_epoch == 0:
         return model.eval()
-    model.to(device.name)
+    device.place(model)
     total = schedule.epochs * steps_per_epoch
     optimizer = create_optimizer_v2(
         model, opt="adamw", lr=schedule.lr, weight_decay=schedule.weight_decay, layer_decay=schedule.layer_decay

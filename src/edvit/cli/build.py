@@ -82,6 +82,11 @@ def build(
     device: Literal["cpu", "cuda"] = typer.Option(
         "cpu", help="What trains and runs models; cuda: the GPUs that PyTorch sees, sub-models taking turns on them."
     ),
+    amp: bool | None = typer.Option(
+        None,
+        "--amp/--no-amp",
+        help="Train with matrix products in bfloat16; default: on GPUs, and on CPUs that have instructions for it.",
+    ),
     memory_limit: int | None = typer.Option(
         None, min=1, help="MB that scoring by --prune channels may take, all processes together."
     ),
@@ -141,6 +146,7 @@ def build(
         "seed": seed,
         "baseline": baseline,
         "device": device,
+        "amp": amp,
         "memory_limit_mb": memory_limit,
         "ray": ray,
     }
