@@ -38,6 +38,12 @@ def prepared(root, **settings):
     return data, base, prepare.run_teacher(context, data, base).views[0]
 
 
+@pytest.mark.parametrize(("images", "epochs"), [(54_000, 6), (9_000, 8), (2_160, 31), (64, 1000), (3, 1000)])
+def test_a_pretrained_model_is_trained_for_six_epochs_and_for_a_thousand_steps(images, epochs):
+    assert prepare.fine_tune_epochs(images, batch_size=64) == epochs
+    assert epochs == 6 or (epochs - 1) * max(1, images // 64) < 1000 <= epochs * max(1, images // 64)
+
+
 def test_again_is_the_same_stages(root):
     first, second = prepared(root), prepared(root)
     for one, other in ((first[0].artifact, second[0].artifact), (first[2], second[2])):

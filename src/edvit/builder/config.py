@@ -76,7 +76,7 @@ class BuildConfig(BaseModel):
     """Share of the training data that is held out for validation, where the data set's authors have not chosen it."""
     augment: Augment | None = None
     base_epochs: int | None = Field(default=None, ge=0)
-    """None: 0 where the weights know the classes, 6 to fine-tune, `SCRATCH_EPOCHS` without weights."""
+    """None: 0 where the weights know the classes, `prepare.fine_tune_epochs` to fine-tune, 60 without weights."""
     recover_epochs: int = Field(default=20, ge=0)
     """0 keeps sub-models as pruned."""
     views: int | None = Field(default=None, ge=1)

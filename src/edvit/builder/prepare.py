@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import asdict, dataclass
 from itertools import cycle
 from pathlib import Path
@@ -42,6 +43,8 @@ SOUNDS = ("audiofolder", "gtzan", "speech-commands")
 SCRATCH_EPOCHS = 60
 SMALL_FLOPS = 50_000_000
 FINE_TUNE_EPOCHS = 6
+FINE_TUNE_STEPS = 1000
+"""At least so many, where an epoch of a small data set has few."""
 WEIGHTS = "model.safetensors"
 AUGMENTATIONS = {"natural": NATURAL, "glyphs": GLYPHS, "spectrograms": SPECTROGRAMS, "none": Augmentation()}
 
@@ -182,9 +185,9 @@ def prepare_base(context: Context, data: Data) -> Base:
         model, knows = family_of(source.model).create(source.architecture), False
     else:
         model, knows = load_weights(config.weights, source.model, image_size=size, channels=channels, classes=classes)
-    default = SCRATCH_EPOCHS if config.weights is None else 0 if knows else FINE_TUNE_EPOCHS
-    epochs = default if config.base_epochs is None else config.base_epochs
     scratch = config.weights is None
+    default = SCRATCH_EPOCHS if scratch else 0 if knows else fine_tune_epochs(len(data.train), config.batch_size)
+    epochs = default if config.base_epochs is None else config.base_epochs
     how = BaseTraining(
         Schedule(
             epochs=epochs,
@@ -233,6 +236,11 @@ def prepare_base(context: Context, data: Data) -> Base:
         artifact = context.work.make(stage, fill)
     extractor = load_extractor(artifact, how_seen)
     return Base(artifact, extractor.model, extractor)
+
+
+def fine_tune_epochs(images: int, batch_size: int) -> int:
+    """How long a pretrained model is trained on a data set of so many images, unless the user says."""
+    return max(FINE_TUNE_EPOCHS, math.ceil(FINE_TUNE_STEPS / max(1, images // batch_size)))
 
 
 def weights_path(artifact: Artifact) -> Path:

@@ -31,7 +31,7 @@ class Lif(nn.Module):
 
     def forward(self, current: Tensor) -> Tensor:
         if self.training:
-            spikes: Tensor = self.node(current)
+            spikes: Tensor = self.node(current.float())  # a potential of bfloat16 would lose small currents
             self.node.reset()  # also so that no graph is kept, which could not be copied
             return spikes
         return unrolled(current)
