@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from digit_images import digit_images
-from edvit.builder.augment import GLYPHS, NATURAL, Augmentation, Views
+from edvit.builder.augment import GLYPHS, NATURAL, UNLABELLED, Augmentation, Views
 from edvit.builder.images import LABELS, PIXELS, open_images
 
 torch.set_num_threads(1)
@@ -28,6 +28,7 @@ def noise(tmp_path_factory):
 
 
 indices = st.lists(st.integers(0, 39), min_size=1, max_size=40, unique=True)
+which = st.tuples(st.integers(0, 3), st.sampled_from([0, 0.5, 1]))
 augmentations = st.builds(
     Augmentation,
     flip=st.booleans(),
@@ -39,20 +40,21 @@ augmentations = st.builds(
 
 
 @settings(max_examples=30, deadline=None)
-@given(how=augmentations, index=indices, cut=st.integers(1, 39), view=st.integers(0, 3))
-def test_a_view_is_the_same_whatever_batches_it_is_made_in(noise, how, index, cut, view):
-    views, index = Views(noise, how, seed=5), np.array(index)
+@given(how=augmentations, index=indices, cut=st.integers(1, 39), which=which)
+def test_a_view_is_the_same_whatever_batches_it_is_made_in(noise, how, index, cut, which):
+    (view, mix), index = which, np.array(index)
+    views = Views(noise, how, seed=5, mix=mix)
     together = views.batch(view, index)
     parts = [views.batch(view, part) for part in (index[:cut], index[cut:]) if len(part)]
     assert torch.allclose(together, torch.cat(parts), atol=1e-3, rtol=0)
-    again = Views(noise, how, seed=5).batch(view, index)
+    again = Views(noise, how, seed=5, mix=mix).batch(view, index)
     assert torch.equal(together, again)
 
 
 @settings(max_examples=30, deadline=None)
-@given(how=augmentations, view=st.integers(0, 3))
-def test_values_stay_within_an_images_range(noise, how, view):
-    made = Views(noise, how, seed=1).batch(view, np.arange(40))
+@given(how=augmentations, view=st.integers(0, 3), mix=st.sampled_from([0, 1]))
+def test_values_stay_within_an_images_range(noise, how, view, mix):
+    made = Views(noise, how, seed=1, mix=mix).batch(view, np.arange(40))
     assert made.shape == (40, 3, 16, 16)
     assert made.dtype == torch.float32
     assert made.min() >= 0
@@ -110,3 +112,54 @@ def test_a_shift_moves_the_image_by_that_much(noise):
         ]
         at = (image[:, inner, inner] - source[:, 5 + y : 11 + y, 5 + x : 11 + x]).abs().mean()
         assert at == min(near)
+
+
+# --- mixed images --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def flat(tmp_path_factory):
+    """Images of one grey each, which is their number, and their label as well."""
+    folder = tmp_path_factory.mktemp("flat")
+    grey = np.arange(200, dtype=np.uint8)
+    np.save(folder / PIXELS, np.broadcast_to(grey[:, None, None, None], (200, 1, 16, 16)))
+    np.save(folder / LABELS, grey.astype(np.int64))
+    return open_images(folder)
+
+
+def test_a_mixed_image_has_no_label_and_the_others_are_as_they_were(flat):
+    views = Views(flat, Augmentation(), seed=2, mix=0.5)
+    labels, made = views.labels(1), views.batch(1, np.arange(200))
+    mixed = labels == UNLABELLED
+    assert 60 <= mixed.sum() <= 140
+    assert np.array_equal(labels[~mixed], flat.labels[~mixed])
+    plain = torch.from_numpy(flat.pixels()).float()
+    assert torch.equal(made[~mixed], plain[~mixed])
+    changed = (made != plain).flatten(1).any(dim=1).numpy()
+    assert not changed[~mixed].any()
+    assert changed[mixed].mean() > 0.9  # all but those whose rectangle is smaller than a pixel
+    assert not np.array_equal(labels, views.labels(2))
+
+
+def test_half_are_averages_of_two_images_and_half_have_a_rectangle_of_another(flat):
+    views = Views(flat, Augmentation(), seed=0, mix=1.0)
+    made, greys = views.batch(0, np.arange(200))[:, 0], np.arange(200)
+    assert (views.labels(0) == UNLABELLED).all()
+    averages, shares = 0, []
+    for image, grey in zip(made, greys, strict=True):
+        values = image.unique()
+        if len(values) == 1:
+            averages += 1
+            continue
+        assert len(values) == 2 and grey in values, "the image itself and one other"
+        there = image != grey
+        rows, columns = there.any(dim=1), there.any(dim=0)
+        assert torch.equal(there, rows[:, None] & columns), "a rectangle"
+        assert (rows.int().diff().abs().sum() <= 2) and (columns.int().diff().abs().sum() <= 2), "in one piece"
+        shares.append(there.float().mean().item())
+    assert 70 <= averages <= 130
+    assert 0.25 < np.mean(shares) < 0.5  # half on average, less what hangs over the edge
+
+
+def test_without_mixing_labels_are_those_of_the_images(flat):
+    assert np.array_equal(Views(flat, NATURAL, seed=0).labels(3), flat.labels)

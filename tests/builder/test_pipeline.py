@@ -179,6 +179,16 @@ def test_a_bundle_in_int8_is_measured_as_it_is_deployed(work, tmp_path):
     assert "ONNX Runtime int8" in (small.path / "report.html").read_text()
 
 
+def test_sub_models_learn_from_mixed_images_too(tiny_build, work, tmp_path):
+    settings = {"mix": 0.5, "prune": "channels", "recover_epochs": 4, "views": 4, "baseline": False}
+    _, built = build(tiny_config(**settings), tmp_path / "out", work=work)
+    assert len(list(work.glob("base-*"))) == 1, "the base model sees no mixed images"
+    pruned = [artifact.record()["validation"] for artifact in built.split.pruned]
+    trained = [artifact.record()["validation"] for artifact in built.split.submodels]
+    assert min(trained) > max(pruned)
+    assert built.test.accuracy(built.test.fused) > 0.6
+
+
 def test_two_groups_share_a_device_and_are_pruned_until_they_fit(work, tmp_path):
     def fleet(memory_mb):
         return Fleet(name="one", devices=(Device.model_validate({"name": "only", "memory_mb": memory_mb}),))

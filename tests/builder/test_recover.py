@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -11,10 +12,10 @@ from scipy.special import rel_entr, softmax
 from digit_images import HOW, train_and_validation
 from edvit.architecture import pruned_widths
 from edvit.builder import backbone, importance, surgery
-from edvit.builder.augment import Augmentation, Views
+from edvit.builder.augment import UNLABELLED, Augmentation, Views
 from edvit.builder.backbone import FeatureExtractor
 from edvit.builder.base import BaseTraining, accuracy, logits_of, train_base
-from edvit.builder.recover import Recovery, Student, own_or_other, recover, soft_loss, stream_loss
+from edvit.builder.recover import Recovery, Student, label_loss, own_or_other, recover, soft_loss, stream_loss
 from edvit.builder.subspace import attention
 from edvit.builder.teacher import open_views, write_view
 from edvit.builder.training import Schedule
@@ -41,6 +42,21 @@ def test_a_group_of_all_classes_has_no_other():
     labels = np.array([0, 1, 2, 1])
     own = own_or_other(labels, (0, 1, 2))
     assert own.tolist() == labels.tolist()
+
+
+def test_images_without_a_label_stay_without():
+    assert own_or_other(np.array([3, UNLABELLED, 1, UNLABELLED]), (1,)).tolist() == [1, UNLABELLED, 0, UNLABELLED]
+    assert own_or_other(np.array([UNLABELLED]), (0, 2)).tolist() == [UNLABELLED]
+
+
+def test_the_label_loss_is_cross_entropy_where_there_are_labels_and_nothing_where_there_are_none():
+    scores = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 3, 2, 1, 1, 0])
+    assert label_loss(scores, labels, 0.1).item() == pytest.approx(F.cross_entropy(scores, labels, label_smoothing=0.1))
+    some = torch.where(torch.tensor([True, False] * 3), labels, UNLABELLED)
+    half = F.cross_entropy(scores[::2], labels[::2], label_smoothing=0.1) / 2
+    assert label_loss(scores, some, 0.1).item() == pytest.approx(half)
+    assert label_loss(scores, torch.full((6,), UNLABELLED), 0.1).item() == 0
 
 
 scores = arrays(np.float32, (3, 5), elements=st.floats(-8, 8, width=32))

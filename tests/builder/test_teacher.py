@@ -55,6 +55,8 @@ def test_streams_are_kept_of_the_second_half_while_they_fit_on_the_disk():
     depth = len(architecture.widths.blocks)
     blocks = stream_blocks(architecture, images=1000, views=2)
     assert blocks == tuple(range((depth - 1) // 2, depth - 1))
-    size = 2 * len(blocks) * architecture.tokens * architecture.widths.dim
-    assert stream_blocks(architecture, images=STREAM_LIMIT_BYTES // size, views=1) == blocks
-    assert stream_blocks(architecture, images=STREAM_LIMIT_BYTES // size + 1, views=1) == ()
+    each = 2 * architecture.tokens * architecture.widths.dim
+    for kept in (blocks, blocks[::2], blocks[-1:]):
+        images = STREAM_LIMIT_BYTES // (each * len(kept))
+        assert stream_blocks(architecture, images=images, views=1) == kept
+    assert stream_blocks(architecture, images=STREAM_LIMIT_BYTES // each // 4, views=5) == ()

@@ -3,7 +3,8 @@
 A *view* is the whole training set, each image changed by its own random draw. View `v` of a set depends only on
 the seed and on `v`, so the base model's outputs on it are computed once and serve every sub-model, whose training
 process makes the same view again instead of reading it from disk. (timm's own augmentations work on one PIL image
-at a time: as slow as the training of a sub-model itself. Mix-up works on batches and is timm's.)
+at a time: as slow as the training of a sub-model itself. Its mix-up and CutMix work on batches, and mix within the
+batch: a view has to be the same whatever batches it is made in.)
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
@@ -48,6 +50,10 @@ SPECTROGRAMS = Augmentation(shift=0.08, scale=0.1, colour=0.2)
 """For sounds: later or earlier, higher or lower, faster or slower, louder or softer."""
 
 
+UNLABELLED = -100
+"""In the place of a mixed image's label; `torch.nn.functional.cross_entropy` ignores it."""
+
+
 class Views:
     """Makes batches of any view of one training set.
 
@@ -55,15 +61,39 @@ class Views:
         images: the training set.
         augmentation: the ranges.
         seed: of the draws.
+        mix: share of a view's images that are mixed with another image of the view: half of them get a rectangle of it
+            (CutMix, arXiv 1905.04899), half are averaged with it (mix-up, arXiv 1710.09412). Only a teacher can say
+            what they are.
     """
 
-    def __init__(self, images: ImageSet, augmentation: Augmentation, seed: int) -> None:
+    def __init__(self, images: ImageSet, augmentation: Augmentation, seed: int, mix: float = 0.0) -> None:
         self.images = images
         self.augmentation = augmentation
         self.seed = seed
+        self.mix = mix
+
+    def labels(self, view: int) -> npt.NDArray[np.int64]:
+        """Of view `view`, int64 `[n]`; `UNLABELLED` where an image is mixed."""
+        if not self.mix:
+            return self.images.labels
+        return np.where(self._mixing(view)[:, 0] < self.mix, UNLABELLED, self.images.labels)
 
     def batch(self, view: int, index: np.ndarray) -> torch.Tensor:
         """Images `index` of view `view`: float32 `[len(index), channels, size, size]` on a scale of 0 to 255."""
+        pixels = self._changed(view, index)
+        if not self.mix:
+            return pixels
+        draws = self._mixing(view)[index]
+        mixed = np.flatnonzero(draws[:, 0] < self.mix)
+        if not len(mixed):
+            return pixels
+        partners = (draws[mixed, 1] * len(self.images)).astype(np.int64)
+        others, weight = self._changed(view, partners), _share_of_other(draws[mixed, 2:], pixels.shape[-1])
+        pixels[mixed] += weight * (others - pixels[mixed])
+        return pixels
+
+    def _changed(self, view: int, index: np.ndarray) -> torch.Tensor:
+        """As `batch`, nothing mixed."""
         pixels = torch.from_numpy(self.images.pixels(index)).float()
         if self.augmentation.is_identity:
             return pixels
@@ -74,6 +104,20 @@ class Views:
         """Uniform draws in [-1, 1), float32 `[n, 7]`: one row an image, whatever batch it comes in."""
         rng = np.random.default_rng((self.seed, view))
         return rng.uniform(-1.0, 1.0, size=(len(self.images), 7)).astype(np.float32)
+
+    def _mixing(self, view: int) -> np.ndarray:
+        """Uniform draws in [0, 1), float64 `[n, 6]`: whether, with which, how, by how much, where (x, y)."""
+        return np.random.default_rng((self.seed, view, 1)).uniform(size=(len(self.images), 6))
+
+
+def _share_of_other(draws: np.ndarray, size: int) -> torch.Tensor:
+    """How much of each pixel is the other image's, float32 `[n, 1, size, size]`; of draws `[n, 4]`."""
+    pasted, share, *centre = torch.from_numpy(draws).float().T[..., None, None, None]
+    pixel = (torch.arange(size) + 0.5) / size
+    x, y = (
+        (line - middle).abs() < share.sqrt() / 2 for line, middle in zip((pixel, pixel[:, None]), centre, strict=True)
+    )
+    return torch.where(pasted < 0.5, (x & y).float(), share.expand(-1, 1, size, size))
 
 
 def _transform(pixels: torch.Tensor, draws: torch.Tensor, how: Augmentation) -> torch.Tensor:

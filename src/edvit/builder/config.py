@@ -81,6 +81,9 @@ class BuildConfig(BaseModel):
     """0 keeps sub-models as pruned."""
     views: int | None = Field(default=None, ge=1)
     """Augmented views of the training set that the base model is run on; None is one per epoch, at most 5."""
+    mix: float = Field(default=0.0, ge=0, le=1)
+    """Share of the images of each view that are mixed with another one (mix-up, CutMix); the base model says what they
+    are. Worth it in long trainings."""
     precision: Precision = "fp32"
     """Of the weights in the sub-models' files; `int8` is ONNX Runtime's dynamic quantisation of matrix products."""
     batch_size: int = Field(default=64, ge=2)

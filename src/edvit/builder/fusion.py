@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edvit.builder.recover import soft_loss
+from edvit.builder.recover import label_loss, soft_loss
 from edvit.builder.training import Schedule, train
 
 
@@ -79,7 +79,7 @@ class Samples:
 
     Attributes:
         features: float32 `[samples, sum of dims]`.
-        labels: int64 `[samples]`.
+        labels: int64 `[samples]`; `augment.UNLABELLED` where there is none.
     """
 
     features: Tensor
@@ -135,7 +135,7 @@ def train_fusion(
     def loss_of(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         index, present = batch
         scores = module(features[index], present)
-        loss = F.cross_entropy(scores, labels[index], label_smoothing=how.label_smoothing)
+        loss = label_loss(scores, labels[index], how.label_smoothing)
         return loss + how.logits_weight * soft_loss(scores, teacher_logits[index], how.temperature)
 
     @torch.inference_mode()

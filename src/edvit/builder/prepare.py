@@ -262,7 +262,7 @@ def default_augment(data: str) -> Augment:
 
 def training_views(config: BuildConfig, data: Data) -> Views:
     """What the teacher, the sub-models and the fusion see of the training set; not the views the base learned on."""
-    return Views(data.train, augmentation(config), config.seed + 1)
+    return Views(data.train, augmentation(config), config.seed + 1, config.mix)
 
 
 @dataclass(frozen=True)
@@ -309,6 +309,7 @@ def run_teacher(context: Context, data: Data, trained: Base) -> Teacher:
             "augment": asdict(views.augmentation),
             "seed": views.seed,
             "blocks": blocks,
+            "mix": views.mix,
             **config.training_precision,
         }
         jobs.append(

@@ -2,7 +2,7 @@
 
 Three losses, summed with the weights of `Recovery`:
 
-- own: cross-entropy over the group's own classes and *other* (ED-ViT, arXiv 2410.11650);
+- own: cross-entropy over the group's own classes and *other* (ED-ViT, arXiv 2410.11650), of images that are not mixed;
 - logits: KL to the base model's softened scores over all classes (Hinton et al., arXiv 1503.02531);
 - features: distance to the base model's feature, through a linear map that is dropped after training;
 - streams: distance of the residual stream, token by token, to the base model's times `Q`, after the blocks that the
@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edvit.builder.augment import Views
+from edvit.builder.augment import UNLABELLED, Views
 from edvit.builder.backbone import FeatureExtractor
 from edvit.builder.device import CPU, Device
 from edvit.builder.family import Classifier
@@ -134,12 +134,11 @@ def recover(
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     student = Student(FeatureExtractor(model, mean, std), classes, rotation, blocks)
-    own_labels = own_or_other(views.images.labels, classes)
     steps = max(1, len(views.images) // how.batch_size)
 
     def batches(epoch: int) -> Iterator[Lesson]:
         view = epoch % len(teacher)
-        outputs = teacher[view]
+        outputs, own_labels = teacher[view], own_or_other(views.labels(view), classes)
         order = torch.randperm(len(views.images), generator=generator).numpy()
         for step in range(steps):
             index = order[step * how.batch_size : (step + 1) * how.batch_size]
@@ -153,7 +152,7 @@ def recover(
 
     def loss_of(module: nn.Module, lesson: Lesson) -> Tensor:
         said: Answer = module(lesson.images)
-        loss = how.own_weight * F.cross_entropy(said.own, lesson.own_labels, label_smoothing=how.label_smoothing)
+        loss = how.own_weight * label_loss(said.own, lesson.own_labels, how.label_smoothing)
         loss = loss + how.logits_weight * soft_loss(said.scores, lesson.teacher_logits, how.temperature)
         shape = lesson.teacher_features.shape[-1:]
         target = F.layer_norm(lesson.teacher_features, shape)
@@ -173,6 +172,13 @@ def recover(
     return recovered
 
 
+def label_loss(scores: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+    """Cross-entropy of `[batch, classes]`, summed over images that have a label, over the number of all images."""
+    return F.cross_entropy(scores, labels, label_smoothing=smoothing, reduction="sum", ignore_index=UNLABELLED) / len(
+        scores
+    )
+
+
 def soft_loss(scores: Tensor, teacher_scores: Tensor, temperature: float) -> Tensor:
     """T² · KL(softmax(teacher / T) ‖ softmax(student / T)), mean over the batch; both `[batch, classes]`."""
     student = F.log_softmax(scores / temperature, dim=-1)
@@ -190,7 +196,7 @@ def stream_loss(streams: Tensor, teacher_streams: Tensor) -> Tensor:
 
 
 def own_or_other(labels: npt.NDArray[np.int64], classes: tuple[int, ...]) -> Tensor:
-    """Labels within the group, `len(classes)` for *other*; int64 `[n]`."""
-    lookup = np.full(max(int(labels.max()), *classes) + 1, len(classes), dtype=np.int64)
+    """Labels within the group, `len(classes)` for *other*; int64 `[n]`. `UNLABELLED` stays."""
+    lookup = np.full(max(int(labels.max(initial=0)), *classes) + 1, len(classes), dtype=np.int64)
     lookup[list(classes)] = np.arange(len(classes))
-    return torch.from_numpy(lookup[labels])
+    return torch.from_numpy(np.where(labels == UNLABELLED, UNLABELLED, lookup[np.maximum(labels, 0)]))

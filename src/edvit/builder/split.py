@@ -203,7 +203,13 @@ def view_features(context: Context, data: Data, taught: Teacher, submodels: Sequ
     config = context.config
     views = training_views(config, data)
     count = min(FUSION_VIEWS, len(taught.views))
-    made_from = {"data": data.digest, "augment": asdict(views.augmentation), "seed": views.seed, "views": count}
+    made_from = {
+        "data": data.digest,
+        "augment": asdict(views.augmentation),
+        "mix": views.mix,
+        "seed": views.seed,
+        "views": count,
+    }
     jobs = [
         _FeatureJob(
             Stage("features", {**made_from, "submodel": submodel.digest}),
@@ -260,13 +266,14 @@ def fuse(
     )
 
     def fill(folder: Path) -> dict[str, Any]:
-        outputs = taught.open()[:FUSION_VIEWS]
+        outputs, views = taught.open()[:FUSION_VIEWS], training_views(config, data)
+        labels = np.concatenate([views.labels(view) for view in range(len(outputs))])
         extractors = [load_extractor(artifact, context.source.preprocessing) for artifact in submodels]
         seen = np.concatenate([np.load(artifact.folder / FEATURES) for artifact in features], axis=1)
         held_out = torch.cat([features_of(extractor, data.validation) for extractor in extractors], dim=1)
         with context.report.bar("fuse", "training") as bar:
             fusion = train_fusion(
-                Samples(torch.from_numpy(seen), torch.from_numpy(data.train.labels).repeat(len(outputs))),
+                Samples(torch.from_numpy(seen), torch.from_numpy(labels)),
                 torch.from_numpy(np.concatenate([view.logits for view in outputs])),
                 Samples(held_out, torch.from_numpy(data.validation.labels)),
                 heads=[extractor.model.head for extractor in extractors],

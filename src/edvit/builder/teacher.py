@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from edvit.convnet import AnyArchitecture
 BATCH = 128
 STREAMS = "streams.npy"
 STREAM_LIMIT_BYTES = 12 * 1024**3
-"""Disk that the streams of all views may take together; beyond, sub-models learn without them."""
+"""Disk that the streams of all views may take together; beyond, sub-models follow fewer blocks, or none."""
 
 
 @dataclass(frozen=True)
@@ -42,15 +43,19 @@ class TeacherView:
 def stream_blocks(architecture: AnyArchitecture, images: int, views: int) -> tuple[int, ...]:
     """Blocks whose outputs a sub-model is to follow: the second half, but for the last one.
 
-    Of the last block's output only the pooled tokens are read, and these are the feature. None where the streams
-    would take more than `STREAM_LIMIT_BYTES`, or where there is no residual stream.
+    Of the last block's output only the pooled tokens are read, and these are the feature. Where the streams would take
+    more than `STREAM_LIMIT_BYTES`, every other of them, or every third, and so on; none where there is no residual
+    stream.
     """
     if not isinstance(architecture, Architecture):
         return ()
     depth = len(architecture.widths.blocks)
     blocks = tuple(range((depth - 1) // 2, depth - 1))
-    size = 2 * images * views * len(blocks) * architecture.tokens * architecture.widths.dim
-    return blocks if size <= STREAM_LIMIT_BYTES else ()
+    each = 2 * images * views * architecture.tokens * architecture.widths.dim
+    if not blocks or each > STREAM_LIMIT_BYTES:
+        return ()
+    step = math.ceil(len(blocks) / (STREAM_LIMIT_BYTES // each))
+    return blocks[::-1][::step][::-1]
 
 
 def write_view(

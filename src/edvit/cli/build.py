@@ -68,6 +68,9 @@ def build(
     views: int | None = typer.Option(
         None, min=1, help="Augmented views that the base model teaches on; default: one per epoch, at most 5."
     ),
+    mix: float = typer.Option(
+        0.0, min=0, max=1, help="Share of the views' images that are mixed with another (mix-up, CutMix)."
+    ),
     recover_lr: float | None = typer.Option(
         None, help="Peak learning rate of recovery; default: 5e-4 by subspace, 1e-3 by channels."
     ),
@@ -140,6 +143,7 @@ def build(
         "recover_epochs": recover_epochs,
         "recover_lr": recover_lr,
         "views": views,
+        "mix": mix,
         "precision": precision,
         "batch_size": batch_size,
         "validation": validation,
