@@ -73,6 +73,17 @@ def test_ranges_of_almost_zero_change_almost_nothing(noise):
     assert (Views(noise, how, 0).batch(0, np.arange(40)) - plain).abs().max() < 0.05
 
 
+@given(how=augmentations, strength=st.floats(0, 10))
+def test_a_stronger_augmentation_has_wider_ranges_that_still_make_sense(how, strength):
+    stronger = how.times(strength)
+    assert how.times(1.0) == how
+    assert stronger.flip == how.flip
+    for name in ("shift", "rotate"):
+        assert getattr(stronger, name) == getattr(how, name) * strength
+    for name, most in (("scale", 0.9), ("colour", 1.0)):
+        assert getattr(stronger, name) == min(getattr(how, name) * strength, max(most, getattr(how, name)))
+
+
 def test_views_and_seeds_differ(digits):
     index = np.arange(20)
     made = [Views(digits, GLYPHS, seed).batch(view, index) for seed in (0, 1) for view in (0, 1)]

@@ -28,13 +28,23 @@ def test_views_are_one_per_epoch_up_to_a_few(epochs):
     views = config(recover_epochs=epochs).resolved_views
     assert 1 <= views <= max(1, epochs)
     assert config(recover_epochs=epochs, views=7).resolved_views == 7
-    assert views <= config(recover_epochs=1000).resolved_views <= 10
+    assert views <= config(recover_epochs=1000).resolved_views <= 20
+
+
+@pytest.mark.parametrize(("epochs", "mix", "strength"), [(0, 0, 1), (15, 0, 1), (16, 0.5, 1.75), (60, 0.5, 1.75)])
+def test_long_trainings_see_images_that_are_changed_more_unless_they_are_told_otherwise(epochs, mix, strength):
+    made = config(recover_epochs=epochs)
+    assert (made.resolved_mix, made.resolved_strength) == (mix, strength)
+    told = config(recover_epochs=epochs, mix=0.25, strength=0)
+    assert (told.resolved_mix, told.resolved_strength) == (0.25, 0)
 
 
 @pytest.mark.parametrize(
     ("setting", "value"),
     [
         ("recover_epochs", -1),
+        ("mix", 1.1),
+        ("strength", -1),
         ("groups", 0),
         ("batch_size", 1),
         ("validation", 0.5),

@@ -9,7 +9,7 @@ batch: a view has to be the same whatever batches it is made in.)
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -39,6 +39,16 @@ class Augmentation:
     @property
     def is_identity(self) -> bool:
         return self == Augmentation()
+
+    def times(self, strength: float) -> Augmentation:
+        """Every range so many times as wide; zoom and colour stay above 0."""
+        return replace(
+            self,
+            shift=self.shift * strength,
+            scale=min(self.scale * strength, max(self.scale, 0.9)),
+            rotate=self.rotate * strength,
+            colour=min(self.colour * strength, max(self.colour, 1.0)),
+        )
 
 
 NATURAL = Augmentation(flip=True, shift=0.125, scale=0.15, rotate=8.0, colour=0.25)

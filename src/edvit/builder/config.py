@@ -26,6 +26,9 @@ STAGES = (
 )  # fmt: skip
 """Names that --force takes, in the order in which they run."""
 
+LONG_RECOVERY = 16
+"""Epochs from which sub-models learn more from images that are changed so much that only the base model can say what
+they show."""
 RECOVER_LR: dict[Pruner, float] = {"subspace": 5e-4, "channels": 1e-3}
 
 
@@ -80,10 +83,13 @@ class BuildConfig(BaseModel):
     recover_epochs: int = Field(default=20, ge=0)
     """0 keeps sub-models as pruned."""
     views: int | None = Field(default=None, ge=1)
-    """Augmented views of the training set that the base model is run on; None is one per epoch, at most 5."""
-    mix: float = Field(default=0.0, ge=0, le=1)
+    """Augmented views of the training set that the base model is run on; None is one per epoch, at most 20."""
+    mix: float | None = Field(default=None, ge=0, le=1)
     """Share of the images of each view that are mixed with another one (mix-up, CutMix); the base model says what they
-    are. Worth it in long trainings."""
+    are. None is a half from `LONG_RECOVERY` epochs on, and 0 below."""
+    strength: float | None = Field(default=None, ge=0)
+    """Of the augmentation of views, in that of the base's training. None is 1.75 from `LONG_RECOVERY` epochs on, and 1
+    below."""
     precision: Precision = "fp32"
     """Of the weights in the sub-models' files; `int8` is ONNX Runtime's dynamic quantisation of matrix products."""
     batch_size: int = Field(default=64, ge=2)
@@ -169,7 +175,15 @@ class BuildConfig(BaseModel):
 
     @property
     def resolved_views(self) -> int:
-        return self.views or max(1, min(5, self.recover_epochs))
+        return self.views or max(1, min(20, self.recover_epochs))
+
+    @property
+    def resolved_mix(self) -> float:
+        return self.mix if self.mix is not None else 0.5 if self.recover_epochs >= LONG_RECOVERY else 0.0
+
+    @property
+    def resolved_strength(self) -> float:
+        return self.strength if self.strength is not None else 1.75 if self.recover_epochs >= LONG_RECOVERY else 1.0
 
 
 def make_config(**settings: Any) -> BuildConfig:

@@ -271,6 +271,8 @@ def _resolved(built: Built) -> dict[str, Any]:
         "base_lr": built.base.artifact.record()["lr"],
         "widths": config.resolved_widths,
         "views": config.resolved_views,
+        "mix": config.resolved_mix,
+        "strength": config.resolved_strength,
         "amp": devices(config.device, config.amp)[0].mixed,
         "recover_lr": config.resolved_recover_lr,
     }

@@ -262,7 +262,8 @@ def default_augment(data: str) -> Augment:
 
 def training_views(config: BuildConfig, data: Data) -> Views:
     """What the teacher, the sub-models and the fusion see of the training set; not the views the base learned on."""
-    return Views(data.train, augmentation(config), config.seed + 1, config.mix)
+    stronger = augmentation(config).times(config.resolved_strength)
+    return Views(data.train, stronger, config.seed + 1, config.resolved_mix)
 
 
 @dataclass(frozen=True)

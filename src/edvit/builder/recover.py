@@ -132,7 +132,9 @@ def recover(
         device: where it trains.
     """
     torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
+    # Sub-models that see their images in different orders make different mistakes, which the fusion averages away.
+    order_seed = int(np.random.SeedSequence((seed, *classes)).generate_state(1)[0])
+    generator = torch.Generator().manual_seed(order_seed)
     student = Student(FeatureExtractor(model, mean, std), classes, rotation, blocks)
     steps = max(1, len(views.images) // how.batch_size)
 

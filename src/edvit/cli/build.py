@@ -66,10 +66,19 @@ def build(
     base_lr: float | None = typer.Option(None, help="Peak learning rate of the base."),
     recover_epochs: int = typer.Option(20, min=0, help="Epochs of training each sub-model; 0 leaves it as pruned."),
     views: int | None = typer.Option(
-        None, min=1, help="Augmented views that the base model teaches on; default: one per epoch, at most 5."
+        None, min=1, help="Augmented views that the base model teaches on; default: one per epoch, at most 20."
     ),
-    mix: float = typer.Option(
-        0.0, min=0, max=1, help="Share of the views' images that are mixed with another (mix-up, CutMix)."
+    mix: float | None = typer.Option(
+        None,
+        min=0,
+        max=1,
+        help="Share of the views' images that are mixed with another (mix-up, CutMix); default: 0.5 from 16 epochs of "
+        "recovery on, 0 below.",
+    ),
+    strength: float | None = typer.Option(
+        None,
+        min=0,
+        help="Of the views' augmentation, in that of the base's training; default: 1.75 from 16 epochs on, 1 below.",
     ),
     recover_lr: float | None = typer.Option(
         None, help="Peak learning rate of recovery; default: 5e-4 by subspace, 1e-3 by channels."
@@ -144,6 +153,7 @@ def build(
         "recover_lr": recover_lr,
         "views": views,
         "mix": mix,
+        "strength": strength,
         "precision": precision,
         "batch_size": batch_size,
         "validation": validation,
