@@ -39,6 +39,12 @@ def test_long_trainings_see_images_that_are_changed_more_unless_they_are_told_ot
     assert (told.resolved_mix, told.resolved_strength) == (0.25, 0)
 
 
+def test_what_the_machine_chooses_is_no_setting_of_a_stage_and_what_the_user_chooses_is():
+    assert config().training_precision == {}
+    assert config(amp=True).training_precision == {"amp": True}
+    assert config(amp=False).training_precision == {"amp": False}
+
+
 @pytest.mark.parametrize(
     ("setting", "value"),
     [

@@ -189,6 +189,16 @@ def test_sub_models_learn_from_mixed_images_too(tiny_build, work, tmp_path):
     assert built.test.accuracy(built.test.fused) > 0.6
 
 
+def test_precision_of_training_is_recorded_and_redone_only_where_it_was_asked_for(tiny_build, work, tmp_path):
+    mixed = {amp: tiny_config(amp=amp, baseline=False) for amp in (True, False)}
+    assert isinstance(tiny_build.bundle.manifest.config["amp"], bool), "resolved for this machine"
+    for amp, asked in mixed.items():
+        bundle, built = build(asked, tmp_path / str(amp), work=work)
+        assert bundle.manifest.config["amp"] is amp
+        assert built.test.accuracy(built.test.fused) > 0.6
+    assert len(list(work.glob("base-*"))) == 3
+
+
 def test_two_groups_share_a_device_and_are_pruned_until_they_fit(work, tmp_path):
     def fleet(memory_mb):
         return Fleet(name="one", devices=(Device.model_validate({"name": "only", "memory_mb": memory_mb}),))

@@ -132,7 +132,7 @@ def recover(
         device: where it trains.
     """
     torch.manual_seed(seed)
-    # Sub-models that see their images in different orders make different mistakes, which the fusion averages away.
+    # An order of each sub-model's own, so that they do not all learn the same images last.
     order_seed = int(np.random.SeedSequence((seed, *classes)).generate_state(1)[0])
     generator = torch.Generator().manual_seed(order_seed)
     student = Student(FeatureExtractor(model, mean, std), classes, rotation, blocks)
@@ -176,9 +176,8 @@ def recover(
 
 def label_loss(scores: Tensor, labels: Tensor, smoothing: float) -> Tensor:
     """Cross-entropy of `[batch, classes]`, summed over images that have a label, over the number of all images."""
-    return F.cross_entropy(scores, labels, label_smoothing=smoothing, reduction="sum", ignore_index=UNLABELLED) / len(
-        scores
-    )
+    total = F.cross_entropy(scores, labels, label_smoothing=smoothing, reduction="sum", ignore_index=UNLABELLED)
+    return total / len(scores)
 
 
 def soft_loss(scores: Tensor, teacher_scores: Tensor, temperature: float) -> Tensor:
