@@ -69,7 +69,7 @@ def test_attention_in_bfloat16_on_a_cpu_is_not_pytorchs_fused_one():
         assert {block.attn.fused_attn for block in model.blocks} == {fused}
     with torch.no_grad(), Device("cpu", mixed=True).autocast():
         mixed = model(images)
-    assert torch.allclose(mixed.float(), model(images), atol=0.05)
+    assert torch.allclose(mixed.float(), model(images), atol=0.01), "scores are of 0.2"
 
 
 def test_mixed_precision_computes_in_bfloat16_and_keeps_float32_weights():
