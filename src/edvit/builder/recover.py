@@ -29,7 +29,7 @@ from edvit.builder.backbone import FeatureExtractor
 from edvit.builder.device import CPU, Device
 from edvit.builder.family import Classifier
 from edvit.builder.teacher import TeacherView
-from edvit.builder.training import Schedule, train
+from edvit.builder.training import Optimizer, Schedule, train
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Recovery:
     """How a sub-model is trained after pruning."""
 
     schedule: Schedule
+    optimizer: Optimizer = "nadamuon"
     batch_size: int = 64
     own_weight: float = 0.5
     logits_weight: float = 1.0
@@ -166,7 +167,14 @@ def recover(
         return loss
 
     trained = train(
-        student, batches, loss_of, steps_per_epoch=steps, schedule=how.schedule, device=device, progress=progress
+        student,
+        batches,
+        loss_of,
+        steps_per_epoch=steps,
+        schedule=how.schedule,
+        opt=how.optimizer,
+        device=device,
+        progress=progress,
     )
     if not isinstance(trained, Student):
         raise TypeError("training returned another module")

@@ -16,7 +16,7 @@ from edvit.builder.artifacts import Artifact, Stage
 from edvit.builder.augment import Views
 from edvit.builder.backbone import FeatureExtractor
 from edvit.builder.base import features_of
-from edvit.builder.config import Precision
+from edvit.builder.config import BuildConfig, Precision
 from edvit.builder.device import Device, devices
 from edvit.builder.family import describe
 from edvit.builder.fusion import FusionTraining, Samples, train_fusion
@@ -80,6 +80,14 @@ class _RecoverJob:
     device: Device
 
 
+def recovery(config: BuildConfig) -> Recovery:
+    """How a build trains its sub-models."""
+    return Recovery(
+        Schedule(epochs=config.recover_epochs, lr=config.resolved_recover_lr, warmup_epochs=1.0, ema_decay=0.995),
+        batch_size=config.batch_size,
+    )
+
+
 def recover_submodels(
     context: Context,
     data: Data,
@@ -89,11 +97,7 @@ def recover_submodels(
     pruned: Sequence[Artifact],
 ) -> tuple[Artifact, ...]:
     """Train what pruning left for each group, several at a time."""
-    config = context.config
-    how = Recovery(
-        Schedule(epochs=config.recover_epochs, lr=config.resolved_recover_lr, warmup_epochs=1.0, ema_decay=0.995),
-        batch_size=config.batch_size,
-    )
+    config, how = context.config, recovery(context.config)
     jobs = []
     turns = cycle(devices(config.device, config.amp))
     for group, narrow in zip(groups, pruned, strict=True):
