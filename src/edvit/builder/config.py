@@ -29,7 +29,7 @@ STAGES = (
 LONG_RECOVERY = 16
 """Epochs from which sub-models learn more from images that are changed so much that only the base model can say what
 they show."""
-RECOVER_LR: dict[Pruner, float] = {"subspace": 1e-3, "channels": 1e-3}
+RECOVER_LR: dict[Pruner, float] = {"subspace": 1e-3, "channels": 5e-3}
 
 
 class BuildConfig(BaseModel):

@@ -81,7 +81,7 @@ def build(
         help="Of the views' augmentation, in that of the base's training; default: 1.75 from 16 epochs on, 1 below.",
     ),
     recover_lr: float | None = typer.Option(
-        None, help="Peak learning rate of recovery; default: 5e-4 by subspace, 1e-3 by channels."
+        None, help="Peak learning rate of recovery; default: 1e-3 by subspace, 5e-3 by channels."
     ),
     precision: Literal["fp32", "int8"] = typer.Option(
         "fp32", help="Of the sub-models' weights; int8 is a third of the size, and is measured like fp32."
