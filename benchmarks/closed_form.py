@@ -9,7 +9,6 @@ thousand training images without augmentation. The test split is not read.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from dataclasses import dataclass
@@ -18,17 +17,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from validation_trial import arguments, configure, open_build, settings
 
 from edvit.builder import base, prepare
-from edvit.builder.artifacts import WorkFolder
-from edvit.builder.config import BuildConfig, make_config
+from edvit.builder.config import BuildConfig
 from edvit.builder.fusion import FusionTraining, Samples, train_fusion
-from edvit.builder.parallel import Processes
-from edvit.builder.pipeline import make_plan
-from edvit.builder.progress import Reporter
 from edvit.builder.prune import Group, prune
 from edvit.builder.training import Schedule
-from edvit.fleet import local_fleet
 
 FUSION_IMAGES = 3000
 FUSION = FusionTraining(Schedule(epochs=30, lr=1e-3, weight_decay=0.05, warmup_epochs=1.0, ema_decay=0.99))
@@ -49,28 +44,12 @@ class Kept:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("variants", nargs="+", help="settings as name=value, separated by spaces; empty: the defaults")
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--model", default="deit_tiny_patch16_224")
-    parser.add_argument("--weights", type=Path, required=True, help="of a base model that knows the classes")
-    parser.add_argument("--img-size", type=int, default=112)
+    parser = arguments(__doc__)
     parser.add_argument("--groups", type=int, default=5)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--work", type=Path, help="work folder of a build, to reuse what it has done")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         for variant in args.variants:
-            config = make_config(
-                data=args.data,
-                model=args.model,
-                weights=args.weights,
-                image_size=args.img_size,
-                fleet=local_fleet(args.groups),
-                seed=args.seed,
-                recover_epochs=0,
-                **settings(variant),
-            )
+            config = configure(args, args.groups, {"recover_epochs": 0, **settings(variant)})
             kept = measure(config, args.work or Path(folder))
             print(
                 f"{variant or 'defaults':40} {kept.params / 1e6:5.2f} M  alone {spread(kept.alone)}  "
@@ -80,12 +59,6 @@ def main() -> None:
             )
 
 
-def settings(variant: str) -> dict[str, object]:
-    """`name=value` pairs; `without` may name several steps, separated by commas."""
-    pairs = dict(part.split("=", 1) for part in variant.split())
-    return {name: tuple(value.split(",")) if name == "without" else value for name, value in pairs.items()}
-
-
 def spread(values: list[float]) -> str:
     """Mean and range."""
     return f"{np.mean(values):.1%} ({min(values):.1%}-{max(values):.1%})"
@@ -93,11 +66,8 @@ def spread(values: list[float]) -> str:
 
 def measure(config: BuildConfig, work: Path) -> Kept:
     """Prune every group and see what is left."""
-    source, pool = prepare.open_source(config), Processes(config.workers)
-    context = prepare.Context(config, source, WorkFolder(work), Reporter(quiet=True), pool)
-    data = prepare.prepare_data(context)
-    trained = prepare.prepare_base(context, data)
-    plan = make_plan(config, context.source)
+    build = open_build(config, work)
+    context, data, trained, plan = build.context, build.data, build.trained, build.plan
     groups = [Group(submodel.classes, submodel.architecture.widths) for submodel in plan.submodels]
     start = time.monotonic()
     pruned = prune(context, data, trained, groups)
