@@ -24,14 +24,14 @@ from edvit.bench.compare_figures import LOOKS, bars, scatters
 from edvit.bench.energy import Operations
 from edvit.bench.exchange import AllGather, Chain, FanOut, Work
 from edvit.bench.links import Means, parse_link
-from edvit.bench.systems import SYSTEMS, TRAINED, Measured, Settings
+from edvit.bench.systems import SYSTEMS, UNSPLIT, Measured, Settings
 from edvit.builder.progress import Reporter
 from edvit.errors import BuildError, ConfigError
 
 SETTINGS = Settings(
     data="digits", data_root=None, devices=2, model=None, weights=None, image_size=None, convnet="vgg5",
-    spiking="spiking_vgg5", conv_size=16, budget_mb=None, base_epochs=1, conv_epochs=1, recover_epochs=0, views=1,
-    augment=None, workers=1,
+    spiking="spiking_vgg5", conv_size=16, compact="vgg5", compact_weights=None, budget_mb=None, base_epochs=1,
+    conv_epochs=1, recover_epochs=0, views=1, augment=None, workers=1,
 )  # fmt: skip
 EXCHANGE = FanOut(192, (Work(0.002), Work(0.003)), (64, 72), Work(0.0005))
 LINK = parse_link("100mbit,5ms,1%")
@@ -89,7 +89,7 @@ def test_systems_come_in_the_order_of_the_table_and_unknown_ones_are_named():
     assert check_systems(["tokens", "subspace"]) == ("subspace", "tokens")
     with pytest.raises(ConfigError, match="unknown system 'split-rnn'; known: subspace, "):
         check_systems(["split-rnn"])
-    assert set(TRAINED) < set(SYSTEMS)
+    assert set(UNSPLIT) < set(SYSTEMS)
 
 
 class Measuring:

@@ -49,6 +49,7 @@ def test_bad_input_is_one_line(tmp_path):
         (["--link", "fast"], "'fast' is no link: write RATE,DELAY,LOSS"),
         (["--systems", "subspace", "--budget", "0.001"], "nothing to compare: a budget of 0.001 MB a device is too"),
         (["--systems", "split-cnn", "--convnet", "vgg99"], "unknown model 'vgg99'"),
+        (["--systems", "compact", "--compact", "mobilenetv3_small_100"], "mobilenetv3_small_100 cannot be"),
     ):
         done = run("bench", "compare", "-o", tmp_path / "compared", *options)
         assert done.returncode == 2, done.stderr

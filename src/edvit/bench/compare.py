@@ -21,7 +21,7 @@ from edvit.bench.exchange import AllGather, Chain, Exchange, FanOut, Work
 from edvit.bench.links import LinkSpec, Means, means
 from edvit.bench.namespaces import Network, network
 from edvit.bench.replay import replay
-from edvit.bench.systems import SYSTEMS, TRAINED, Measured, Settings, Workshop
+from edvit.bench.systems import SYSTEMS, UNSPLIT, Measured, Settings, Workshop
 from edvit.builder.progress import Reporter
 from edvit.errors import ConfigError
 from edvit.units import si, spread
@@ -111,8 +111,8 @@ def compare(
     measured: list[Measured] = []
     left_out: dict[str, str] = {}
     for system in wanted:
-        for seed in range(seeds if system in TRAINED else 1):
-            tell(f"[{system}, seed {seed}]" if system in TRAINED else f"[{system}]")
+        for seed in range(1 if system in UNSPLIT else seeds):
+            tell(f"[{system}]" if system in UNSPLIT else f"[{system}, seed {seed}]")
             try:
                 measured.append(kept.measured(system, seed, workshop.measure))
             except ConfigError as error:

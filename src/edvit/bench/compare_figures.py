@@ -27,6 +27,7 @@ LOOKS = {
     "whole": (BLACK, "P"),
     "whole-int8": (GREY, "P"),
     "small": (BLUE, "*"),
+    "compact": (GREEN, "*"),
     "ensemble": (LIGHT, "*"),
     "pipeline": (GREY, "D"),
     "tokens": (GREY, "h"),

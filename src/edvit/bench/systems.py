@@ -8,6 +8,7 @@
 | split-snn | sub-models of a spiking network, likewise (after EC-SNN, IJCAI 2024) |
 | whole-torch, whole, whole-int8 | the unsplit ViT on one device: PyTorch, ONNX Runtime fp32, int8 |
 | small | one ViT pruned to the width of a sub-model, for all classes, on one device (N = 1) |
+| compact | a model that is small by design, whole, on one device |
 | ensemble | N such, from different seeds, their probabilities averaged |
 | pipeline | the unsplit ViT, its blocks shared out (after PipeEdge, DSD 2022) |
 | tokens | the unsplit ViT, its tokens shared out (after Voltage, ICDCS 2024) |
@@ -45,9 +46,10 @@ from edvit.builder.pipeline import Built, build
 from edvit.builder.prepare import weights_path
 from edvit.builder.progress import Reporter
 from edvit.bundle import Bundle
+from edvit.convnet import is_convnet
 from edvit.datasets import read_split
 from edvit.fleet import local_fleet
-from edvit.plan.cost import ACTIVATION_BYTES
+from edvit.plan.cost import ACTIVATION_BYTES, Cost
 from edvit.plan.model_cost import model_cost
 from edvit.timing import median_s
 
@@ -69,11 +71,14 @@ class Settings:
     convnet: str
     spiking: str
     conv_size: int
+    compact: str
+    """A model that is small by design."""
+    compact_weights: Path | None
     budget_mb: float | None
     """Most megabytes of fp32 weights a device; None is what an eighth of the ViT's parameters take."""
     base_epochs: int | None
     conv_epochs: int
-    """Of the base networks of `split-cnn` and `split-snn`, which have no pretrained weights."""
+    """Of convolutional networks, which have no pretrained weights."""
     recover_epochs: int
     views: int | None
     augment: str | None
@@ -116,8 +121,6 @@ class Workshop:
     def __init__(self, settings: Settings, out: Path, report: Reporter) -> None:
         self.settings, self.out, self.report = settings, out, report
         self._small: dict[int, tuple[Bundle, Built]] = {}
-        self._base: tuple[prepare.Context, prepare.Data, prepare.Base] | None = None
-        self._accuracy: float | None = None
 
     def measure(self, system: str, seed: int) -> Measured:
         """Build a system, or take up its build, and measure it.
@@ -171,35 +174,41 @@ class Workshop:
         whole = prepare.open_source(self.config(devices=1, seed=0)).architecture
         return model_cost(whole).weight_bytes / 8
 
-    def base(self) -> tuple[prepare.Context, prepare.Data, prepare.Base]:
+    @cached_property
+    def base(self) -> Whole:
         """The unsplit ViT, trained as for the builds of seed 0."""
-        if self._base is None:
-            config = self.config(devices=1, seed=0)
-            folder = WorkFolder((self.out / "work").absolute())
-            source = prepare.open_source(config)
-            context = prepare.Context(config, source, folder, self.report, Processes(config.workers))
-            with folder.locked():
-                data = prepare.prepare_data(context)
-                self._base = (context, data, prepare.prepare_base(context, data))
-        return self._base
+        return self.whole(self.config(devices=1, seed=0))
 
-    def base_accuracy(self, path: Path | None = None) -> float:
-        """Of the unsplit ViT on the test split: through its ONNX file, or in PyTorch where none is given."""
-        _, _, trained = self.base()
-        if path is not None:
-            session = onnx_session(path, torch.get_num_threads())
-            return self._share_right(lambda pixels: session.run(None, {"image": pixels})[0])
-        if self._accuracy is None:
-            scores = _Scores(trained.extractor)
-            self._accuracy = self._share_right(lambda pixels: scores(torch.from_numpy(pixels)).numpy())
-        return self._accuracy
+    def compact(self, seed: int) -> Whole:
+        """The model that is small by design."""
+        asked = self.settings
+        changes: dict[str, Any] = {"model": asked.compact, "weights": asked.compact_weights}
+        if is_convnet(asked.compact):
+            changes |= {"image_size": asked.conv_size, "base_epochs": asked.conv_epochs}
+        return self.whole(self.config(devices=1, seed=seed, **changes))
+
+    def whole(self, config: BuildConfig) -> Whole:
+        """A whole model, trained as the base model of a build."""
+        folder = WorkFolder((self.out / "work").absolute())
+        source = prepare.open_source(config)
+        context = prepare.Context(config, source, folder, self.report, Processes(config.workers))
+        with folder.locked():
+            data = prepare.prepare_data(context)
+            return Whole(context, data, prepare.prepare_base(context, data))
+
+    @cached_property
+    def base_accuracy(self) -> float:
+        """Of the unsplit ViT in PyTorch, on the test split."""
+        scores = self.base.scores
+        return self.accuracy(self.base, lambda pixels: scores(torch.from_numpy(pixels)).numpy())
 
     @torch.inference_mode()
-    def _share_right(self, scores: Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]) -> float:
-        context, data, _ = self.base()
-        source = read_split(context.config.data, "test", context.config.data_root).with_classes(data.classes)
+    def accuracy(self, whole: Whole, scores: Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]) -> float:
+        """Of a whole model on the test split, by whatever gives its scores."""
+        config = whole.context.config
+        source = read_split(config.data, "test", config.data_root).with_classes(whole.data.classes)
         folder = self.folder("test")
-        decode_images(source, context.source.preprocessing, folder, lambda done, total: None)
+        decode_images(source, whole.context.source.preprocessing, folder, lambda done, total: None)
         test, right = open_images(folder), 0
         for start in range(0, len(test), BATCH):
             found = scores(test.pixels(slice(start, start + BATCH))).argmax(axis=1)
@@ -218,6 +227,34 @@ class Workshop:
         shutil.rmtree(made, ignore_errors=True)
         made.mkdir(parents=True)
         return made
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A whole model, trained, and what it was trained on."""
+
+    context: prepare.Context
+    data: prepare.Data
+    base: prepare.Base
+
+    @property
+    def scores(self) -> nn.Module:
+        """uint8 images `[batch, channels, H, W]` to scores `[batch, classes]`."""
+        return _Scores(self.base.extractor)
+
+    @property
+    def pixels(self) -> Tensor:
+        """Some validation images, uint8."""
+        return torch.from_numpy(self.data.validation.pixels(slice(0, SAMPLES)))
+
+    @property
+    def cost(self) -> Cost:
+        return model_cost(describe(self.base.model))
+
+    def alone(self, seconds: float) -> Exchange:
+        """On one device that takes so long for an image."""
+        size = int(np.prod(self.context.source.preprocessing.shape))
+        return alone(Work(seconds), size, len(self.data.classes) * ACTIVATION_BYTES)
 
 
 class _Scores(nn.Module):
@@ -345,69 +382,77 @@ def _scores_bytes(bundle: Bundle) -> int:
 
 
 def _whole(workshop: Workshop, system: str, seed: int) -> Measured:
-    context, data, trained = workshop.base()
-    how, shape = context.source.preprocessing, describe(trained.model)
-    pixels = torch.from_numpy(data.validation.pixels(slice(0, SAMPLES)))
-    folder = workshop.folder(system)
-    path = folder / "whole.onnx"
-    size = model_cost(shape).weight_bytes
-    if system == "whole-torch":
-        with torch_threads(1), torch.inference_mode():
-            seconds = median_s(lambda: trained.model.head(trained.extractor(pixels[:1])))
-    else:
-        export_module(_Scores(trained.extractor), (pixels,), ["image"], "scores", path)
-        if system == "whole-int8":
-            quantise_submodel(path, pixels)
-        seconds, size = OnnxModel(path).seconds(), path.stat().st_size
-    accuracy = workshop.base_accuracy(path if path.exists() else None)
+    whole = workshop.base
+    if system != "whole-torch":
+        return _exported(workshop, system, seed, whole, int8=system == "whole-int8")
+    image = whole.pixels[:1]
+    with torch_threads(1), torch.inference_mode():
+        seconds = median_s(lambda: whole.scores(image))
     return Measured(
         system=system,
         seed=seed,
-        accuracy=accuracy,
-        params=model_cost(shape).params,
-        bytes=size,
-        exchange=alone(Work(seconds), int(np.prod(how.shape)), len(data.classes) * ACTIVATION_BYTES),
-        operations=dense_operations(model_cost(shape).flops, int8=system == "whole-int8"),
+        accuracy=workshop.base_accuracy,
+        params=whole.cost.params,
+        bytes=whole.cost.weight_bytes,
+        exchange=whole.alone(seconds),
+        operations=dense_operations(whole.cost.flops),
+    )
+
+
+def _compact(workshop: Workshop, system: str, seed: int) -> Measured:
+    return _exported(workshop, system, seed, workshop.compact(seed))
+
+
+def _exported(workshop: Workshop, system: str, seed: int, whole: Whole, *, int8: bool = False) -> Measured:
+    """A whole model on one device, in ONNX Runtime."""
+    path = workshop.folder(system) / "whole.onnx"
+    export_module(whole.scores, (whole.pixels,), ["image"], "scores", path)
+    if int8:
+        quantise_submodel(path, whole.pixels)
+    session = onnx_session(path, torch.get_num_threads())
+    return Measured(
+        system=system,
+        seed=seed,
+        accuracy=workshop.accuracy(whole, lambda pixels: session.run(None, {"image": pixels})[0]),
+        params=whole.cost.params,
+        bytes=path.stat().st_size,
+        exchange=whole.alone(OnnxModel(path).seconds()),
+        operations=dense_operations(whole.cost.flops, int8=int8),
     )
 
 
 def _pipeline(workshop: Workshop, system: str, seed: int) -> Measured:
-    _, data, trained = workshop.base()
-    pixels = torch.from_numpy(data.validation.pixels(slice(0, SAMPLES)))
-    folder = workshop.folder(system)
-    made = layer_pipeline.build(trained.extractor, pixels, workshop.settings.devices, folder)
-    shape = describe(trained.model)
+    whole, folder = workshop.base, workshop.folder(system)
+    made = layer_pipeline.build(whole.base.extractor, whole.pixels, workshop.settings.devices, folder)
     return Measured(
         system=system,
         seed=seed,
-        accuracy=workshop.base_accuracy(),
+        accuracy=workshop.base_accuracy,
         params=max(made.params),
         bytes=max(path.stat().st_size for path in folder.glob("*.onnx")),
         exchange=made.exchange,
-        operations=dense_operations(model_cost(shape).flops),
+        operations=dense_operations(whole.cost.flops),
     )
 
 
 def _tokens(workshop: Workshop, system: str, seed: int) -> Measured:
-    _, data, trained = workshop.base()
-    pixels = torch.from_numpy(data.validation.pixels(slice(0, 2)))
-    folder = workshop.folder(system)
-    tokens = token_split.count_tokens(trained.extractor)
+    whole, folder = workshop.base, workshop.folder(system)
+    extractor = whole.base.extractor
+    tokens = token_split.count_tokens(extractor)
     shares = token_split.even_shares(tokens, workshop.settings.devices)
-    made = token_split.measure(token_split.TokenSplit(trained.extractor, shares), pixels, folder)
-    shape: Any = describe(trained.model)
-    cost = model_cost(shape)
+    made = token_split.measure(token_split.TokenSplit(extractor, shares), whole.pixels[:2], folder)
+    shape: Any = describe(whole.base.model)
     # Every device embeds all tokens, and makes the keys and values of all.
     again = shape.channels * shape.patch_size**2 * (tokens - shape.prefix_tokens) * shape.widths.dim
     again += sum(tokens * shape.widths.dim * 2 * block.attention for block in shape.widths.blocks)
     return Measured(
         system=system,
         seed=seed,
-        accuracy=workshop.base_accuracy(),
-        params=cost.params,
-        bytes=cost.weight_bytes,
+        accuracy=workshop.base_accuracy,
+        params=whole.cost.params,
+        bytes=whole.cost.weight_bytes,
         exchange=made,
-        operations=Operations(cost.flops / 2 + (len(shares) - 1) * again),
+        operations=Operations(whole.cost.flops / 2 + (len(shares) - 1) * again),
     )
 
 
@@ -422,9 +467,10 @@ SYSTEMS: Mapping[str, Callable[[Workshop, str, int], Measured]] = {
     "whole": _whole,
     "whole-int8": _whole,
     "small": _small,
+    "compact": _compact,
     "ensemble": _ensemble,
     "pipeline": _pipeline,
     "tokens": _tokens,
 }
-TRAINED = ("subspace", "subspace-int8", "channels", "channels-int8", "split-cnn", "split-snn", "small", "ensemble")
-"""Those that every seed builds anew; the others are the base model itself."""
+UNSPLIT = ("whole-torch", "whole", "whole-int8", "pipeline", "tokens")
+"""The base model itself, however it runs: these are measured once. All others are built for every seed."""
