@@ -9,7 +9,7 @@
 | whole-torch, whole, whole-int8 | the unsplit ViT on one device: PyTorch, ONNX Runtime fp32, int8 |
 | small | one ViT pruned to the width of a sub-model, for all classes, on one device (N = 1) |
 | compact | a model that is small by design, whole, on one device |
-| ensemble | N such, from different seeds, their probabilities averaged |
+| ensemble | N of `small`, from different seeds, their probabilities averaged |
 | pipeline | the unsplit ViT, its blocks shared out (after PipeEdge, DSD 2022) |
 | tokens | the unsplit ViT, its tokens shared out (after Voltage, ICDCS 2024) |
 """
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from edvit.bench import layer_pipeline, token_split
 from edvit.bench.budget import keep_within
-from edvit.bench.energy import Operations, dense_operations, model_operations
+from edvit.bench.energy import Operations, model_operations
 from edvit.bench.exchange import Exchange, FanOut, Work, alone
 from edvit.bench.onnx_model import OnnxModel
 from edvit.builder import checkpoint, prepare
@@ -251,6 +251,12 @@ class Whole:
     def cost(self) -> Cost:
         return model_cost(describe(self.base.model))
 
+    def operations(self, *, int8: bool = False) -> Operations:
+        """Of one image."""
+        images = self.base.extractor.normalise(self.pixels)
+        counted = model_operations(self.base.model, describe(self.base.model), images)
+        return replace(counted, int8=int8)
+
     def alone(self, seconds: float) -> Exchange:
         """On one device that takes so long for an image."""
         size = int(np.prod(self.context.source.preprocessing.shape))
@@ -395,7 +401,7 @@ def _whole(workshop: Workshop, system: str, seed: int) -> Measured:
         params=whole.cost.params,
         bytes=whole.cost.weight_bytes,
         exchange=whole.alone(seconds),
-        operations=dense_operations(whole.cost.flops),
+        operations=whole.operations(),
     )
 
 
@@ -417,7 +423,7 @@ def _exported(workshop: Workshop, system: str, seed: int, whole: Whole, *, int8:
         params=whole.cost.params,
         bytes=path.stat().st_size,
         exchange=whole.alone(OnnxModel(path).seconds()),
-        operations=dense_operations(whole.cost.flops, int8=int8),
+        operations=whole.operations(int8=int8),
     )
 
 
@@ -431,7 +437,7 @@ def _pipeline(workshop: Workshop, system: str, seed: int) -> Measured:
         params=max(made.params),
         bytes=max(path.stat().st_size for path in folder.glob("*.onnx")),
         exchange=made.exchange,
-        operations=dense_operations(whole.cost.flops),
+        operations=whole.operations(),
     )
 
 
