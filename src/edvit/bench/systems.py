@@ -46,7 +46,7 @@ from edvit.builder.pipeline import Built, build
 from edvit.builder.prepare import weights_path
 from edvit.builder.progress import Reporter
 from edvit.bundle import Bundle
-from edvit.convnet import is_convnet
+from edvit.convnet import AnyArchitecture, is_convnet
 from edvit.datasets import read_split
 from edvit.fleet import local_fleet
 from edvit.plan.cost import ACTIVATION_BYTES, Cost
@@ -182,10 +182,8 @@ class Workshop:
     def compact(self, seed: int) -> Whole:
         """The model that is small by design."""
         asked = self.settings
-        changes: dict[str, Any] = {"model": asked.compact, "weights": asked.compact_weights}
-        if is_convnet(asked.compact):
-            changes |= {"image_size": asked.conv_size, "base_epochs": asked.conv_epochs}
-        return self.whole(self.config(devices=1, seed=seed, **changes))
+        changes = self.convnet(asked.compact) if is_convnet(asked.compact) else {"model": asked.compact}
+        return self.whole(self.config(devices=1, seed=seed, **{**changes, "weights": asked.compact_weights}))
 
     def whole(self, config: BuildConfig) -> Whole:
         """A whole model, trained as the base model of a build."""
@@ -245,7 +243,7 @@ class Whole:
     @property
     def pixels(self) -> Tensor:
         """Some validation images, uint8."""
-        return torch.from_numpy(self.data.validation.pixels(slice(0, SAMPLES)))
+        return _samples(self.data)
 
     @property
     def cost(self) -> Cost:
@@ -253,9 +251,7 @@ class Whole:
 
     def operations(self, *, int8: bool = False) -> Operations:
         """Of one image."""
-        images = self.base.extractor.normalise(self.pixels)
-        counted = model_operations(self.base.model, describe(self.base.model), images)
-        return replace(counted, int8=int8)
+        return _count(self.base.extractor, describe(self.base.model), self.pixels, int8=int8)
 
     def alone(self, seconds: float) -> Exchange:
         """On one device that takes so long for an image."""
@@ -313,11 +309,19 @@ def _operations(built: Built) -> Operations:
     for artifact in built.split.submodels:
         model = checkpoint.load_model(weights_path(artifact))
         extractor = FeatureExtractor(model, how.mean, how.std)
-        images = extractor.normalise(torch.from_numpy(built.data.validation.pixels(slice(0, SAMPLES))))
         shape = describe(model).model_copy(update={"classes": 0})
-        counted = model_operations(model, shape, images)
-        total += Operations(counted.multiply_adds, counted.additions, built.context.config.precision == "int8")
+        total += _count(extractor, shape, _samples(built.data), int8=built.context.config.precision == "int8")
     return total
+
+
+def _samples(data: prepare.Data) -> Tensor:
+    """Some validation images, uint8."""
+    return torch.from_numpy(data.validation.pixels(slice(0, SAMPLES)))
+
+
+def _count(extractor: FeatureExtractor, shape: AnyArchitecture, pixels: Tensor, *, int8: bool) -> Operations:
+    """Of one image, by a model as a device runs it."""
+    return replace(model_operations(extractor.model, shape, extractor.normalise(pixels)), int8=int8)
 
 
 def _split_cnn(workshop: Workshop, system: str, seed: int) -> Measured:
@@ -391,9 +395,9 @@ def _whole(workshop: Workshop, system: str, seed: int) -> Measured:
     whole = workshop.base
     if system != "whole-torch":
         return _exported(workshop, system, seed, whole, int8=system == "whole-int8")
-    image = whole.pixels[:1]
+    scores, image = whole.scores, whole.pixels[:1]
     with torch_threads(1), torch.inference_mode():
-        seconds = median_s(lambda: whole.scores(image))
+        seconds = median_s(lambda: scores(image))
     return Measured(
         system=system,
         seed=seed,
