@@ -32,8 +32,8 @@ class MemoryFleet:
         agent.node = node
         return agent
 
-    def gateway(self, *, ready=True, bundle=None, deadline_s=60.0):
-        gateway = self._closing(Gateway(bundle or self.bundle, self.node(), deadline_s=deadline_s))
+    def gateway(self, *, ready=True, bundle=None, deadline_s=60.0, **options):
+        gateway = self._closing(Gateway(bundle or self.bundle, self.node(), deadline_s=deadline_s, **options))
         if ready:
             gateway.wait_ready(30)
         return gateway

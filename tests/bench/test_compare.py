@@ -31,7 +31,7 @@ from edvit.errors import BuildError, ConfigError
 SETTINGS = Settings(
     data="digits", data_root=None, devices=2, model=None, weights=None, image_size=None, convnet="vgg5",
     spiking="spiking_vgg5", conv_size=16, compact="vgg5", compact_weights=None, budget_mb=None, base_epochs=1,
-    conv_epochs=1, recover_epochs=0, views=1, augment=None, workers=1,
+    conv_epochs=1, recover_epochs=0, views=1, augment=None, workers=1, image_encoding="raw",
 )  # fmt: skip
 EXCHANGE = FanOut(192, (Work(0.002), Work(0.003)), (64, 72), Work(0.0005))
 LINK = parse_link("100mbit,5ms,1%")
@@ -49,7 +49,7 @@ def over(system, link="100mbit", **changes):
 seconds = st.floats(0, 10)
 sizes = st.integers(1, 10**6)
 fan_outs = st.lists(st.tuples(seconds, sizes), min_size=1, max_size=4).map(
-    lambda devices: FanOut(7, tuple(Work(s) for s, _ in devices), tuple(b for _, b in devices), Work(0.1))
+    lambda devices: FanOut(7, tuple(Work(s) for s, _ in devices), tuple(b for _, b in devices), Work(0.1), Work(0.3))
 )
 chains = st.lists(st.tuples(seconds, sizes), min_size=1, max_size=4).map(
     lambda devices: Chain(7, tuple(Work(s) for s, _ in devices), tuple(b for _, b in devices))

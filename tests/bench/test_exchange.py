@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edvit.bench.exchange import AllGather, Chain, FanOut, Work, alone
+from edvit.bench.exchange import AllGather, Chain, EncodedImage, FanOut, Work, alone
 from edvit.bench.links import LinkSpec
 from edvit.errors import ConfigError
 from edvit.fleet import Fleet, Gateway, local_fleet
@@ -84,6 +84,31 @@ def test_latency_and_throughput_of_each_kind():
 
     one = alone(a, 100_000, 1000).predicted(LINK)
     assert (one.latency_s, one.images_per_s) == (pytest.approx(0.201), pytest.approx(1 / 0.101, rel=0.02))
+
+
+@given(exchanges, st.sampled_from([LINK, LinkSpec(100, 5, 0.01)]))
+def test_a_raw_image_is_one_that_is_encoded_in_no_time(exchange, link):
+    same = exchange.with_image(EncodedImage(exchange.input_bytes, 0.0, 0.0))
+    assert same == exchange
+    assert same.predicted(link) == exchange.predicted(link)
+
+
+def test_encoding_takes_the_gateway_once_and_every_device_that_gets_the_image():
+    image = EncodedImage(bytes=10_000, encode_s=0.02, decode_s=0.03)
+    a, b = Work(0.1), Work(0.3)
+    fan_out = FanOut(100_000, (a, b), (1000, 1000), Work(0.05)).with_image(image)
+    assert fan_out.latency_s(LINK) == pytest.approx(0.02 + 2 * 0.01 + 0.33 + 0.001 + 0.05)
+    assert fan_out.wire_bytes == 2 * 10_000 + 2000
+    assert fan_out.programs()[0][0].work.seconds == 0.02
+    assert [step.work.seconds for (step,) in fan_out.programs()[1:]] == [pytest.approx(0.13), pytest.approx(0.33)]
+
+    chain = Chain(100_000, (a, b), (50_000, 1000)).with_image(image)
+    assert chain.latency_s(LINK) == pytest.approx(0.02 + 0.01 + 0.03 + 0.1 + 0.05 + 0.3 + 0.001)
+    assert chain.programs()[0][0].work.seconds == 0.02
+
+    gather = AllGather(100_000, ((a, b), (b, a)), (10_000, 30_000), (1000, 0), Work(0.05)).with_image(image)
+    assert gather.latency_s(LINK) == pytest.approx(0.02 + 2 * 0.01 + 0.33 + 0.03 + 0.3 + 0.001 + 0.05)
+    assert gather.programs()[0][0].work.seconds == 0.02
 
 
 def test_features_share_the_gateways_link():

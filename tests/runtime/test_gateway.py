@@ -12,6 +12,7 @@ from edvit.fleet import Device, Fleet
 from edvit.runtime import placement
 from edvit.runtime.engine import LocalPredictor, SubModelEngine
 from edvit.runtime.gateway import Gateway
+from edvit.runtime.image_encoding import decode_images, encode_images
 from edvit.runtime.messages import MAX_PAYLOAD_BYTES, DeviceInfo, HeldSubModel, LoadRequest, decode, encode
 from edvit.runtime.topics import ALIVE, INFER, INFO, LOAD
 from edvit.runtime.transport import Answer, Packet
@@ -58,6 +59,26 @@ def test_predictions_equal_those_of_one_process(fleet, bundle, local):
         assert prediction.missing == ()
         assert not prediction.degraded
         assert prediction.timings.total_s >= prediction.timings.gather_s >= prediction.timings.slowest_run_s > 0
+
+
+@pytest.mark.parametrize("encoding", ["webp", "jpeg"])
+def test_encoded_images_give_the_scores_of_the_images_that_arrive(fleet, bundle, local, encoding):
+    fleet.device("dev-1"), fleet.device("dev-2")
+    images = some_images(bundle, 3)
+    arriving = decode_images(encode_images(images, encoding), images.shape, encoding)
+    assert (arriving == images).all() == (encoding == "webp")
+    prediction = fleet.gateway(image_encoding=encoding).predict(images)
+    assert prediction.logits.tobytes() == local.predict(arriving).logits.tobytes()
+    assert not prediction.degraded
+
+
+def test_a_device_that_cannot_decode_says_so_before_it_counts_as_ready(fleet, monkeypatch):
+    monkeypatch.setattr("edvit.runtime.gateway.check_encoding", lambda encoding: None)
+    monkeypatch.setattr("edvit.runtime.image_encoding.features.check", lambda name: False)
+    fleet.device("dev-1")
+    gateway = fleet.gateway(ready=False, image_encoding="webp")
+    eventually(lambda: gateway.devices()[0].problem)
+    assert "built without webp" in gateway.devices()[0].problem
 
 
 def test_the_order_of_starting_does_not_matter(fleet, bundle, local):

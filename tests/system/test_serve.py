@@ -87,6 +87,14 @@ def test_a_batch_is_answered_in_order(served, bundle, local, images):
     assert [one.index for one in answer.predictions] == local.predict(batch).labels.tolist()
 
 
+def test_images_may_cross_the_network_encoded(bundle, local, images):
+    batch = np.stack([decode_image(data, bundle.manifest.preprocessing) for data in images])
+    with serving(bundle.path, "--local", "--image-encoding", "webp") as running, Client(running.url) as client:
+        answer = client.predict_batch(batch)
+    assert [one.index for one in answer.predictions] == local.predict(batch).labels.tolist()
+    assert not answer.degraded
+
+
 def test_a_form_upload_as_curl_sends_it(served, local, bundle, images):
     response = httpx.post(f"{served.url}/predict", files={"file": ("x.png", images[0], "image/png")})
     expected = local.predict(decode_image(images[0], bundle.manifest.preprocessing)[None])

@@ -214,21 +214,22 @@ def exchange_to_json(exchange: Exchange) -> dict[str, Any]:
         }
     else:
         raise TypeError(f"{type(exchange).__name__} has no JSON")
-    return {"kind": type(exchange).__name__, "input_bytes": exchange.input_bytes, "work": work, **rest}
+    start = {"input_bytes": exchange.input_bytes, "encode": exchange.encode.seconds}
+    return {"kind": type(exchange).__name__, **start, "work": work, **rest}
 
 
 def exchange_from_json(values: Mapping[str, Any]) -> Exchange:
     """What `exchange_to_json` gave. Raises KeyError, TypeError or ValueError for anything else."""
-    size, work = values["input_bytes"], values["work"]
+    size, work, encode = values["input_bytes"], values["work"], Work(values["encode"])
     if values["kind"] == "FanOut":
         works = tuple(Work(seconds) for seconds in work)
-        return FanOut(size, works, tuple(values["feature_bytes"]), Work(values["fusion"]))
+        return FanOut(size, works, tuple(values["feature_bytes"]), Work(values["fusion"]), encode)
     if values["kind"] == "Chain":
-        return Chain(size, tuple(Work(seconds) for seconds in work), tuple(values["output_bytes"]))
+        return Chain(size, tuple(Work(seconds) for seconds in work), tuple(values["output_bytes"]), encode)
     if values["kind"] == "AllGather":
         rounds = tuple(tuple(Work(seconds) for seconds in round_) for round_ in work)
         parts, results = tuple(values["part_bytes"]), tuple(values["result_bytes"])
-        return AllGather(size, rounds, parts, results, Work(values["finish"]))
+        return AllGather(size, rounds, parts, results, Work(values["finish"]), encode)
     raise ValueError(f"unknown exchange {values['kind']!r}")
 
 

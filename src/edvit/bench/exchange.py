@@ -3,14 +3,15 @@
 Node 0 is the gateway, node i the i-th device; each hangs on a switch by a full-duplex link of its own. Below, `B(x)` is
 `LinkSpec.sending_s`, the seconds for which x bytes keep a link busy, and `D(x)` is `LinkSpec.waiting_s`, the delay and
 one more round trip per packet that is expected to be lost. Headers, acknowledgements and the slow start of TCP are not
-counted, nor is the time that the processes need to send and receive.
+counted, nor is the time that the processes need to send and receive. Every latency begins with the gateway's work
+before it sends, `encode`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edvit.bench.links import LinkSpec
@@ -30,8 +31,23 @@ class Work:
         if not 0 <= self.seconds < float("inf"):
             raise ConfigError(f"work must take at least 0 s, not {self.seconds:g}")
 
+    def after(self, seconds: float) -> Work:
+        """It and something before it, which no ONNX file does."""
+        return self if seconds == 0 else Work(seconds + self.seconds)
+
 
 NOTHING = Work(0.0)
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """An image as it crosses the network."""
+
+    bytes: int
+    encode_s: float
+    """Seconds of the gateway, once."""
+    decode_s: float
+    """Seconds of each device that gets it."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +100,10 @@ class Exchange(ABC):
     def latency_s(self, link: LinkSpec) -> float:
         """`Prediction.latency_s`; the formula is the class's."""
 
+    @abstractmethod
+    def with_image(self, image: EncodedImage) -> Exchange:
+        """The same where the input is an image that is encoded before it is sent, in place of a raw one."""
+
     @property
     def devices(self) -> int:
         """Number of devices."""
@@ -134,12 +154,14 @@ class FanOut(Exchange):
         work: of each device.
         feature_bytes: what each device sends back.
         fusion: the gateway's work. Its input is the features in the order of the devices.
+        encode: the gateway's work before it sends.
     """
 
     input_bytes: int
     work: tuple[Work, ...]
     feature_bytes: tuple[int, ...]
     fusion: Work = NOTHING
+    encode: Work = NOTHING
 
     def __post_init__(self) -> None:
         _check_lengths(self.work, self.feature_bytes, "features")
@@ -147,7 +169,7 @@ class FanOut(Exchange):
 
     def programs(self) -> tuple[Program, ...]:
         count = len(self.work)
-        start = Step(0, sends=tuple(Send(i, 0, self.input_bytes) for i in range(1, count + 1)))
+        start = Step(0, self.encode, tuple(Send(i, 0, self.input_bytes) for i in range(1, count + 1)))
         devices = [
             (Step(1, work, (Send(0, 1, size),)),) for work, size in zip(self.work, self.feature_bytes, strict=True)
         ]
@@ -157,7 +179,12 @@ class FanOut(Exchange):
         out = len(self.work) * link.sending_s(self.input_bytes) + link.waiting_s(self.input_bytes)
         back = [work.seconds + link.waiting_s(size) for work, size in zip(self.work, self.feature_bytes, strict=True)]
         slowest = max(wait + link.sending_s(size) for wait, size in zip(back, self.feature_bytes, strict=True))
-        return out + max(slowest, min(back) + link.sending_s(sum(self.feature_bytes))) + self.fusion.seconds
+        gathered = max(slowest, min(back) + link.sending_s(sum(self.feature_bytes)))
+        return self.encode.seconds + out + gathered + self.fusion.seconds
+
+    def with_image(self, image: EncodedImage) -> FanOut:
+        work = tuple(one.after(image.decode_s) for one in self.work)
+        return replace(self, input_bytes=image.bytes, work=work, encode=Work(image.encode_s))
 
 
 @dataclass(frozen=True)
@@ -170,11 +197,13 @@ class Chain(Exchange):
         input_bytes: what the first device receives.
         work: of each device.
         output_bytes: what each device sends on; the last one's are the scores.
+        encode: the gateway's work before it sends.
     """
 
     input_bytes: int
     work: tuple[Work, ...]
     output_bytes: tuple[int, ...]
+    encode: Work = NOTHING
 
     def __post_init__(self) -> None:
         _check_lengths(self.work, self.output_bytes, "outputs")
@@ -182,7 +211,7 @@ class Chain(Exchange):
 
     def programs(self) -> tuple[Program, ...]:
         count = len(self.work)
-        gateway = (Step(0, sends=(Send(1, 0, self.input_bytes),)), Step(1))
+        gateway = (Step(0, self.encode, (Send(1, 0, self.input_bytes),)), Step(1))
         devices = []
         for i, (work, size) in enumerate(zip(self.work, self.output_bytes, strict=True), start=1):
             send = Send(i + 1, 0, size) if i < count else Send(0, 1, size)
@@ -192,7 +221,12 @@ class Chain(Exchange):
     def latency_s(self, link: LinkSpec) -> float:
         messages = (self.input_bytes, *self.output_bytes)
         under_way = sum(link.sending_s(size) + link.waiting_s(size) for size in messages)
-        return under_way + sum(work.seconds for work in self.work)
+        return self.encode.seconds + under_way + sum(work.seconds for work in self.work)
+
+    def with_image(self, image: EncodedImage) -> Chain:
+        first, *rest = self.work
+        work = (first.after(image.decode_s), *rest)
+        return replace(self, input_bytes=image.bytes, work=work, encode=Work(image.encode_s))
 
 
 def alone(work: Work, input_bytes: int, scores_bytes: int) -> Chain:
@@ -216,6 +250,7 @@ class AllGather(Exchange):
         part_bytes: what each device sends to every other after each round but the last.
         result_bytes: what each device sends to the gateway after the last round; 0 for one that sends nothing.
         finish: the gateway's work. Its input is the results in the order of the devices.
+        encode: the gateway's work before it sends.
     """
 
     input_bytes: int
@@ -223,6 +258,7 @@ class AllGather(Exchange):
     part_bytes: tuple[int, ...]
     result_bytes: tuple[int, ...]
     finish: Work = NOTHING
+    encode: Work = NOTHING
 
     def __post_init__(self) -> None:
         if not self.work:
@@ -237,7 +273,7 @@ class AllGather(Exchange):
     def programs(self) -> tuple[Program, ...]:
         count, rounds = len(self.part_bytes), len(self.work)
         everyone = range(1, count + 1)
-        start = Step(0, sends=tuple(Send(i, 0, self.input_bytes) for i in everyone))
+        start = Step(0, self.encode, tuple(Send(i, 0, self.input_bytes) for i in everyone))
         gateway = (start, Step(sum(size > 0 for size in self.result_bytes), self.finish))
         devices = []
         for part, result, work in zip(self.part_bytes, self.result_bytes, zip(*self.work, strict=True), strict=True):
@@ -258,7 +294,13 @@ class AllGather(Exchange):
         busiest = max(max((count - 1) * part, sum(parts) - part) for part in parts)
         gather = link.sending_s(busiest) + link.waiting_s(max(parts)) if count > 1 else 0.0
         back = link.sending_s(sum(results)) + link.waiting_s(max(results))
-        return out + working + (len(self.work) - 1) * gather + back + self.finish.seconds
+        gathers = (len(self.work) - 1) * gather
+        return self.encode.seconds + out + working + gathers + back + self.finish.seconds
+
+    def with_image(self, image: EncodedImage) -> AllGather:
+        first, *rest = self.work
+        work = (tuple(one.after(image.decode_s) for one in first), *rest)
+        return replace(self, input_bytes=image.bytes, work=work, encode=Work(image.encode_s))
 
 
 def _check_lengths(devices: tuple[object, ...], others: tuple[object, ...], name: str) -> None:

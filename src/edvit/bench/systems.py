@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from edvit.bench import layer_pipeline, token_split
 from edvit.bench.budget import keep_within
 from edvit.bench.energy import Operations, model_operations
-from edvit.bench.exchange import Exchange, FanOut, Work, alone
+from edvit.bench.exchange import EncodedImage, Exchange, FanOut, Work, alone
 from edvit.bench.onnx_model import OnnxModel
 from edvit.builder import checkpoint, prepare
 from edvit.builder.artifacts import WorkFolder
@@ -39,7 +39,8 @@ from edvit.builder.backbone import FeatureExtractor
 from edvit.builder.config import BuildConfig, make_config
 from edvit.builder.export import export_module, quantise_submodel
 from edvit.builder.family import describe
-from edvit.builder.images import decode_images, open_images
+from edvit.builder.images import decode_images as decode_files
+from edvit.builder.images import open_images
 from edvit.builder.measure import onnx_session
 from edvit.builder.parallel import Processes, torch_threads
 from edvit.builder.pipeline import Built, build
@@ -51,6 +52,7 @@ from edvit.datasets import read_split
 from edvit.fleet import local_fleet
 from edvit.plan.cost import ACTIVATION_BYTES, Cost
 from edvit.plan.model_cost import model_cost
+from edvit.runtime.image_encoding import ImageEncoding, decode_images, encode_images
 from edvit.timing import median_s
 
 SAMPLES = 16
@@ -83,6 +85,8 @@ class Settings:
     views: int | None
     augment: str | None
     workers: int | None
+    image_encoding: ImageEncoding
+    """Of images on their way to devices, in every system."""
 
 
 @dataclass(frozen=True)
@@ -206,7 +210,7 @@ class Workshop:
         config = whole.context.config
         source = read_split(config.data, "test", config.data_root).with_classes(whole.data.classes)
         folder = self.folder("test")
-        decode_images(source, whole.context.source.preprocessing, folder, lambda done, total: None)
+        decode_files(source, whole.context.source.preprocessing, folder, lambda done, total: None)
         test, right = open_images(folder), 0
         for start in range(0, len(test), BATCH):
             found = scores(test.pixels(slice(start, start + BATCH))).argmax(axis=1)
@@ -218,6 +222,17 @@ class Workshop:
         if seed not in self._small:
             self._small[seed] = self.built(f"small-{seed}", self.config(devices=1, seed=seed))
         return self._small[seed]
+
+    def sent(self, exchange: Exchange, images: Tensor) -> Exchange:
+        """With images as they are sent.
+
+        Args:
+            exchange: with raw ones.
+            images: uint8 `[batch, channels, H, W]`, what they are like; the mean of their bytes and seconds counts.
+        """
+        if self.settings.image_encoding == "raw":
+            return exchange
+        return exchange.with_image(encoded_image(images.numpy(), self.settings.image_encoding))
 
     def folder(self, name: str) -> Path:
         """A folder for exports, emptied."""
@@ -259,6 +274,16 @@ class Whole:
         return alone(Work(seconds), size, len(self.data.classes) * ACTIVATION_BYTES)
 
 
+def encoded_image(images: npt.NDArray[np.uint8], encoding: ImageEncoding) -> EncodedImage:
+    """What it takes to send one of these images `[batch, channels, H, W]`, on one thread of this machine."""
+    payload, count = encode_images(images, encoding), len(images)
+    return EncodedImage(
+        bytes=round(len(payload) / count),
+        encode_s=median_s(lambda: encode_images(images, encoding)) / count,
+        decode_s=median_s(lambda: decode_images(payload, images.shape, encoding)) / count,
+    )
+
+
 class _Scores(nn.Module):
     """A whole model: uint8 images `[batch, channels, H, W]` to scores `[batch, classes]`."""
 
@@ -283,7 +308,7 @@ def _split(workshop: Workshop, system: str, seed: int, **changes: Any) -> Measur
         accuracy=built.test.accuracy(built.test.fused),
         params=max(submodel.params for submodel in bundle.manifest.submodels),
         bytes=max(submodel.model.bytes for submodel in bundle.manifest.submodels),
-        exchange=_fan_out(bundle),
+        exchange=workshop.sent(_fan_out(bundle), _samples(built.data)),
         operations=_operations(built),
     )
 
@@ -338,6 +363,7 @@ def _split_snn(workshop: Workshop, system: str, seed: int) -> Measured:
 def _small(workshop: Workshop, system: str, seed: int) -> Measured:
     bundle, built = workshop.small(seed)
     exchange = _fan_out(bundle)
+    whole = alone(_both(exchange), exchange.input_bytes, _scores_bytes(bundle))
     params, size = _held(bundle)
     return Measured(
         system=system,
@@ -345,7 +371,7 @@ def _small(workshop: Workshop, system: str, seed: int) -> Measured:
         accuracy=built.test.accuracy(built.test.fused),
         params=params,
         bytes=size,
-        exchange=alone(_both(exchange), exchange.input_bytes, _scores_bytes(bundle)),
+        exchange=workshop.sent(whole, _samples(built.data)),
         operations=_operations(built),
     )
 
@@ -355,6 +381,11 @@ def _ensemble(workshop: Workshop, system: str, seed: int) -> Measured:
     tests = [built.test for _, built in copies]
     scores = torch.stack([torch.from_numpy(test.fused).softmax(dim=1) for test in tests])
     exchanges = [_fan_out(bundle) for bundle, _ in copies]
+    fan_out = FanOut(
+        input_bytes=exchanges[0].input_bytes,
+        work=tuple(_both(exchange) for exchange in exchanges),
+        feature_bytes=tuple(_scores_bytes(bundle) for bundle, _ in copies),
+    )
     operations = Operations(0.0)
     for _, built in copies:
         operations += _operations(built)
@@ -364,11 +395,7 @@ def _ensemble(workshop: Workshop, system: str, seed: int) -> Measured:
         accuracy=tests[0].accuracy(scores.mean(dim=0).numpy()),
         params=max(_held(bundle)[0] for bundle, _ in copies),
         bytes=max(_held(bundle)[1] for bundle, _ in copies),
-        exchange=FanOut(
-            input_bytes=exchanges[0].input_bytes,
-            work=tuple(_both(exchange) for exchange in exchanges),
-            feature_bytes=tuple(_scores_bytes(bundle) for bundle, _ in copies),
-        ),
+        exchange=workshop.sent(fan_out, _samples(copies[0][1].data)),
         operations=operations,
     )
 
@@ -404,7 +431,7 @@ def _whole(workshop: Workshop, system: str, seed: int) -> Measured:
         accuracy=workshop.base_accuracy,
         params=whole.cost.params,
         bytes=whole.cost.weight_bytes,
-        exchange=whole.alone(seconds),
+        exchange=workshop.sent(whole.alone(seconds), whole.pixels),
         operations=whole.operations(),
     )
 
@@ -426,7 +453,7 @@ def _exported(workshop: Workshop, system: str, seed: int, whole: Whole, *, int8:
         accuracy=workshop.accuracy(whole, lambda pixels: session.run(None, {"image": pixels})[0]),
         params=whole.cost.params,
         bytes=path.stat().st_size,
-        exchange=whole.alone(OnnxModel(path).seconds()),
+        exchange=workshop.sent(whole.alone(OnnxModel(path).seconds()), whole.pixels),
         operations=whole.operations(int8=int8),
     )
 
@@ -440,7 +467,7 @@ def _pipeline(workshop: Workshop, system: str, seed: int) -> Measured:
         accuracy=workshop.base_accuracy,
         params=max(made.params),
         bytes=max(path.stat().st_size for path in folder.glob("*.onnx")),
-        exchange=made.exchange,
+        exchange=workshop.sent(made.exchange, whole.pixels),
         operations=whole.operations(),
     )
 
@@ -461,7 +488,7 @@ def _tokens(workshop: Workshop, system: str, seed: int) -> Measured:
         accuracy=workshop.base_accuracy,
         params=whole.cost.params,
         bytes=whole.cost.weight_bytes,
-        exchange=made,
+        exchange=workshop.sent(made, whole.pixels),
         operations=Operations(whole.cost.flops / 2 + (len(shares) - 1) * again),
     )
 

@@ -75,6 +75,9 @@ def compare(
         None, help="Default: what suits the data."
     ),
     images: int = typer.Option(30, min=2, help="Images of each replay over a link."),
+    image_encoding: Literal["raw", "webp", "jpeg"] = typer.Option(
+        "raw", help="Images on their way to devices, as edvit serve sends them; accuracies are those of raw images."
+    ),
     workers: int | None = typer.Option(None, min=1, help="Sub-models trained at a time; default: one per core."),
     quick: bool = typer.Option(False, help="All systems on digits within minutes: a trial of the command, no result."),
 ) -> None:
@@ -111,6 +114,7 @@ def compare(
         views=views,
         augment=augment,
         workers=workers,
+        image_encoding=image_encoding,
     )
     if quick:
         settings = replace(

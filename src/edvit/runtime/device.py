@@ -18,6 +18,7 @@ from edvit import __version__
 from edvit.errors import ConfigError, DeadlineError, EdvitError, MemoryLimitError, UnavailableError
 from edvit.runtime.blobs import ModelCache, fetch_part
 from edvit.runtime.engine import SubModelEngine
+from edvit.runtime.image_encoding import decode_images
 from edvit.runtime.messages import (
     DeviceInfo,
     HeldSubModel,
@@ -30,7 +31,6 @@ from edvit.runtime.messages import (
     SubModelSpec,
     decode,
     encode,
-    to_array,
     to_payload,
 )
 from edvit.runtime.topics import ALIVE, ANY, INFER, INFO, LOAD, REFUSE
@@ -170,7 +170,7 @@ class DeviceAgent:
             if asked.bundle != self._bundle:
                 raise UnavailableError(f"{self.name} holds no sub-model of this bundle")
             chosen = [held for held in self._held.values() if which in (ANY, str(held.spec.id))]
-        images = to_array(asked, request.packet.payload)
+        images = decode_images(request.packet.payload, asked.shape, asked.encoding)
         for held in chosen:
             if time.monotonic() > request.arrived + asked.deadline_s:
                 log.info("dropped a request that is past its deadline")

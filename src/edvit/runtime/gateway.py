@@ -10,6 +10,7 @@ from edvit.errors import BundleError, ConfigError, ModelError, TooLargeError, Un
 from edvit.runtime.blobs import serve_blobs
 from edvit.runtime.engine import FusionEngine, check_images
 from edvit.runtime.gather import gather
+from edvit.runtime.image_encoding import ImageEncoding, check_encoding
 from edvit.runtime.messages import MAX_PAYLOAD_BYTES
 from edvit.runtime.placement import DeviceStatus, Placement
 from edvit.runtime.prediction import Prediction, Timings, UInt8
@@ -29,24 +30,30 @@ class Gateway:
         bundle: a verified bundle.
         transport: how to reach the devices. The caller closes it, after the gateway.
         deadline_s: how long a prediction waits for features, seconds.
+        image_encoding: of images on their way to the devices; `jpeg` changes pixels, and so scores, a little.
 
     Raises:
         BundleError: the fusion model is unusable.
+        ConfigError: the deadline is not positive, or Pillow here cannot write that encoding.
     """
 
-    def __init__(self, bundle: Bundle, transport: Transport, *, deadline_s: float = 2.0) -> None:
+    def __init__(
+        self, bundle: Bundle, transport: Transport, *, deadline_s: float = 2.0, image_encoding: ImageEncoding = "raw"
+    ) -> None:
         if not 0 < deadline_s < float("inf"):
             raise ConfigError(f"the deadline must be a positive number of seconds, not {deadline_s:g}")
+        check_encoding(image_encoding)
         manifest = bundle.manifest
         self._bundle = bundle
         self._transport = transport
         self._deadline_s = deadline_s
+        self._encoding = image_encoding
         try:
             self._fusion = FusionEngine(bundle.model_path(manifest.fusion.model), manifest)
         except ModelError as error:
             raise BundleError(f"{bundle.path}: {error}") from None
         self._blobs = serve_blobs(bundle, transport)
-        self._placement = Placement(bundle, transport)
+        self._placement = Placement(bundle, transport, image_encoding)
 
     def wait_ready(self, timeout_s: float) -> None:
         """Wait until every sub-model of the plan has answered a first inference.
@@ -89,6 +96,7 @@ class Gateway:
             self._bundle.digest,
             images,
             expected,
+            encoding=self._encoding,
             deadline_s=self._deadline_s,
         )
         gathered_at = time.perf_counter()

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from edvit.errors import EdvitError, WireError
-from edvit.runtime.messages import InferReply, InferRequest, decode, encode, to_array, to_payload
+from edvit.runtime.image_encoding import ImageEncoding, encode_images
+from edvit.runtime.messages import InferReply, InferRequest, decode, encode, to_array
 from edvit.runtime.prediction import Float32, UInt8
 from edvit.runtime.topics import ANY, INFER
 from edvit.runtime.transport import Answer, Failure, Transport
@@ -44,6 +45,7 @@ def gather(
     images: UInt8,
     expected: Mapping[int, Expected],
     *,
+    encoding: ImageEncoding,
     device: str = ANY,
     deadline_s: float,
 ) -> Gathered:
@@ -53,13 +55,21 @@ def gather(
         bundle: digest of the bundle the features must be of.
         images: uint8 `[batch, channels, size, size]`.
         expected: by sub-model id.
+        encoding: of the images on the wire; they are encoded once, for all devices.
         deadline_s: seconds after which the rest is given up.
     """
-    header = InferRequest(shape=images.shape, bundle=bundle, deadline_s=deadline_s)
-    key = INFER.key(fleet=fleet, submodel=ANY, device=device)
     until = time.monotonic() + deadline_s
+    payload = encode_images(images, encoding)
+    header = InferRequest(
+        shape=images.shape,
+        encoding=encoding,
+        encoded_bytes=None if encoding == "raw" else len(payload),
+        bundle=bundle,
+        deadline_s=deadline_s,
+    )
+    key = INFER.key(fleet=fleet, submodel=ANY, device=device)
     gathered = Gathered()
-    for reply in transport.ask(key, encode(header, to_payload(images)), deadline_s=deadline_s):
+    for reply in transport.ask(key, encode(header, payload), deadline_s=deadline_s):
         if isinstance(reply, Failure):
             gathered.problems.append(reply.error)
         else:

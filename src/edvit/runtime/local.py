@@ -17,6 +17,7 @@ from pathlib import Path
 
 from edvit.bundle import Bundle
 from edvit.errors import UnavailableError
+from edvit.runtime.image_encoding import ImageEncoding
 from edvit.runtime.server import bind
 from edvit.runtime.service import Service, serve_on
 
@@ -41,7 +42,13 @@ class LocalService(Service):
 
 @contextlib.contextmanager
 def serve_locally(
-    bundle: Bundle, *, host: str = "127.0.0.1", port: int = 0, deadline_s: float = 2.0, ready_s: float = READY_S
+    bundle: Bundle,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    deadline_s: float = 2.0,
+    image_encoding: ImageEncoding = "raw",
+    ready_s: float = READY_S,
 ) -> Iterator[LocalService]:
     """Serve a bundle from this machine alone until the block ends; every sub-model is ready when it begins.
 
@@ -51,6 +58,7 @@ def serve_locally(
         bundle: a verified bundle.
         host, port: the HTTP address; port 0 takes a free one.
         deadline_s: how long a prediction waits for features, seconds.
+        image_encoding: as for `Gateway`.
         ready_s: how long the devices may take to load their sub-models, seconds.
 
     Raises:
@@ -64,7 +72,14 @@ def serve_locally(
         bind(host, port) as bound,
         tempfile.TemporaryDirectory(prefix="edvit-") as folder,
         device_processes(names, plan.fleet.name, endpoint, Path(folder)) as devices,
-        serve_on(bound, bundle, listen=endpoint, deadline_s=deadline_s, scouting=False) as service,
+        serve_on(
+            bound,
+            bundle,
+            listen=endpoint,
+            deadline_s=deadline_s,
+            image_encoding=image_encoding,
+            scouting=False,
+        ) as service,
     ):
         _wait_ready(service, devices, Path(folder), ready_s)
         yield LocalService(service.url, service.gateway, devices)

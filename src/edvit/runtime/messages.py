@@ -11,10 +11,11 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from edvit.errors import EdvitError, WireError, error_from
 from edvit.fleet import NAME_PATTERN, first_problem
+from edvit.runtime.image_encoding import ImageEncoding
 from edvit.runtime.transport import Packet
 
 WIRE_VERSION: Literal[1] = 1
@@ -144,13 +145,28 @@ class DeviceInfo(Header):
 
 
 class InferRequest(ArrayHeader):
-    """Images; payload uint8 `[batch, channels, size, size]`."""
+    """Images; payload uint8 `[batch, channels, size, size]`, encoded as `encoding` says."""
 
     dtype: Literal["uint8"] = "uint8"
     shape: tuple[int, ...] = Field(min_length=4, max_length=4)
+    encoding: ImageEncoding = "raw"
+    encoded_bytes: int | None = Field(default=None, gt=0)
+    """Size of the payload; None for raw, where the shape says it."""
     bundle: str = Field(pattern=_SHA256)
     deadline_s: float = Field(gt=0)
     """Seconds from arrival after which nobody waits for the answer."""
+
+    @model_validator(mode="after")
+    def _sizes_are_possible(self) -> InferRequest:
+        if (self.encoding == "raw") != (self.encoded_bytes is None):
+            raise ValueError("encoded images say their bytes, and only these")
+        if self.encoding != "raw" and super().payload_bytes > MAX_PAYLOAD_BYTES:
+            raise ValueError("the images are too large once they are decoded")
+        return self
+
+    @property
+    def payload_bytes(self) -> int:
+        return super().payload_bytes if self.encoded_bytes is None else self.encoded_bytes
 
 
 class InferReply(ArrayHeader):

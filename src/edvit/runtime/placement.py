@@ -13,6 +13,7 @@ import numpy as np
 from edvit.bundle import Bundle, Manifest
 from edvit.errors import EdvitError, MemoryLimitError, ServiceError, UnavailableError, WireError
 from edvit.runtime.gather import Expected, gather
+from edvit.runtime.image_encoding import ImageEncoding
 from edvit.runtime.messages import DeviceInfo, InfoRequest, LoadRequest, RefuseRequest, SubModelSpec, decode, encode
 from edvit.runtime.topics import ALIVE, ANY, INFO, LOAD, REFUSE
 from edvit.runtime.transport import Answer, Failure, Transport
@@ -65,10 +66,11 @@ class _Device:
 class Placement:
     """Keeps every device of the plan loaded, from the moment it is made until it is closed. Thread-safe."""
 
-    def __init__(self, bundle: Bundle, transport: Transport) -> None:
+    def __init__(self, bundle: Bundle, transport: Transport, encoding: ImageEncoding) -> None:
         manifest = bundle.manifest
         self._bundle = bundle
         self._transport = transport
+        self._encoding = encoding
         self._fleet = manifest.plan.fleet.name
         self._devices: dict[str, _Device] = {}
         self._changed = threading.Condition()
@@ -247,6 +249,7 @@ class Placement:
                 self._bundle.digest,
                 images,
                 expected,
+                encoding=self._encoding,
                 device=name,
                 deadline_s=PROBE_DEADLINE_S,
             )

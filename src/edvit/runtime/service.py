@@ -11,6 +11,7 @@ from types import FrameType
 
 from edvit.bundle import Bundle
 from edvit.runtime.gateway import Gateway
+from edvit.runtime.image_encoding import ImageEncoding
 from edvit.runtime.server import HttpServer, bind, missing_serve_extra
 from edvit.runtime.zenoh_transport import ZenohTransport
 
@@ -29,7 +30,15 @@ class Service:
 
 
 @contextlib.contextmanager
-def serve(bundle: Bundle, *, host: str, port: int, listen: str, deadline_s: float = 2.0) -> Iterator[Service]:
+def serve(
+    bundle: Bundle,
+    *,
+    host: str,
+    port: int,
+    listen: str,
+    deadline_s: float = 2.0,
+    image_encoding: ImageEncoding = "raw",
+) -> Iterator[Service]:
     """Serve a bundle until the block ends; devices may come and go, and find it by multicast or by `listen`.
 
     Args:
@@ -37,19 +46,29 @@ def serve(bundle: Bundle, *, host: str, port: int, listen: str, deadline_s: floa
         host, port: the HTTP address; port 0 takes a free one.
         listen: the Zenoh endpoint that devices connect to, e.g. `tcp/0.0.0.0:7447`.
         deadline_s: how long a prediction waits for features, seconds.
+        image_encoding: as for `Gateway`.
 
     Raises:
         PortInUseError: the HTTP address or the Zenoh endpoint is taken.
-        ConfigError: one of them is no address of this machine.
+        ConfigError: one of them is no address of this machine, or Pillow cannot write that encoding.
         MissingExtraError: FastAPI or uvicorn is not installed.
     """
-    with bind(host, port) as bound, serve_on(bound, bundle, listen=listen, deadline_s=deadline_s) as service:
+    with (
+        bind(host, port) as bound,
+        serve_on(bound, bundle, listen=listen, deadline_s=deadline_s, image_encoding=image_encoding) as service,
+    ):
         yield service
 
 
 @contextlib.contextmanager
 def serve_on(
-    bound: socket.socket, bundle: Bundle, *, listen: str, deadline_s: float, scouting: bool = True
+    bound: socket.socket,
+    bundle: Bundle,
+    *,
+    listen: str,
+    deadline_s: float,
+    image_encoding: ImageEncoding,
+    scouting: bool = True,
 ) -> Iterator[Service]:
     """As `serve`, with an HTTP address that is taken already; `scouting` lets devices find it by multicast."""
     try:
@@ -58,7 +77,7 @@ def serve_on(
         raise missing_serve_extra() from None
     with (
         contextlib.closing(ZenohTransport(listen=[listen], scouting=scouting)) as transport,
-        contextlib.closing(Gateway(bundle, transport, deadline_s=deadline_s)) as gateway,
+        contextlib.closing(Gateway(bundle, transport, deadline_s=deadline_s, image_encoding=image_encoding)) as gateway,
         HttpServer(create_app(gateway, bundle.manifest), bound) as server,
     ):
         yield Service(server.url, gateway)
