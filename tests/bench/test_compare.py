@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from compare_settings import SETTINGS
 from edvit.bench import compare as compare_module
 from edvit.bench.compare import (
     Comparison,
@@ -24,15 +25,10 @@ from edvit.bench.compare_figures import LOOKS, bars, scatters
 from edvit.bench.energy import Operations
 from edvit.bench.exchange import AllGather, Chain, FanOut, Work
 from edvit.bench.links import Means, parse_link
-from edvit.bench.systems import SYSTEMS, UNSPLIT, Measured, Settings
+from edvit.bench.systems import SYSTEMS, UNSPLIT, Measured
 from edvit.builder.progress import Reporter
 from edvit.errors import BuildError, ConfigError
 
-SETTINGS = Settings(
-    data="digits", data_root=None, devices=2, model=None, weights=None, image_size=None, convnet="vgg5",
-    spiking="spiking_vgg5", conv_size=16, compact="vgg5", compact_weights=None, budget_mb=None, base_epochs=1,
-    conv_epochs=1, recover_epochs=0, views=1, augment=None, workers=1, image_encoding="raw",
-)  # fmt: skip
 EXCHANGE = FanOut(192, (Work(0.002), Work(0.003)), (64, 72), Work(0.0005))
 LINK = parse_link("100mbit,5ms,1%")
 

@@ -16,6 +16,7 @@ from serving import run
 def test_all_systems_are_compared_and_a_killed_run_is_taken_up(tmp_path):
     out = tmp_path / "compared"
     command = [sys.executable, "-m", "edvit", "bench", "compare", "--quick", "--workers", "1", "-o", str(out)]
+    command += ["--image-encoding", "webp"]
     begun = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     for line in begun.stdout:
         if line.startswith("[channels,"):
@@ -28,7 +29,7 @@ def test_all_systems_are_compared_and_a_killed_run_is_taken_up(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=800)
     assert done.returncode == 0, done.stderr
     assert all(path.stat().st_mtime_ns == then for path, then in finished.items())
-    rows = list(csv.DictReader((out / "table.csv").open()))
+    rows = list(csv.DictReader((out / "compare.csv").open()))
     assert [row["system"] for row in rows] == list(SYSTEMS)
     by_system = {row["system"]: row for row in rows}
     assert all(float(row["accuracy"]) > 0.5 and float(row["latency_s"]) > 0 for row in rows)
@@ -40,7 +41,7 @@ def test_all_systems_are_compared_and_a_killed_run_is_taken_up(tmp_path):
     assert int(by_system["split-cnn"]["params"]) <= int(by_system["whole"]["params"]) / 8
     assert float(by_system["tokens"]["wire_bytes"]) > float(by_system["subspace"]["wire_bytes"])
     assert (out / "accuracy.svg").read_text().startswith("<?xml")
-    assert (out / "table.md").read_text().strip() in done.stdout
+    assert (out / "compare.md").read_text().strip() in done.stdout
 
 
 def test_bad_input_is_one_line(tmp_path):

@@ -134,11 +134,11 @@ def compare(
         settings, out, systems=wanted, seeds=seeds, links=specs, images=images, report=Reporter(), tell=typer.echo
     )
     markdown = to_markdown(comparison)
-    (out / "table.md").write_text(markdown, encoding="utf-8")
-    (out / "table.csv").write_text(to_csv(comparison), encoding="utf-8")
+    (out / "compare.md").write_text(markdown, encoding="utf-8")
+    (out / "compare.csv").write_text(to_csv(comparison), encoding="utf-8")
     compare_figures.scatters(comparison, str(specs[0])).savefig(out / "accuracy.svg", metadata={"Date": None})
     compare_figures.bars(comparison).savefig(out / "bars.svg", metadata={"Date": None})
-    written = ("table.md", "table.csv", "accuracy.svg", "bars.svg")
+    written = ("compare.md", "compare.csv", "accuracy.svg", "bars.svg")
     typer.echo(f"\n{markdown}\nTables and figures: {', '.join(str(out / name) for name in written)}")
 
 
