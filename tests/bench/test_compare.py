@@ -93,10 +93,10 @@ class Measuring:
 
     def __init__(self, monkeypatch, fails=()):
         self.asked, self.fails = [], dict(fails)
-        monkeypatch.setattr(compare_module.Workshop, "measure", self)
+        monkeypatch.setattr(compare_module, "measure", self)
         monkeypatch.setattr(compare_module, "means", lambda _link: Means("modelled", "no privileges"))
 
-    def __call__(self, system, seed):
+    def __call__(self, _workshop, system, seed):
         self.asked.append((system, seed))
         if system in self.fails:
             raise self.fails[system]

@@ -13,6 +13,7 @@ import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +22,8 @@ from edvit.bench.exchange import AllGather, Chain, Exchange, FanOut, Work
 from edvit.bench.links import LinkSpec, Means, means
 from edvit.bench.namespaces import Network, network
 from edvit.bench.replay import replay
-from edvit.bench.systems import SYSTEMS, UNSPLIT, Measured, Settings, Workshop
+from edvit.bench.systems import SYSTEMS, UNSPLIT, Measured, measure
+from edvit.bench.workshop import Settings, Workshop
 from edvit.builder.progress import Reporter
 from edvit.errors import ConfigError
 from edvit.units import si, spread
@@ -114,7 +116,7 @@ def compare(
         for seed in range(1 if system in UNSPLIT else seeds):
             tell(f"[{system}]" if system in UNSPLIT else f"[{system}, seed {seed}]")
             try:
-                measured.append(kept.measured(system, seed, workshop.measure))
+                measured.append(kept.measured(system, seed, partial(measure, workshop)))
             except ConfigError as error:
                 left_out[system] = str(error)
                 tell(f"left out: {error}")

@@ -89,7 +89,8 @@ def compare(
         from edvit.bench import compare_figures
         from edvit.bench.compare import check_systems, compare, to_csv, to_markdown
         from edvit.bench.links import parse_link
-        from edvit.bench.systems import SYSTEMS, Settings
+        from edvit.bench.systems import SYSTEMS
+        from edvit.bench.workshop import Settings
         from edvit.builder.progress import Reporter
     except ModuleNotFoundError as error:
         raise MissingExtraError(f"edvit bench needs {error.name}: pip install 'edvit[bench]'") from None

@@ -6,7 +6,7 @@ import torch
 
 from compare_settings import SETTINGS
 from edvit.bench.exchange import FanOut, Work
-from edvit.bench.systems import Workshop, encoded_image
+from edvit.bench.workshop import Workshop, encoded_image
 from edvit.builder.progress import Reporter
 
 FLAT = np.full((4, 3, 32, 32), 7, np.uint8)
