@@ -1,6 +1,6 @@
 """Gateway overhead: from HTTP request to response, less the slowest sub-model's own run.
 
-    python benchmarks/gateway_overhead.py [--bundle DIR] [--requests 300] [--runs 3]
+    python benchmarks/gateway_overhead.py [--bundle DIR] [--requests 300] [--runs 3] [--image-encoding webp]
 
 Runs `edvit serve --local`, one process per device and one for the gateway, and asks one request after the other
 from this process, over one connection of the standard library's http.client: a raw uint8 array, and, apart, a JPEG
@@ -33,6 +33,7 @@ from PIL import Image
 
 from edvit.bundle import Bundle, read_bundle
 from edvit.runtime.body import NPY, to_npy
+from edvit.runtime.image_encoding import ENCODINGS
 
 WARM_UP = 30
 
@@ -58,9 +59,10 @@ def jpeg(rng: np.random.Generator) -> bytes:
 
 
 @contextlib.contextmanager
-def serving(bundle: Path) -> Iterator[str]:
+def serving(bundle: Path, encoding: str) -> Iterator[str]:
     """HOST:PORT of `edvit serve --local`, in a process of its own as in real use."""
     command = [sys.executable, "-u", "-m", "edvit", "serve", str(bundle), "--local", "--port", "0"]
+    command += ["--image-encoding", encoding]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         for line in process.stdout or ():
@@ -116,6 +118,7 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, help="measure this bundle instead of a made one")
     parser.add_argument("--requests", type=int, default=300, help="per run and kind of request")
     parser.add_argument("--runs", type=int, default=3, help="services started one after the other")
+    parser.add_argument("--image-encoding", choices=ENCODINGS, default="raw", help="of images on their way to devices")
     arguments = parser.parse_args()
 
     rng = np.random.default_rng(0)
@@ -126,7 +129,7 @@ def main() -> None:
         array = rng.integers(0, 256, manifest.preprocessing.shape, dtype=np.uint8)
         arrays, jpegs = [], []
         for _ in range(arguments.runs):
-            with serving(bundle.path) as address:
+            with serving(bundle.path, arguments.image_encoding) as address:
                 arrays.append(measure(address, to_npy(array), NPY, arguments.requests))
                 jpegs.append(measure(address, photo, "image/jpeg", arguments.requests))
         devices = len({line.device for line in manifest.plan.placed})
