@@ -56,10 +56,10 @@ def gather(
         images: uint8 `[batch, channels, size, size]`.
         expected: by sub-model id.
         encoding: of the images on the wire; they are encoded once, for all devices.
-        deadline_s: seconds after which the rest is given up.
+        deadline_s: seconds, once the images are encoded, after which the rest is given up.
     """
-    until = time.monotonic() + deadline_s
     payload = encode_images(images, encoding)
+    until = time.monotonic() + deadline_s
     header = InferRequest(
         shape=images.shape,
         encoding=encoding,
