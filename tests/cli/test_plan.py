@@ -8,8 +8,12 @@ from typer.testing import CliRunner
 
 from edvit.bundle import PlanInfo
 from edvit.cli import app, commands  # noqa: F401  (registers the commands)
+from edvit.datasets import read_split
 from edvit.errors import ConfigError, InfeasibleError, MissingExtraError, ModelError
 from edvit.plan.cost import vit_cost
+from edvit.preprocess import Preprocessing
+from edvit.runtime.image_encoding import encode_images
+from sounds import encoded, tone
 from tiny_build import MAX_MODEL
 
 MODEL = ["plan", "--model", "vit_digits_patch4_8"]
@@ -52,6 +56,31 @@ def test_json_is_the_plan_of_the_bundle():
     for line, submodel in zip(info.placed, values["submodels"], strict=True):
         assert submodel["keep"] == "2/6"
         assert line.memory_bytes == submodel["cost"]["peak_memory_bytes"]
+
+
+def test_encoded_images_are_counted_as_they_are():
+    spec = ("--data", "digits", "--img-size", "64", "--devices", "2", "--json")
+    raw, webp, jpeg = (json.loads(run(*spec, "--image-encoding", how)) for how in ("raw", "webp", "jpeg"))
+    assert raw["input_bytes"] == 64 * 64
+    images, how = read_split("digits", "train"), Preprocessing(image_size=64, channels=1, mean=(0,), std=(1,))
+    each = [len(encode_images(images.prepared(index, how)[None], "jpeg")) for index in range(0, 1437, 50)]
+    assert jpeg["input_bytes"] == pytest.approx(sum(each) / len(each), rel=0.1)
+    assert raw["input_bytes"] > webp["input_bytes"]
+    assert webp["uplink_s"] / raw["uplink_s"] == pytest.approx(webp["input_bytes"] / raw["input_bytes"])
+    assert webp["plan"]["latency_s"] < raw["plan"]["latency_s"]
+    assert webp["plan"]["placed"] == raw["plan"]["placed"]
+    with pytest.raises(ConfigError, match="--image-encoding needs --data"):
+        run("--classes", "4", "--devices", "2", "--image-encoding", "webp")
+
+
+def test_a_sound_is_sent_as_its_spectrogram(tmp_path):
+    for index, word in enumerate(("low", "high")):
+        folder = tmp_path / "train" / word
+        folder.mkdir(parents=True)
+        (folder / "a.wav").write_bytes(encoded(tone(300 * (index + 1))))
+    spec = ("--data", f"audiofolder:{tmp_path}", "--img-size", "64", "--devices", "2", "--json")
+    values = json.loads(run(*spec, "--image-encoding", "jpeg"))
+    assert 0 < values["input_bytes"] < 64 * 64
 
 
 def test_the_seed_draws_the_groups():

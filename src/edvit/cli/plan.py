@@ -18,8 +18,13 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from edvit.convnet import AnyArchitecture
+    from edvit.datasets import LabelledImages
     from edvit.fleet import Fleet
     from edvit.plan.placement import DeviceLoad, Plan
+    from edvit.runtime.image_encoding import ImageEncoding
+
+SAMPLES = 32
+"""Images whose bytes are measured."""
 
 
 @app.command()
@@ -38,6 +43,9 @@ def plan(
     attention: Literal["dims", "heads"] = typer.Option("dims", help="Narrow every head, or drop whole heads."),
     prune: Literal["subspace", "channels"] | None = typer.Option(None, help="As edvit build would prune."),
     seed: int = typer.Option(0, min=0, help="Seed of the class groups."),
+    image_encoding: Literal["raw", "webp", "jpeg"] = typer.Option(
+        "raw", help="As edvit serve shall send images; their bytes are measured on some of --data."
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print the plan as JSON."),
 ) -> None:
     """Show what each device would hold, how fast, how large, how many joules, before any training."""
@@ -47,7 +55,10 @@ def plan(
     from edvit.plan.greedy import assign
     from edvit.plan.keep import default_keep, heads_pruned_at, parse_keep
 
-    names = _class_names(data, data_root, classes)
+    images = _images(data, data_root, classes)
+    names = tuple(map(str, range(classes or 0))) if images is None else images.classes
+    if image_encoding != "raw" and images is None:
+        raise ConfigError("--image-encoding needs --data: what images take depends on them")
     chosen = chosen_fleet(fleet, devices)
     rotated = prune == "subspace" or (prune is None and not is_convnet(model))
     base = _architecture(model, img_size, channels, len(names), rotated=rotated)
@@ -55,6 +66,8 @@ def plan(
     asked = heads_pruned_at(ratio, base.keep_steps, attention)
     class_groups = partition(len(names), groups or len(chosen.devices), seed)
     result = assign(base, class_groups, chosen, heads_pruned=asked, mode=attention, rotated=rotated)
+    if image_encoding != "raw" and images is not None:
+        result = result.with_input(sent_bytes(images, base, image_encoding))
     if as_json:
         typer.echo(to_json(result, names))
         return
@@ -68,14 +81,36 @@ def plan(
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def _class_names(data: str | None, data_root: Path | None, classes: int | None) -> tuple[str, ...]:
+def _images(data: str | None, data_root: Path | None, classes: int | None) -> LabelledImages | None:
+    """The training split of `--data`; None for `--classes`. Raises ConfigError unless exactly one is given."""
     if (data is None) == (classes is None):
         raise ConfigError("give either --data or --classes: the plan needs to know what is split")
     if data is None:
-        return tuple(str(index) for index in range(classes or 0))
+        return None
     from edvit.datasets import read_split
 
-    return read_split(data, "train", data_root).classes
+    return read_split(data, "train", data_root)
+
+
+def sent_bytes(images: LabelledImages, base: AnyArchitecture, encoding: ImageEncoding) -> int:
+    """Bytes of an image, or of a sound's spectrogram, on its way to a device: the mean of some, evenly spaced."""
+    import numpy as np
+
+    from edvit.audio import Spectrogram
+    from edvit.datasets import FileSounds
+    from edvit.preprocess import Preprocessing
+    from edvit.runtime.image_encoding import encode_images
+
+    how = Preprocessing(
+        image_size=base.image_size,
+        channels=1 if base.channels == 1 else 3,
+        mean=(0.0,) * base.channels,
+        std=(1.0,) * base.channels,
+        spectrogram=Spectrogram(seconds=images.typical_seconds()) if isinstance(images, FileSounds) else None,
+    )
+    chosen = np.linspace(0, len(images) - 1, min(SAMPLES, len(images))).astype(int)
+    sizes = [len(encode_images(images.prepared(index, how)[None], encoding)) for index in chosen.tolist()]
+    return round(sum(sizes) / len(sizes))
 
 
 def chosen_fleet(path: Path | None, devices: int | None) -> Fleet:
@@ -119,7 +154,7 @@ def headline(plan: Plan) -> list[str]:
     fastest = max(plan.fleet.devices, key=lambda device: device.gflops)
     whole = model_cost(plan.base)
     alone = latency_s(whole, fastest) + communication_s(
-        plan.fleet, fastest, devices=1, input_bytes=whole.input_bytes, feature_bytes=plan.base.classes * 4
+        plan.fleet, fastest, devices=1, input_bytes=plan.input_bytes, feature_bytes=plan.base.classes * 4
     )
     fits = whole.peak_memory_bytes <= fastest.memory_bytes
     size = f"{si(whole.peak_memory_bytes, 'B')}, {'of' if fits else 'does not fit'} {si(fastest.memory_bytes, 'B')}"
@@ -191,7 +226,8 @@ def remarks(plan: Plan, asked: Fraction | int) -> list[str]:
         lines.append(f"Pruned beyond the keep ratio of {format_keep(heads, asked)}, to fit the limits: {which}.")
     lines.append(
         f"The gateway's uplink ({plan.fleet.gateway.uplink_mbps:g} Mbit/s, shared) takes {si(plan.uplink_s, 's')} "
-        f"for {_count(plan.devices_used, 'input')}; the fusion takes {si(plan.fusion_s, 's')}."
+        f"for {_count(plan.devices_used, 'input')} of {si(plan.input_bytes, 'B')}; "
+        f"the fusion takes {si(plan.fusion_s, 's')}."
     )
     return lines
 
@@ -218,6 +254,7 @@ def to_json(plan: Plan, names: tuple[str, ...]) -> str:
             for submodel in plan.submodels
         ],
         "plan": plan.info().model_dump(mode="json"),
+        "input_bytes": plan.input_bytes,
         "uplink_s": plan.uplink_s,
         "fusion_s": plan.fusion_s,
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from edvit.architecture import AttentionMode
@@ -88,9 +88,21 @@ class Plan:
         return len({submodel.device for submodel in self.submodels})
 
     @property
+    def input_bytes(self) -> int:
+        """Of one input on the wire."""
+        return self.submodels[0].cost.input_bytes
+
+    def with_input(self, input_bytes: int) -> Plan:
+        """The same where an input takes so many bytes on the wire, as it is encoded."""
+        submodels = (
+            replace(submodel, cost=replace(submodel.cost, input_bytes=input_bytes)) for submodel in self.submodels
+        )
+        return replace(self, submodels=tuple(submodels))
+
+    @property
     def uplink_s(self) -> float:
         """Predicted seconds in which all inputs leave the gateway."""
-        return uplink_s(self.fleet, self.devices_used, self.submodels[0].cost.input_bytes)
+        return uplink_s(self.fleet, self.devices_used, self.input_bytes)
 
     @property
     def loads(self) -> tuple[DeviceLoad, ...]:
@@ -110,7 +122,7 @@ class Plan:
                 self.fleet,
                 device,
                 devices=self.devices_used,
-                input_bytes=held[0].cost.input_bytes,
+                input_bytes=self.input_bytes,
                 feature_bytes=sum(submodel.cost.feature_bytes for submodel in held),
             ),
             energy_j=sum(energy_j(submodel.cost, device) for submodel in held),
