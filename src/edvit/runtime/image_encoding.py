@@ -1,7 +1,7 @@
 """How images cross the network: as raw bytes, losslessly as WebP, or as JPEG. Pillow does the work.
 
 Every device gets every image, so that on a slow link the images are most of the latency. WebP at its quickest setting
-keeps every bit; JPEG is several times smaller still, quicker, and changes pixels a little.
+keeps every bit; JPEG is smaller still, quicker, and changes pixels a little.
 
 An encoded batch is, for each image, its length in bytes (4 bytes, little-endian) and a file of that format.
 """
