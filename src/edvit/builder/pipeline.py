@@ -273,7 +273,7 @@ def _resolved(built: Built) -> dict[str, Any]:
         "views": config.resolved_views,
         "mix": config.resolved_mix,
         "strength": config.resolved_strength,
-        "amp": devices(config.device, config.amp)[0].mixed,
+        "amp": built.context.devices[0].mixed,
         "recover_lr": config.resolved_recover_lr,
     }
 

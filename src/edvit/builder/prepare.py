@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import cycle
 from pathlib import Path
@@ -58,6 +59,11 @@ class Context:
     work: WorkFolder
     report: Reporter
     pool: parallel.Pool
+
+    @property
+    def devices(self) -> Sequence[Device]:
+        """What trains; independent jobs take turns on them. Raises ConfigError where PyTorch sees none."""
+        return devices(self.config.device, self.config.amp)
 
 
 @dataclass(frozen=True)
@@ -225,7 +231,7 @@ def prepare_base(context: Context, data: Data) -> Base:
                 mean=how_seen.mean,
                 std=how_seen.std,
                 seed=config.seed,
-                device=devices(config.device, config.amp)[0],
+                device=context.devices[0],
                 progress=bar,
             )
             checkpoint.save_model(folder / WEIGHTS, trained)
@@ -300,7 +306,7 @@ def run_teacher(context: Context, data: Data, trained: Base) -> Teacher:
     shape = describe(trained.model)
     blocks = teacher.stream_blocks(shape, len(data.train), count) if config.recover_epochs else ()
     jobs = []
-    turns = cycle(devices(config.device, config.amp))
+    turns = cycle(context.devices)
     for view in range(count):
         settings = {
             "data": data.digest,

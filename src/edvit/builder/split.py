@@ -17,7 +17,7 @@ from edvit.builder.augment import Views
 from edvit.builder.backbone import FeatureExtractor
 from edvit.builder.base import features_of
 from edvit.builder.config import BuildConfig, Precision
-from edvit.builder.device import Device, devices
+from edvit.builder.device import Device
 from edvit.builder.family import describe
 from edvit.builder.fusion import FusionTraining, Samples, train_fusion
 from edvit.builder.images import ImageSet
@@ -99,7 +99,7 @@ def recover_submodels(
     """Train what pruning left for each group, several at a time."""
     config, how = context.config, recovery(context.config)
     jobs = []
-    turns = cycle(devices(config.device, config.amp))
+    turns = cycle(context.devices)
     for group, narrow in zip(groups, pruned, strict=True):
         stage = Stage(
             "submodel",
@@ -224,7 +224,7 @@ def view_features(context: Context, data: Data, taught: Teacher, submodels: Sequ
             context.source.preprocessing,
             device,
         )
-        for submodel, device in zip(submodels, cycle(devices(config.device)), strict=False)
+        for submodel, device in zip(submodels, cycle(context.devices), strict=False)
     ]
     with context.report.bar("fuse", "features") as bar:
         return run_stages(context.work, _feature_job, jobs, pool=context.pool, progress=bar)
