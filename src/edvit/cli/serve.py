@@ -34,7 +34,7 @@ def serve(
     listen: str = typer.Option("tcp/0.0.0.0:7447", help="Zenoh endpoint that devices connect to (not with --local)."),
     deadline_s: float = typer.Option(2.0, min=0.001, help="Seconds a prediction waits for the devices' features."),
     image_encoding: Literal["raw", "webp", "jpeg"] = typer.Option(
-        "raw", help="Images on their way to devices: webp is exact and at most half as large, jpeg smaller, not exact."
+        "raw", help="Images on their way to devices: webp is exact and half as large or less, jpeg smaller and inexact."
     ),
 ) -> None:
     """Serve a bundle over HTTP: POST /predict, GET /health, GET /fleet, documentation at /docs."""
