@@ -246,9 +246,9 @@ def count(extractor: FeatureExtractor, shape: AnyArchitecture, pixels: Tensor, *
 
 def encoded_image(images: npt.NDArray[np.uint8], encoding: ImageEncoding) -> EncodedImage:
     """What it takes to send one of these images `[batch, channels, H, W]`, on one thread of this machine."""
-    payload, count = encode_images(images, encoding), len(images)
+    payload = encode_images(images, encoding)
     return EncodedImage(
-        bytes=round(len(payload) / count),
-        encode_s=median_s(lambda: encode_images(images, encoding)) / count,
-        decode_s=median_s(lambda: decode_images(payload, images.shape, encoding)) / count,
+        bytes=round(len(payload) / len(images)),
+        encode_s=median_s(lambda: encode_images(images, encoding)) / len(images),
+        decode_s=median_s(lambda: decode_images(payload, images.shape, encoding)) / len(images),
     )

@@ -94,10 +94,9 @@ def _images(data: str | None, data_root: Path | None, classes: int | None) -> La
 
 def sent_bytes(images: LabelledImages, base: AnyArchitecture, encoding: ImageEncoding) -> int:
     """Bytes of an image, or of a sound's spectrogram, on its way to a device: the mean of some, evenly spaced."""
-    import numpy as np
-
     from edvit.audio import Spectrogram
     from edvit.datasets import FileSounds
+    from edvit.evaluate import choose
     from edvit.preprocess import Preprocessing
     from edvit.runtime.image_encoding import encode_images
 
@@ -108,8 +107,8 @@ def sent_bytes(images: LabelledImages, base: AnyArchitecture, encoding: ImageEnc
         std=(1.0,) * base.channels,
         spectrogram=Spectrogram(seconds=images.typical_seconds()) if isinstance(images, FileSounds) else None,
     )
-    chosen = np.linspace(0, len(images) - 1, min(SAMPLES, len(images))).astype(int)
-    sizes = [len(encode_images(images.prepared(index, how)[None], encoding)) for index in chosen.tolist()]
+    chosen = choose(images, SAMPLES).tolist()
+    sizes = [len(encode_images(images.prepared(index, how)[None], encoding)) for index in chosen]
     return round(sum(sizes) / len(sizes))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 import typer
 
@@ -47,14 +47,17 @@ def serve(
     verified = read_bundle(bundle)
     if fleet is not None:
         check_fleet(load_fleet(fleet), verified.manifest.plan, fleet)
-    how: Any = {"host": host, "port": port, "deadline_s": deadline_s, "image_encoding": image_encoding}
     with until_signalled():
         if local:
-            with serve_locally(verified, **how) as service:
+            with serve_locally(
+                verified, host=host, port=port, deadline_s=deadline_s, image_encoding=image_encoding
+            ) as service:
                 typer.echo(announcement(service.url, verified))
                 report_changes(service.gateway)
         else:
-            with serve_fleet(verified, listen=listen, **how) as service:
+            with serve_fleet(
+                verified, host=host, port=port, listen=listen, deadline_s=deadline_s, image_encoding=image_encoding
+            ) as service:
                 typer.echo(announcement(service.url, verified))
                 typer.echo("\n".join(["On each device, type:", *device_commands(verified.manifest.plan, listen)]))
                 report_changes(service.gateway)
