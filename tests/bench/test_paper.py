@@ -8,7 +8,7 @@ import pytest
 
 from edvit.bench import paper
 from edvit.bench.figures import figure
-from edvit.bench.paper import Row, by_devices, cells, latencies_s, measure, shown, to_csv, to_markdown
+from edvit.bench.paper import Row, by_devices, cells, latencies_s, measure, run_all, shown, to_csv, to_markdown
 from edvit.errors import BuildError, ConfigError
 
 ROW = Row(
@@ -54,6 +54,20 @@ def test_a_row_that_is_not_this_cells_is_not_taken(tmp_path, monkeypatch, left):
     monkeypatch.setattr(paper.subprocess, "run", lambda *_, **__: type("Done", (), {"returncode": 2}))
     with pytest.raises(BuildError, match="this cell failed, see above: edvit build"):
         paper.run(cell)
+
+
+def test_rows_are_there_before_all_are_built(tmp_path, monkeypatch):
+    first, second = cells(tmp_path, [1, 2], 1, [])
+    first.out.mkdir()
+    (first.out / "manifest.json").touch()
+    first.row_path.write_text(json.dumps(asdict(replace(ROW, command=shown(first)))))
+    monkeypatch.setattr(paper.subprocess, "run", lambda *_, **__: type("Done", (), {"returncode": 2}))
+    told: list[str] = []
+    built = run_all([first, second], told.append)
+    assert [row.command for row in next(built)] == [shown(first)]
+    with pytest.raises(BuildError):
+        next(built)
+    assert told[1] == f"[2/2] {shown(second)}"
 
 
 def test_a_bundle_is_measured(tiny_build, tmp_path):

@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -176,13 +176,13 @@ def latencies_s(bundle: Bundle, rounds: int = ROUNDS) -> tuple[float, float]:
     return statistics.median(base), statistics.median(split)
 
 
-def run_all(planned: Sequence[Cell], tell: Callable[[str], None]) -> list[Row]:
-    """Every row, one build after the other."""
-    rows = []
+def run_all(planned: Sequence[Cell], tell: Callable[[str], None]) -> Iterator[list[Row]]:
+    """One build after the other; after each, the rows there are."""
+    rows: list[Row] = []
     for number, cell in enumerate(planned, start=1):
         tell(f"[{number}/{len(planned)}] {shown(cell)}")
         rows.append(run(cell))
-    return rows
+        yield list(rows)
 
 
 # --- for people --------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ def paper(
 ) -> None:
     """Build for several numbers of devices and seeds: accuracy, latency and size, as in the paper. Run again to resume.
 
-    Every other option is one of edvit build, the same in all builds.
+    The table is written after each build. Every other option is one of edvit build, the same in all builds.
     """
     try:
         from edvit.bench.figures import figure
@@ -34,11 +34,12 @@ def paper(
         raise MissingExtraError(f"edvit bench needs {error.name}: pip install 'edvit[build]'") from None
     planned = cells(out, _numbers(devices), seeds, context.args)
     out.mkdir(parents=True, exist_ok=True)
-    rows = run_all(planned, typer.echo)
-    (out / "table.csv").write_text(to_csv(rows), encoding="utf-8")
-    markdown = to_markdown(rows)
-    (out / "table.md").write_text(markdown, encoding="utf-8")
-    figure(rows).savefig(out / "figure.svg", metadata={"Date": None})
+    markdown = ""
+    for rows in run_all(planned, typer.echo):
+        markdown = to_markdown(rows)
+        (out / "table.csv").write_text(to_csv(rows), encoding="utf-8")
+        (out / "table.md").write_text(markdown, encoding="utf-8")
+        figure(rows).savefig(out / "figure.svg", metadata={"Date": None})
     typer.echo(f"\n{markdown}\nTable and figure: {out / 'table.md'}, {out / 'table.csv'}, {out / 'figure.svg'}")
 
 
