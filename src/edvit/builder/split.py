@@ -31,6 +31,8 @@ from edvit.preprocess import Preprocessing
 
 FUSION_VIEWS = 4
 """Views of the training set that the fusion is trained on, at most."""
+TRAINED_EPOCHS = 8
+"""From so many epochs of recovery on one view serves the fusion as well (docs/decisions/2026-11-24-recovery.md)."""
 FUSION_EPOCHS = 12
 FEATURE_BATCH = 128
 FEATURES = "features.npy"
@@ -206,7 +208,7 @@ def view_features(context: Context, data: Data, taught: Teacher, submodels: Sequ
     """Each sub-model's features over the views that the fusion is trained on, float32 `[views x n, dim]`."""
     config = context.config
     views = training_views(config, data)
-    count = min(FUSION_VIEWS, len(taught.views))
+    count = min(_fusion_views(config), len(taught.views))
     made_from = {
         "data": data.digest,
         "augment": asdict(views.augmentation),
@@ -228,6 +230,10 @@ def view_features(context: Context, data: Data, taught: Teacher, submodels: Sequ
     ]
     with context.report.bar("fuse", "features") as bar:
         return run_stages(context.work, _feature_job, jobs, pool=context.pool, progress=bar)
+
+
+def _fusion_views(config: BuildConfig) -> int:
+    return FUSION_VIEWS if config.recover_epochs < TRAINED_EPOCHS else 1
 
 
 def _feature_job(job: _FeatureJob, progress: parallel.Progress) -> dict[str, Any]:
@@ -270,7 +276,7 @@ def fuse(
     )
 
     def fill(folder: Path) -> dict[str, Any]:
-        outputs, views = taught.open()[:FUSION_VIEWS], training_views(config, data)
+        outputs, views = taught.open()[: _fusion_views(config)], training_views(config, data)
         labels = np.concatenate([views.labels(view) for view in range(len(outputs))])
         extractors = [load_extractor(artifact, context.source.preprocessing) for artifact in submodels]
         seen = np.concatenate([np.load(artifact.folder / FEATURES) for artifact in features], axis=1)
