@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from edvit.builder.backbone import FeatureExtractor
 from edvit.builder.fusion import Fusion
+from edvit.builder.onnx_form import OPSET, onnx_form
 from edvit.errors import BuildError
 
 TOLERANCE = 1e-4
@@ -109,7 +110,7 @@ def export_module(module: nn.Module, inputs: tuple[Tensor, ...], names: list[str
         warnings.simplefilter("ignore")
         logging.getLogger("onnxscript").setLevel(logging.ERROR)
         torch.onnx.export(
-            module,
+            onnx_form(module),
             inputs,
             str(path),
             dynamo=True,
@@ -118,7 +119,7 @@ def export_module(module: nn.Module, inputs: tuple[Tensor, ...], names: list[str
             output_names=[output],
             dynamic_shapes=tuple({0: batch} for _ in inputs),
             external_data=False,
-            opset_version=20,
+            opset_version=OPSET,
         )
     _strip(path)
     _compare(module, inputs, names, path)

@@ -22,6 +22,7 @@ from edvit.builder.family import describe
 from edvit.builder.fusion import FusionTraining, Samples, train_fusion
 from edvit.builder.images import ImageSet
 from edvit.builder.jobs import run_stages
+from edvit.builder.onnx_form import OPSET
 from edvit.builder.prepare import WEIGHTS, Context, Data, Teacher, load_extractor, training_views, weights_path
 from edvit.builder.prune import Group, load_rotation
 from edvit.builder.recover import Recovery
@@ -171,7 +172,7 @@ def export_submodels(context: Context, data: Data, submodels: Sequence[Artifact]
     sample = data.validation.take(np.arange(min(SAMPLES, len(data.validation))))
     jobs = [
         _ExportJob(
-            Stage("export", {"submodel": submodel.digest, "precision": precision}),
+            Stage("export", {"submodel": submodel.digest, "precision": precision, "opset": OPSET}),
             Path(),
             submodel,
             sample,
