@@ -32,6 +32,7 @@ def edit(folder, change):
 
 def test_what_was_written_is_read(original):
     again = read_bundle(original.path)
+    assert read_bundle(str(original.path)) == again
     assert again == original
     assert again.digest == sha256_of(original.path / MANIFEST)
     assert len(again.manifest.files()) == 4

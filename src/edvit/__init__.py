@@ -1,7 +1,7 @@
 """edvit: split a Vision Transformer into small class-specific models that run in parallel on edge devices.
 
-    bundle = edvit.build(data="digits", fleet=local_fleet(5), out=Path("digits-bundle"))    # needs edvit[build]
-    bundle = edvit.read_bundle(Path("digits-bundle"))
+    bundle = edvit.build(data="digits", fleet=local_fleet(5), out="digits-bundle")          # needs edvit[build]
+    bundle = edvit.read_bundle("digits-bundle")
     edvit.LocalPredictor(bundle).predict(images)                                            # one process
     edvit.Gateway(bundle, edvit.ZenohTransport(listen=["tcp/0.0.0.0:7447"]))                # devices
 

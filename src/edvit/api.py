@@ -11,7 +11,13 @@ from edvit.fleet import Fleet
 
 
 def build(
-    *, data: str = "digits", fleet: Fleet, out: Path, work: Path | None = None, quiet: bool = True, **settings: Any
+    *,
+    data: str = "digits",
+    fleet: Fleet,
+    out: Path | str,
+    work: Path | str | None = None,
+    quiet: bool = True,
+    **settings: Any,
 ) -> Bundle:
     """Build a bundle at `out`, as `edvit build` does, and return it verified.
 
@@ -36,8 +42,8 @@ def build(
     flags = {"data": data, **settings}
     bundle, _ = run(
         make_config(data=data, fleet=fleet, **settings),
-        out,
-        work=work,
+        Path(out),
+        work=None if work is None else Path(work),
         flags={name: str(value) if isinstance(value, Path) else value for name, value in flags.items()},
         report=Reporter(quiet=quiet),
     )

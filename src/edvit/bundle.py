@@ -208,12 +208,13 @@ def model_file(path: Path) -> ModelFile:
     return ModelFile(file=path.name, sha256=sha256_of(path), bytes=path.stat().st_size)
 
 
-def read_bundle(path: Path) -> Bundle:
+def read_bundle(path: Path | str) -> Bundle:
     """Read and verify a bundle: schema, version, every path and every digest, before anything is loaded.
 
     Raises:
         BundleError: anything is missing, altered, of an unknown version, or points outside the folder.
     """
+    path = Path(path)
     manifest_path = path / MANIFEST
     if not path.is_dir():
         raise BundleError(f"{path}: no such folder; a bundle is the folder that `edvit build -o` writes")

@@ -119,14 +119,14 @@ def local_fleet(size: int, name: str = "local") -> Fleet:
     return Fleet(name=name, devices=tuple(Device.model_validate({"name": f"dev-{i + 1}"}) for i in range(size)))
 
 
-def load_fleet(path: Path) -> Fleet:
+def load_fleet(path: Path | str) -> Fleet:
     """Read `fleet.yaml`.
 
     Raises:
         FleetError: the file is missing, not YAML, or describes no valid fleet; the message names the field.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FleetError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
