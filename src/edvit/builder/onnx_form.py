@@ -1,7 +1,7 @@
 """Models in the words that ONNX has: attention and RMS norm one operator each, a layer and its bias one Gemm.
 
-A small ViT spends as much time between operators as in them, and the exporter's own graph of one has three times as
-many (docs/decisions/2026-11-26-onnx-form.md). What is changed here computes the same, to rounding.
+A small ViT is slowed by the number of its operators, and the exporter's own graph of one has three times as many
+(docs/decisions/2026-11-26-onnx-form.md). What is changed here computes the same, to rounding.
 """
 
 from __future__ import annotations
