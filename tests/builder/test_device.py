@@ -7,9 +7,11 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
+from digit_images import digit_images
 from edvit.builder import backbone, device, training
 from edvit.builder.augment import NATURAL, Views
-from edvit.builder.base import BaseTraining, train_base
+from edvit.builder.backbone import FeatureExtractor
+from edvit.builder.base import BaseTraining, accuracy, logits_of, train_base
 from edvit.builder.device import CPU, Device, devices
 from edvit.builder.images import ImageSet
 from edvit.builder.recover import Recovery, recover
@@ -128,8 +130,10 @@ def fake_gpu(monkeypatch):
     mode, real = FakeTensorMode(allow_non_fake_inputs=True), torch.Tensor.to
 
     def to(tensor, *where, **options):
-        if "cuda" not in str(where) or isinstance(tensor, FakeTensor):
+        if "cuda" not in str(where):
             return real(tensor, *where, **options)
+        if isinstance(tensor, FakeTensor):
+            return tensor  # is there already; to move it again takes a driver
         with mode:
             return real(mode.from_tensor(tensor), *where, **options)
 
@@ -144,7 +148,7 @@ def fake_gpu(monkeypatch):
 @pytest.mark.filterwarnings("ignore:CUDA is not available")
 @pytest.mark.parametrize("streams", [True, False])
 def test_recovery_leaves_no_tensor_on_another_device(monkeypatch, streams):
-    views = Views(FewImages(8), NATURAL, 0)
+    views = Views(FewImages(8), NATURAL, 0, mix=0.5)
     model = backbone.create(MODEL, image_size=8, channels=1, classes=10)
     tokens, dim = backbone.describe(model).tokens, model.embed_dim
     fake_gpu(monkeypatch)
@@ -177,3 +181,28 @@ def test_a_forgotten_move_would_be_noticed(monkeypatch):
     monkeypatch.setattr(device.Device, "move", lambda _self, value: value)
     with pytest.raises(RuntimeError, match="device"):
         test_training_a_base_leaves_no_tensor_on_another_device(monkeypatch)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("mix", [0.0, 1.0])
+def test_a_gpu_makes_the_views_that_the_cpu_makes(tmp_path, mix):
+    views, index = Views(digit_images(tmp_path), NATURAL, 0, mix), np.arange(100)
+    there = views.batch(1, index, Device("cuda:0"))
+    assert there.device.type == "cuda"
+    assert torch.allclose(there.cpu(), views.batch(1, index), atol=0.05), "of 255"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_a_gpu_trains_the_base_that_the_cpu_trains(tmp_path):
+    digits = digit_images(tmp_path)
+    models = []
+    for where in (CPU, Device("cuda:0"), Device("cuda:0", mixed=True)):
+        torch.manual_seed(0)
+        model = backbone.create(MODEL, image_size=8, channels=1, classes=10)
+        how = BaseTraining(Schedule(epochs=3, lr=1e-3))
+        model = train_base(model, Views(digits, NATURAL, 0), how, mean=(0.5,), std=(0.5,), seed=0, device=where)
+        models.append(logits_of(FeatureExtractor(model, (0.5,), (0.5,)), digits))
+    cpu, gpu, mixed = models
+    assert torch.allclose(gpu, cpu, atol=0.02)
+    assert torch.allclose(mixed, cpu, atol=0.3)
+    assert abs(accuracy(mixed, digits) - accuracy(cpu, digits)) < 0.03

@@ -8,6 +8,7 @@ from digit_images import HOW, train_and_validation
 from edvit.builder import backbone
 from edvit.builder.augment import GLYPHS, Views
 from edvit.builder.backbone import FeatureExtractor
+from edvit.builder.device import Device
 from edvit.builder.teacher import STREAM_LIMIT_BYTES, open_views, stream_blocks, write_view
 
 torch.set_num_threads(1)
@@ -48,6 +49,14 @@ def test_each_view_is_the_base_models(tmp_path, extractor):
             stream = block(stream)
             if number:
                 assert np.allclose(streams[:, number - 1], stream, atol=2e-2, rtol=2e-3)
+
+
+def test_in_mixed_precision_the_teacher_sees_what_sub_models_see(tmp_path, extractor, monkeypatch):
+    train, _ = train_and_validation(tmp_path / "digits", 40)
+    views, seen, follow = Views(train, GLYPHS, 3, mix=0.5), [], extractor.follow
+    monkeypatch.setattr(extractor, "follow", lambda images, blocks: seen.append(images) or follow(images, blocks))
+    write_view(extractor, views, 0, tmp_path, device=Device("cpu", mixed=True))
+    assert torch.equal(torch.cat(seen), views.batch(0, np.arange(len(train))))
 
 
 def test_streams_are_kept_of_the_second_half_while_they_fit_on_the_disk():

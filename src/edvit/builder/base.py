@@ -48,6 +48,7 @@ def train_base(
     generator = torch.Generator().manual_seed(seed)
     labels = torch.from_numpy(views.images.labels)
     extractor = FeatureExtractor(model, mean, std)
+    device.place(extractor)
     mixup = Mixup(mixup_alpha=how.mixup, label_smoothing=how.label_smoothing, num_classes=model.num_classes)
     steps = max(1, len(views.images) // how.batch_size)
 
@@ -55,7 +56,7 @@ def train_base(
         order = torch.randperm(len(labels), generator=generator).numpy()
         for step in range(steps):
             index = order[step * how.batch_size : (step + 1) * how.batch_size]
-            yield extractor.normalise(views.batch(epoch, index)), labels[index]
+            yield extractor.normalise(views.batch(epoch, index, device)), labels[index]
 
     def loss_of(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         images, targets = batch

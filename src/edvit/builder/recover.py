@@ -146,7 +146,7 @@ def recover(
         for step in range(steps):
             index = order[step * how.batch_size : (step + 1) * how.batch_size]
             yield Lesson(
-                views.batch(view, index),
+                views.batch(view, index, device),
                 own_labels[index],
                 torch.from_numpy(outputs.logits[index]),
                 torch.from_numpy(outputs.features[index]),

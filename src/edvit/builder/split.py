@@ -243,8 +243,8 @@ def _feature_job(job: _FeatureJob, progress: parallel.Progress) -> dict[str, Any
     with torch.inference_mode():
         for view in range(job.count):
             for start in range(0, n, FEATURE_BATCH):
-                images = job.views.batch(view, np.arange(start, min(start + FEATURE_BATCH, n)))
-                rows.append(extractor(job.device.move(images)).cpu())
+                index = np.arange(start, min(start + FEATURE_BATCH, n))
+                rows.append(extractor(job.views.batch(view, index, job.device)).cpu())
                 progress(view * n + start, job.count * n)
     np.save(job.scratch / FEATURES, torch.cat(rows).numpy())
     return {}

@@ -77,12 +77,15 @@ def write_view(
     if blocks and isinstance(shape, Architecture):
         sizes = (images, len(blocks), shape.tokens, shape.widths.dim)
         streams = create_array(folder / STREAMS, np.float16, sizes)
-    with torch.inference_mode(), device.autocast():
+    with torch.inference_mode():
         for start in range(0, images, BATCH):
             index = np.arange(start, min(start + BATCH, images))
-            vectors, after = extractor.follow(device.move(views.batch(view, index)), blocks)
+            pixels = views.batch(view, index, device)  # in float32, as sub-models see it: half a pixel off in bfloat16
+            with device.autocast():
+                vectors, after = extractor.follow(pixels, blocks)
+                scores = extractor.model.head(vectors)
             features[index] = vectors.float().cpu().numpy()
-            logits[index] = extractor.model.head(vectors).float().cpu().numpy()
+            logits[index] = scores.float().cpu().numpy()
             if streams is not None:
                 streams[index] = torch.stack(after, dim=1).half().cpu().numpy()
             progress(index[-1] + 1, images)
