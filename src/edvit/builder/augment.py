@@ -93,7 +93,7 @@ class Views:
     def batch(self, view: int, index: np.ndarray, device: Device = CPU) -> torch.Tensor:
         """Images `index` of view `view`: float32 `[len(index), channels, size, size]` on a scale of 0 to 255.
 
-        They are made on the device: on a GPU that takes less time than the training step they are for.
+        They are made on the device that uses them: a GPU would wait for a CPU that makes them.
         """
         pixels = self._changed(view, index, device)
         if not self.mix:
