@@ -7,12 +7,23 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 from edvit.runtime.gateway import Gateway
 from edvit.runtime.zenoh_transport import ZenohTransport
 from free_port import free_endpoint
+from waiting import eventually
 
 EDVIT = [sys.executable, "-m", "edvit"]
+
+
+def _held(pid):
+    """Whether each of its threads has stopped: proc(5), the letter after the command's name in parentheses."""
+    try:
+        stats = [(thread / "stat").read_text() for thread in Path(f"/proc/{pid}/task").iterdir()]
+    except OSError:  # a thread ended between the two
+        return False
+    return {stat.rpartition(")")[2].split()[0] for stat in stats} == {"T"}
 
 
 class DeviceProcess:
@@ -37,6 +48,14 @@ class DeviceProcess:
 
     def says(self, text):
         return any(text in line for line in list(self.lines))
+
+    def stop(self):
+        """Hold it. The signal returns before every thread has seen it: one may still answer a request by then."""
+        self.process.send_signal(signal.SIGSTOP)
+        eventually(lambda: _held(self.pid))
+
+    def go_on(self):
+        self.process.send_signal(signal.SIGCONT)
 
     def kill(self):
         self.process.kill()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import socket
 import subprocess
@@ -63,7 +62,7 @@ def test_a_device_killed_in_mid_request_degrades_the_answer(fleet, bundle, local
     fleet.device("dev-1")
     victim = fleet.device("dev-2")
     gateway = fleet.gateway(deadline_s=LONG_S)
-    os.kill(victim.pid, signal.SIGSTOP)
+    victim.stop()
     results = []
     thread = threading.Thread(target=lambda: results.append(gateway.predict(images)))
     start = time.monotonic()
@@ -86,9 +85,9 @@ def test_a_hung_device_costs_the_deadline_and_no_more(fleet, bundle):
     fleet.device("dev-1")
     hung = fleet.device("dev-2")
     gateway = fleet.gateway(deadline_s=0.5)
-    os.kill(hung.pid, signal.SIGSTOP)
+    hung.stop()
     assert gateway.predict(some_images(bundle)).missing == (1,)
-    os.kill(hung.pid, signal.SIGCONT)
+    hung.go_on()
     eventually(lambda: not gateway.predict(some_images(bundle)).degraded)
 
 
