@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -112,6 +113,31 @@ def test_one_question_reaches_everyone_once(net):
     assert sorted(reply.key for reply in replies) == [f"infer/{a}/{b}" for a in range(2) for b in range(3)]
     assert asked == [1, 1, 1]
     assert [reply.key for reply in ask(hub, "infer/1/2")] == ["infer/1/2"]
+
+
+def test_each_of_several_keys_is_asked(net):
+    hub, one, two = net.node(), net.node(), net.node()
+    one.serve("n/1", echo("n/1"))
+    two.serve("n/2", echo("n/2"))
+    for key in ("n/1", "n/2"):
+        ask_served(hub, key)
+    for size in (10, 300_000):
+        packet = Packet(b"{}", os.urandom(size))
+        for _ in range(3):
+            replies = hub.ask_each(["n/1", "n/2", "n/nobody"], packet, deadline_s=LONG_S)
+            assert sorted(replies, key=lambda reply: reply.key) == [Answer("n/1", packet), Answer("n/2", packet)]
+
+
+def test_many_requests_to_each_of_several_keys(net):
+    hub, leaf = net.node(), net.node()
+    for key in ("n/1", "n/2"):
+        leaf.serve(key, echo(key))
+        ask_served(hub, key)
+    packets = [Packet(str(i).encode(), os.urandom(100_000)) for i in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        replies = list(pool.map(lambda packet: list(hub.ask_each(["n/1", "n/2"], packet, deadline_s=LONG_S)), packets))
+    assert [{reply.packet for reply in each} for each in replies] == [{packet} for packet in packets]
+    assert [len(each) for each in replies] == [2] * 8
 
 
 def test_answers_of_one_server_keep_their_order(net):

@@ -91,6 +91,19 @@ def test_a_hung_device_costs_the_deadline_and_no_more(fleet, bundle):
     eventually(lambda: not gateway.predict(some_images(bundle)).degraded)
 
 
+def test_a_hung_device_holds_up_no_other(fleet, tmp_path):
+    """Batches that no queue holds: sending the second one to it waits for seconds."""
+    fleet.bundle = write_tiny_bundle(tmp_path / "large", submodels=2, classes=4, size=224)
+    hung = fleet.device("dev-1")
+    fleet.device("dev-2")
+    gateway = fleet.gateway(deadline_s=0.7)
+    images = some_images(fleet.bundle, batch=16)
+    hung.stop()
+    assert [gateway.predict(images).missing for _ in range(4)] == [(0,)] * 4
+    hung.go_on()
+    eventually(lambda: not gateway.predict(images).degraded)
+
+
 def test_devices_wait_for_the_gateway_and_for_the_next_one(fleet, bundle):
     devices = [fleet.device("dev-1"), fleet.device("dev-2")]
     for device in devices:

@@ -46,10 +46,9 @@ def gather(
     expected: Mapping[int, Expected],
     *,
     encoding: ImageEncoding,
-    device: str = ANY,
     deadline_s: float,
 ) -> Gathered:
-    """Send images to every device (or to one) and collect features until all are here or nobody is left to wait for.
+    """Send images to the devices of `expected`; collect features until all are here or nobody is left to wait for.
 
     Args:
         bundle: digest of the bundle the features must be of.
@@ -67,9 +66,10 @@ def gather(
         bundle=bundle,
         deadline_s=deadline_s,
     )
-    key = INFER.key(fleet=fleet, submodel=ANY, device=device)
+    devices = dict.fromkeys(entry.device for entry in expected.values())
+    keys = [INFER.key(fleet=fleet, submodel=ANY, device=device) for device in devices]
     gathered = Gathered()
-    for reply in transport.ask(key, encode(header, payload), deadline_s=deadline_s):
+    for reply in transport.ask_each(keys, encode(header, payload), deadline_s=deadline_s):
         if isinstance(reply, Failure):
             gathered.problems.append(reply.error)
         else:

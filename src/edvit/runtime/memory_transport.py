@@ -5,7 +5,8 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from edvit.runtime.messages import decode_error, encode_error
 from edvit.runtime.transport import Answer, Failure, Handler, Lane, Packet, Reception, Registration, Request
@@ -48,10 +49,13 @@ class MemoryTransport:
 
     def ask(self, key: str, packet: Packet, *, deadline_s: float, urgent: bool = True) -> Iterator[Answer | Failure]:
         del urgent  # nothing queues here
+        return self.ask_each([key], packet, deadline_s=deadline_s)
+
+    def ask_each(self, keys: Sequence[str], packet: Packet, *, deadline_s: float) -> Iterator[Answer | Failure]:
         until = time.monotonic() + deadline_s
         replies: queue.SimpleQueue[Answer | Failure | None] = queue.SimpleQueue()
 
-        def send(answer: Answer | Exception) -> None:
+        def send(key: str, answer: Answer | Exception) -> None:
             if isinstance(answer, Exception):
                 # Through the same bytes as on the wire, so that nothing more than on the wire gets through.
                 replies.put(Failure(decode_error(encode_error(answer))))
@@ -59,9 +63,10 @@ class MemoryTransport:
                 replies.put(answer)
 
         with self._network.lock:
-            lanes = [lane for served, lane in self._network.served if matches(served, key)]
-        for lane in lanes:
-            lane.put(Reception(Request(key, packet, time.monotonic()), send, lambda: replies.put(None)))
+            lanes = [(key, lane) for key in keys for served, lane in self._network.served if matches(served, key)]
+        for key, lane in lanes:
+            request = Request(key, packet, time.monotonic())
+            lane.put(Reception(request, partial(send, key), lambda: replies.put(None)))
         return _gather(replies, len(lanes), until)
 
     def announce(self, key: str) -> Registration:

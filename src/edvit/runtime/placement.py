@@ -250,7 +250,6 @@ class Placement:
                 images,
                 expected,
                 encoding=self._encoding,
-                device=name,
                 deadline_s=PROBE_DEADLINE_S,
             )
             if len(tried.features) == len(expected):

@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import queue
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import zenoh
@@ -19,7 +23,27 @@ log = logging.getLogger(__name__)
 
 PROTOCOLS = ("tcp", "tls", "quic", "ws")
 
+MAX_UNSENT = 16
+"""Requests that wait to leave for one key. A further one is not sent: those before it will hardly be in time."""
+
+ROOM_BYTES = 2 * 65_535
+"""What an idle peer's queue takes at once: two of Zenoh's messages."""
+
+_Replies = queue.SimpleQueue[zenoh.Reply | None]
+"""None once for every query: nothing more comes for it."""
+
 _RETRY = {"period_init_ms": 100, "period_max_ms": 1000, "period_increase_factor": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class _Query:
+    packet: Packet
+    replies: _Replies
+    until: float
+    """`time.monotonic()` after which nobody waits for it any more."""
+
+    def end(self) -> None:
+        self.replies.put(None)
 
 
 class ZenohTransport:
@@ -49,6 +73,8 @@ class ZenohTransport:
                 raise ConfigError(f"cannot listen on {where}: use an address of this machine") from None
             raise ServiceError("cannot start the network session") from None
         self._registrations: list[Registration] = []
+        self._outboxes: dict[str, _Outbox] = {}
+        self._lock = threading.Lock()
 
     def serve(self, key: str, handler: Handler) -> Registration:
         lane = Lane(key, handler)
@@ -60,21 +86,30 @@ class ZenohTransport:
         return self._keep(queryable.undeclare, lane.close)
 
     def ask(self, key: str, packet: Packet, *, deadline_s: float, urgent: bool = True) -> Iterator[Answer | Failure]:
-        until = time.monotonic() + deadline_s
-        replies: queue.SimpleQueue[zenoh.Reply | None] = queue.SimpleQueue()
+        query = _Query(packet, queue.SimpleQueue(), time.monotonic() + deadline_s)
+        self._get(key, query, query.end, urgent=urgent)
+        return _gather(query, 1)
+
+    def ask_each(self, keys: Sequence[str], packet: Packet, *, deadline_s: float) -> Iterator[Answer | Failure]:
+        query = _Query(packet, queue.SimpleQueue(), time.monotonic() + deadline_s)
+        for key in keys:
+            self._outbox(key).send(query)
+        return _gather(query, len(keys))
+
+    def _get(self, key: str, query: _Query, end: Callable[[], None], *, urgent: bool) -> None:
+        """Waits while a peer that serves `key` takes no more. `end` is called once, when no further reply can come."""
         self._session.get(
             key,
-            zenoh.handlers.Callback(replies.put, lambda: replies.put(None), indirect=False),
-            payload=packet.payload,
-            attachment=packet.header,
+            zenoh.handlers.Callback(query.replies.put, end, indirect=False),
+            payload=query.packet.payload,
+            attachment=query.packet.header,
             target=zenoh.QueryTarget.ALL,
             consolidation=zenoh.ConsolidationMode.NONE,
-            timeout=deadline_s,
+            timeout=max(0.0, query.until - time.monotonic()),
             congestion_control=zenoh.CongestionControl.BLOCK,
             priority=zenoh.Priority.INTERACTIVE_HIGH if urgent else zenoh.Priority.DATA_LOW,
             express=urgent,
         )
-        return _gather(replies, until)
 
     def announce(self, key: str) -> Registration:
         token = self._session.liveliness().declare_token(key)
@@ -92,11 +127,70 @@ class ZenohTransport:
             registration.close()
         if not self._session.is_closed():
             self._session.close()  # type: ignore[no-untyped-call]
+        for outbox in self._outboxes.values():
+            outbox.close()
+
+    def _outbox(self, key: str) -> _Outbox:
+        with self._lock:
+            if key not in self._outboxes:
+                self._outboxes[key] = _Outbox(key, partial(self._get, key, urgent=True))
+            return self._outboxes[key]
 
     def _keep(self, *undo: Callable[[], None]) -> Registration:
         registration = _Undo(*undo)
         self._registrations.append(registration)
         return registration
+
+
+class _Outbox:
+    """Where requests to one key leave: from a thread of its own as soon as sending them may have to wait.
+
+    Args:
+        get: sends a query, and calls back when no further reply can come.
+    """
+
+    def __init__(self, key: str, get: Callable[[_Query, Callable[[], None]], None]) -> None:
+        self._get = get
+        self._open = 0
+        self._lock = threading.Lock()
+        self._waiting: queue.Queue[_Query | None] = queue.Queue(MAX_UNSENT)
+        threading.Thread(target=self._run, name=f"ask {key}", daemon=True).start()
+
+    def send(self, query: _Query) -> None:
+        """Never waits."""
+        with self._lock:
+            self._open += 1
+            idle = self._open == 1
+        if idle and len(query.packet.payload) <= ROOM_BYTES:
+            self._ask(query)
+            return
+        try:
+            self._waiting.put_nowait(query)
+        except queue.Full:
+            self._end(query)
+
+    def close(self) -> None:
+        with suppress(queue.Full):
+            self._waiting.put_nowait(None)
+
+    def _run(self) -> None:
+        while (query := self._waiting.get()) is not None:
+            if time.monotonic() < query.until:
+                self._ask(query)
+            else:
+                self._end(query)
+
+    def _ask(self, query: _Query) -> None:
+        try:
+            self._get(query, partial(self._end, query))
+        except zenoh.ZError as error:
+            log.warning("a request could not be sent: %s", error)
+            self._end(query)
+
+    def _end(self, query: _Query) -> None:
+        with self._lock:
+            self._open -= 1
+        query.end()
 
 
 class _Undo:
@@ -157,15 +251,15 @@ def _reception(query: zenoh.Query) -> Reception:
     return Reception(Request(str(query.key_expr), packet, time.monotonic()), send, query.drop)
 
 
-def _gather(replies: queue.SimpleQueue[zenoh.Reply | None], until: float) -> Iterator[Answer | Failure]:
-    while True:
+def _gather(query: _Query, asked: int) -> Iterator[Answer | Failure]:
+    while asked > 0:
         try:
-            reply = replies.get(timeout=max(0.0, until - time.monotonic()))
+            reply = query.replies.get(timeout=max(0.0, query.until - time.monotonic()))
         except queue.Empty:
             return
         if reply is None:
-            return
-        if reply.ok is not None:
+            asked -= 1
+        elif reply.ok is not None:
             sample = reply.ok
             yield Answer(str(sample.key_expr), Packet(_bytes(sample.attachment), _bytes(sample.payload)))
         elif reply.err is not None and reply.err.encoding == zenoh.Encoding.APPLICATION_JSON:
