@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
+from edvit.datasets.folder import IMAGES
 from edvit.errors import ImageError, TooLargeError, UnsupportedMediaError
-from edvit.preprocess import MAX_PIXELS, Preprocessing, decode_image, image_to_array
+from edvit.preprocess import FORMATS, MAX_PIXELS, Preprocessing, decode_image, image_to_array
 
 RGB = Preprocessing(image_size=16, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
 GREY = Preprocessing(image_size=16, channels=1, mean=(0.5,), std=(0.5,))
@@ -145,6 +146,21 @@ def test_common_formats(form):
 def test_no_bytes():
     with pytest.raises(ImageError, match="empty"):
         decode_image(b"", RGB)
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\nshowpage\n%%EOF\n"
+
+
+def test_nothing_is_started_for_a_postscript_file(monkeypatch):
+    """Pillow hands one to Ghostscript."""
+    monkeypatch.setattr("subprocess.check_call", lambda *_, **__: pytest.fail("a program was started"))
+    with pytest.raises(UnsupportedMediaError, match="not an image file: send PNG, JPEG, WEBP, BMP, GIF, TIFF or PPM"):
+        decode_image(EPS, RGB)
+
+
+def test_every_kind_of_file_that_an_image_folder_may_hold_is_decoded():
+    Image.init()
+    assert {Image.registered_extensions()[suffix] for suffix in IMAGES} <= set(FORMATS)
 
 
 @pytest.mark.parametrize("data", [b"hello", b"\x00" * 100, b"%PDF-1.7", b"<svg/>"])

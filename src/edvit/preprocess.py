@@ -22,6 +22,10 @@ UInt8 = npt.NDArray[np.uint8]
 MAX_PIXELS = 50_000_000
 """Images with more pixels are refused before they are decoded."""
 
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+"""Pillow's names of what is decoded. It knows forty more, and hands EPS to Ghostscript: no upload may do that."""
+_KINDS = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+
 _RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
@@ -118,10 +122,10 @@ def spectrogram_to_array(grey: UInt8, how: Preprocessing) -> UInt8:
 
 
 def decode_image(data: bytes, how: Preprocessing) -> UInt8:
-    """Decode an image file (anything Pillow reads) to `[channels, size, size]`, uint8.
+    """Decode an image file of one of `FORMATS` to `[channels, size, size]`, uint8.
 
     Raises:
-        UnsupportedMediaError: the bytes are no image.
+        UnsupportedMediaError: the bytes are no such image.
         TooLargeError: the image has more than `MAX_PIXELS` pixels.
         ImageError: the image is truncated or damaged, its pixels are on no known scale, or there are no bytes.
     """
@@ -130,11 +134,11 @@ def decode_image(data: bytes, how: Preprocessing) -> UInt8:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
-            image = Image.open(io.BytesIO(data))
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
         except (UnidentifiedImageError, Image.DecompressionBombError) as error:
             if isinstance(error, Image.DecompressionBombError):
                 raise TooLargeError(f"the image has more than {MAX_PIXELS:,} pixels: send a smaller one") from None
-            raise UnsupportedMediaError("not an image file: send PNG, JPEG or another common format") from None
+            raise UnsupportedMediaError(f"not an image file: send {_KINDS}") from None
         except Exception:
             raise ImageError("the image is damaged: it cannot be decoded") from None
         if image.width * image.height > MAX_PIXELS:
