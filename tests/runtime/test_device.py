@@ -18,7 +18,7 @@ from edvit.errors import (
     WireError,
 )
 from edvit.runtime.blobs import serve_blobs
-from edvit.runtime.engine import SubModelEngine
+from edvit.runtime.engine import CHUNK, SubModelEngine
 from edvit.runtime.messages import (
     BlobReply,
     BlobRequest,
@@ -256,6 +256,23 @@ def test_what_is_past_its_deadline_is_dropped(fleet, node, bundle, monkeypatch):
     replies = infer(node, bundle, some_images(bundle), deadline_s=0.04)
     assert len(replies) == 1
     assert len(runs) == 1
+
+
+def test_a_batch_that_passes_its_deadline_is_given_up_in_between(fleet, node, bundle, monkeypatch):
+    agent = fleet.device("dev-1")
+    load(node, agent, bundle, 0)
+    sizes = []
+    run = SubModelEngine.run
+
+    def slow(self, images):
+        sizes.append(len(images))
+        time.sleep(0.05)
+        return run(self, images)
+
+    monkeypatch.setattr(SubModelEngine, "run", slow)
+    assert infer(node, bundle, some_images(bundle, 10 * CHUNK), deadline_s=0.04) == []
+    eventually(lambda: infer(node, bundle, some_images(bundle, 1)))  # until then it may be busy
+    assert sizes in ([CHUNK, 1], [1])
 
 
 GOOD = {"wire": 1, "dtype": "uint8", "shape": [1, 3, 16, 16], "deadline_s": 60.0}

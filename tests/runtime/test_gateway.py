@@ -10,10 +10,10 @@ import pytest
 from edvit.errors import BundleError, ConfigError, ImageError, TooLargeError, UnavailableError
 from edvit.fleet import Device, Fleet
 from edvit.runtime import placement
-from edvit.runtime.engine import LocalPredictor, SubModelEngine
+from edvit.runtime.engine import CHUNK, LocalPredictor, SubModelEngine
 from edvit.runtime.gateway import Gateway
 from edvit.runtime.image_encoding import decode_images, encode_images
-from edvit.runtime.messages import MAX_PAYLOAD_BYTES, DeviceInfo, HeldSubModel, LoadRequest, decode, encode
+from edvit.runtime.messages import MAX_BATCH, MAX_PAYLOAD_BYTES, DeviceInfo, HeldSubModel, LoadRequest, decode, encode
 from edvit.runtime.topics import ALIVE, INFER, INFO, LOAD
 from edvit.runtime.transport import Answer, Packet
 from fleet_in_memory import memory_fleet, some_images
@@ -51,7 +51,7 @@ def local(bundle):
 def test_predictions_equal_those_of_one_process(fleet, bundle, local):
     fleet.device("dev-1"), fleet.device("dev-2")
     gateway = fleet.gateway()
-    for batch in (1, 3):
+    for batch in (1, 3, 2 * CHUNK + 1):
         images = some_images(bundle, batch)
         prediction, expected = gateway.predict(images), local.predict(images)
         assert prediction.logits.tobytes() == expected.logits.tobytes()
@@ -271,8 +271,16 @@ def test_wrong_images_are_refused(fleet):
     ):
         with pytest.raises(ImageError):
             gateway.predict(wrong)
-    too_many = np.broadcast_to(np.zeros((1, 3, 16, 16), np.uint8), (MAX_PAYLOAD_BYTES // 768 + 1, 3, 16, 16))
-    with pytest.raises(TooLargeError, match="at most 87381"):
+    too_many = np.zeros((MAX_BATCH + 1, 3, 16, 16), np.uint8)
+    with pytest.raises(TooLargeError, match="a batch of 1,025 images is too large: send at most 1,024 at once"):
+        gateway.predict(too_many)
+
+
+def test_a_batch_may_be_no_larger_than_one_message(fleet, tmp_path):
+    gateway = fleet.gateway(ready=False, bundle=write_tiny_bundle(tmp_path / "large", size=300))
+    most = MAX_PAYLOAD_BYTES // (3 * 300 * 300)
+    too_many = np.broadcast_to(np.zeros((1, 3, 300, 300), np.uint8), (most + 1, 3, 300, 300))
+    with pytest.raises(TooLargeError, match=f"at most {most} at once"):
         gateway.predict(too_many)
 
 

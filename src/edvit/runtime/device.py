@@ -172,11 +172,12 @@ class DeviceAgent:
             chosen = [held for held in self._held.values() if which in (ANY, str(held.spec.id))]
         images = decode_images(request.packet.payload, asked.shape, asked.encoding)
         for held in chosen:
-            if time.monotonic() > request.arrived + asked.deadline_s:
+            start = time.perf_counter()
+            try:
+                feature = held.engine.run_in_chunks(images, until=request.arrived + asked.deadline_s)
+            except DeadlineError:
                 log.info("dropped a request that is past its deadline")
                 return
-            start = time.perf_counter()
-            feature = held.engine.run(images)
             seconds = time.perf_counter() - start
             reply = InferReply(shape=feature.shape, submodel=held.spec.id, device=self.name, seconds=seconds)
             key = INFER.key(fleet=self._fleet, submodel=held.spec.id, device=self.name)

@@ -11,7 +11,7 @@ from edvit.runtime.blobs import serve_blobs
 from edvit.runtime.engine import FusionEngine, check_images
 from edvit.runtime.gather import gather
 from edvit.runtime.image_encoding import ImageEncoding, check_encoding
-from edvit.runtime.messages import MAX_PAYLOAD_BYTES
+from edvit.runtime.messages import MAX_BATCH, MAX_PAYLOAD_BYTES
 from edvit.runtime.placement import DeviceStatus, Placement
 from edvit.runtime.prediction import Prediction, Timings, UInt8
 from edvit.runtime.transport import Transport
@@ -85,9 +85,9 @@ class Gateway:
             UnavailableError: no sub-model answered.
         """
         check_images(images, self._bundle.manifest.preprocessing.shape)
-        if images.nbytes > MAX_PAYLOAD_BYTES:
-            most = MAX_PAYLOAD_BYTES // (images.nbytes // len(images))
-            raise TooLargeError(f"a batch of {len(images)} images is too large: send at most {most} at once")
+        most = min(MAX_BATCH, MAX_PAYLOAD_BYTES // images[0].nbytes)
+        if len(images) > most:
+            raise TooLargeError(f"a batch of {len(images):,} images is too large: send at most {most:,} at once")
         start = time.perf_counter()
         expected = self._placement.expected
         gathered = gather(
