@@ -252,6 +252,28 @@ def test_a_device_that_died_unnoticed_is_replaced_by_its_successor(fleet, bundle
     assert gateway.is_ready()
 
 
+def test_a_successor_that_dies_before_it_is_accepted_does_not_stay_online(fleet, bundle, monkeypatch):
+    monkeypatch.setattr(placement, "INFO_DEADLINE_S", 20.0)
+    settled, asked, let_go = threading.Event(), threading.Event(), threading.Event()
+    settle = placement.Placement._settle
+    monkeypatch.setattr(placement.Placement, "_settle", lambda *args: (settle(*args), settled.set()))
+    here = {"fleet": "local", "device": "dev-2"}
+    ghost, successor, other = fleet.node(), fleet.node(), fleet.node()
+    ghost.announce(ALIVE.key(**here, instance="0" * 16))
+    ghost.serve(INFO.key(**here), lambda request: (asked.set(), let_go.wait(30), ())[2])
+    gateway = fleet.gateway(ready=False)
+    eventually(lambda: gateway.devices()[1].alive)
+    successor.announce(ALIVE.key(**here, instance="1" * 16))
+    assert asked.wait(30)
+    successor.close()
+    other.announce(ALIVE.key(fleet="local", device="other", instance="2" * 16))
+    eventually(lambda: len(gateway.devices()) == 3)  # changes come in order: the successor's end has come
+    let_go.set()
+    assert settled.wait(30)
+    ghost.close()
+    eventually(lambda: not gateway.devices()[1].alive)
+
+
 def test_a_device_that_lost_its_models_is_loaded_again(fleet, bundle):
     """Another gateway may have put another bundle on it."""
     fleet.device("dev-1")

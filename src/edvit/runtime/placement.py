@@ -6,7 +6,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -54,8 +54,10 @@ class DeviceStatus:
 class _Device:
     planned: tuple[int, ...] = ()
     memory_limit_bytes: int | None = None
+    present: set[str] = field(default_factory=set)
+    """Every process of this name that the network says is alive."""
     instance: str | None = None
-    """The live process; None while there is none."""
+    """The one that is taken for the device; None while there is none."""
     loading: str | None = None
     """The process that a thread is loading."""
     info: DeviceInfo | None = None
@@ -128,6 +130,7 @@ class Placement:
         name, instance = parts["device"], parts["instance"]
         with self._changed:
             device = self._devices.setdefault(name, _Device())
+            (device.present.add if alive else device.present.discard)(instance)
             if alive and device.instance is None:
                 self._adopt(name, device, instance)
             elif alive and device.instance != instance:
@@ -162,7 +165,8 @@ class Placement:
             list(self._transport.ask(REFUSE.key(fleet=self._fleet, device=name), packet, deadline_s=INFO_DEADLINE_S))
             return
         with self._changed:
-            if device.instance in (older, None):
+            # It may have gone meanwhile, and nobody would tell of that a second time.
+            if newcomer in device.present and device.instance in (older, None):
                 self._adopt(name, device, newcomer)
                 self._changed.notify_all()
 
