@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from edvit.errors import BundleError, ConfigError, ImageError, TooLargeError, UnavailableError
+from edvit.errors import BundleError, ConfigError, DeadlineError, ImageError, TooLargeError, UnavailableError
 from edvit.fleet import Device, Fleet
 from edvit.runtime import placement
 from edvit.runtime.engine import CHUNK, LocalPredictor, SubModelEngine
@@ -160,6 +160,33 @@ def test_a_slow_device_is_waited_for_until_the_deadline(fleet, bundle, monkeypat
     assert gateway.predict(some_images(bundle)).missing == (1,)
     let_go.set()
     eventually(lambda: not gateway.predict(some_images(bundle)).degraded)
+
+
+def test_devices_that_are_all_late_are_told_apart_from_none(fleet, bundle, monkeypatch):
+    fleet.device("dev-1"), fleet.device("dev-2")
+    gateway = fleet.gateway(deadline_s=0.3)
+    let_go = threading.Event()
+    run = SubModelEngine.run
+    monkeypatch.setattr(SubModelEngine, "run", lambda self, images: (let_go.wait(30), run(self, images))[1])
+    with pytest.raises(DeadlineError, match=r"no device answered within 0\.3 s \(2 of 2 are there\)"):
+        gateway.predict(some_images(bundle))
+    let_go.set()
+    eventually(lambda: _answers(gateway, some_images(bundle)))
+
+
+def _answers(gateway, images):
+    try:
+        return not gateway.predict(images).degraded
+    except DeadlineError:
+        return False
+
+
+def test_devices_that_hold_nothing_yet_are_told_apart_from_none(fleet, bundle):
+    fleet.device("dev-1", memory_limit_bytes=1000)
+    gateway = fleet.gateway(ready=False)
+    eventually(lambda: gateway.devices()[0].problem)
+    with pytest.raises(UnavailableError, match=r"no device answered \(1 of 2 are there\); GET /fleet says why"):
+        gateway.predict(some_images(bundle))
 
 
 def test_requests_from_many_threads(fleet, bundle, local):
