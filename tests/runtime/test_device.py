@@ -17,8 +17,10 @@ from edvit.errors import (
     UnavailableError,
     WireError,
 )
+from edvit.runtime import device
 from edvit.runtime.blobs import serve_blobs
 from edvit.runtime.engine import CHUNK, SubModelEngine
+from edvit.runtime.image_encoding import decode_images
 from edvit.runtime.messages import (
     BlobReply,
     BlobRequest,
@@ -256,6 +258,26 @@ def test_what_is_past_its_deadline_is_dropped(fleet, node, bundle, monkeypatch):
     replies = infer(node, bundle, some_images(bundle), deadline_s=0.04)
     assert len(replies) == 1
     assert len(runs) == 1
+
+
+def test_what_waited_past_its_deadline_is_not_even_decoded(fleet, node, bundle, monkeypatch):
+    agent = fleet.device("dev-1")
+    load(node, agent, bundle, 0)
+    began, let_go, decoded = threading.Event(), threading.Event(), []
+    run = SubModelEngine.run
+    monkeypatch.setattr(SubModelEngine, "run", lambda *args: (began.set(), let_go.wait(30), run(*args))[2])
+    monkeypatch.setattr(device, "decode_images", lambda *args: (decoded.append(args), decode_images(*args))[1])
+    first = threading.Thread(target=infer, args=(node, bundle, some_images(bundle)))
+    first.start()
+    assert began.wait(30)
+    late = InferRequest(shape=(1, 3, 16, 16), bundle=bundle.digest, deadline_s=0.05)
+    replies = node.ask(INFER.key(**PLACE, submodel="*"), encode(late, bytes(3 * 16 * 16)), deadline_s=60.0)
+    time.sleep(0.1)
+    let_go.set()
+    first.join(30)
+    assert list(replies) == []
+    assert len(infer(node, bundle, some_images(bundle))) == 1
+    assert len(decoded) == 2
 
 
 def test_a_batch_that_passes_its_deadline_is_given_up_in_between(fleet, node, bundle, monkeypatch):

@@ -165,18 +165,22 @@ class DeviceAgent:
 
     def _on_infer(self, request: Request) -> Iterator[Answer]:
         asked = decode(InferRequest, request.packet)
+        until = request.arrived + asked.deadline_s
         which = INFER.parts(request.key)["submodel"]
         with self._lock:
             if asked.bundle != self._bundle:
                 raise UnavailableError(f"{self.name} holds no sub-model of this bundle")
             chosen = [held for held in self._held.values() if which in (ANY, str(held.spec.id))]
+        if time.monotonic() > until:
+            log.info("dropped a request that is past its deadline")
+            return  # before its images are decoded: who is late should not get later by what nobody waits for
         images = decode_images(request.packet.payload, asked.shape, asked.encoding)
         for held in chosen:
             start = time.perf_counter()
             try:
-                feature = held.engine.run_in_chunks(images, until=request.arrived + asked.deadline_s)
+                feature = held.engine.run_in_chunks(images, until=until)
             except DeadlineError:
-                log.info("dropped a request that is past its deadline")
+                log.info("gave up a request that is past its deadline")
                 return
             seconds = time.perf_counter() - start
             reply = InferReply(shape=feature.shape, submodel=held.spec.id, device=self.name, seconds=seconds)
