@@ -247,7 +247,7 @@ def test_a_refused_load_is_told_and_does_not_stop_the_others(fleet, bundle, loca
     fleet.device("dev-1")
     fleet.device("dev-2", memory_limit_bytes=1000)
     gateway = fleet.gateway(ready=False)
-    with pytest.raises(UnavailableError, match=r"dev-2 \(sub-model 1\): dev-2: its sub-models need .* MB"):
+    with pytest.raises(UnavailableError, match=r"dev-2 \(sub-model 1\): its sub-models need .* MB"):
         gateway.wait_ready(1.0)
     assert gateway.predict(some_images(bundle)).missing == (1,)
     assert "limit" in gateway.devices()[1].problem
