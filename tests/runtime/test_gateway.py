@@ -241,6 +241,7 @@ def test_devices_tells_what_is_where(fleet, bundle, tmp_path):
     assert (spare.name, spare.alive, spare.planned, spare.submodels) == ("spare", True, (), ())
     assert (away.name, away.alive, away.planned) == ("away", False, ())
     assert (stranger.name, stranger.alive, stranger.memory_limit_bytes) == ("stranger", True, None)
+    assert [device.in_fleet for device in (one, spare, away, stranger)] == [True, True, True, False]
 
 
 def test_a_refused_load_is_told_and_does_not_stop_the_others(fleet, bundle, local):

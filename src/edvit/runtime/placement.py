@@ -48,6 +48,8 @@ class DeviceStatus:
     pid: int | None
     problem: str | None
     """Why it does not hold what is planned, one line."""
+    in_fleet: bool = True
+    """False for a device that is alive under a name that the fleet does not have."""
 
 
 @dataclass
@@ -136,7 +138,7 @@ class Placement:
             elif alive and device.instance != instance:
                 self._in_thread(self._settle, name, device, instance)
             elif not alive and device.instance == instance:
-                log.warning("device %s is gone", name)
+                log.info("device %s is gone", name)
                 device.instance, device.info, device.ready, device.problem = None, None, False, None
             self._changed.notify_all()
 
@@ -196,7 +198,8 @@ class Placement:
                     device.loading = None
                 self._changed.notify_all()
             if current and problem is not None:
-                log.warning("device %s is not ready: %s", name, problem)
+                # No warning, as it comes again with every try: `status` says it to whoever watches.
+                log.info("device %s is not ready: %s", name, problem)
             if done:
                 return
             self._closing.wait(pause)
@@ -289,4 +292,5 @@ def _status(name: str, device: _Device) -> DeviceStatus:
         host=info.host if info is not None else None,
         pid=info.pid if info is not None else None,
         problem=device.problem,
+        in_fleet=device.memory_limit_bytes is not None,
     )
