@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
+from edvit.datasets.folder import IMAGES
 from edvit.errors import ImageError, TooLargeError, UnsupportedMediaError
-from edvit.preprocess import MAX_PIXELS, Preprocessing, decode_image, image_to_array
+from edvit.preprocess import FORMATS, MAX_PIXELS, Preprocessing, decode_image, image_to_array
 
 RGB = Preprocessing(image_size=16, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
 GREY = Preprocessing(image_size=16, channels=1, mean=(0.5,), std=(0.5,))
@@ -48,6 +49,73 @@ def test_any_size_and_mode_becomes_the_same_shape(width, height, mode):
         assert array.flags.c_contiguous
 
 
+RAMP = np.array([0, 127, 128, 257, 1000, 25_700, 51_400, 65_407, 65_408, 65_535])
+EIGHT = np.array([0, 0, 0, 1, 4, 100, 200, 255, 255, 255], dtype=np.uint8)
+"""`RAMP` in 8 bits."""
+
+
+def deep_grey(mode):
+    """16x16 pixels, each row a value of `RAMP`, and the same in 8 bits."""
+    values = np.resize(RAMP, 16)[:, None].repeat(16, axis=1)
+    pixels = values.astype({"I;16": "<u2", "I;16L": "<u2", "I;16B": ">u2", "I": "=i4"}[mode])
+    return Image.frombytes(mode, (16, 16), pixels.tobytes()), np.resize(EIGHT, 16)[:, None].repeat(16, axis=1)
+
+
+@pytest.mark.parametrize(
+    ("mode", "form"),
+    [("I;16", "PNG"), ("I;16B", "PNG"), ("I;16", "TIFF"), ("I;16B", "TIFF"), ("I;16", "PPM"), ("I", "PPM")],
+)
+@pytest.mark.parametrize("how", [RGB, GREY], ids=["rgb", "grey"])
+def test_sixteen_bits_are_scaled_to_eight(mode, form, how):
+    image, expected = deep_grey(mode)
+    for pixels in decode_image(encode(image, form), how):
+        assert np.array_equal(pixels, expected)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16L", "I;16B"])
+def test_sixteen_bits_in_memory_are_scaled_too(mode):
+    image, expected = deep_grey(mode)
+    assert np.array_equal(image_to_array(image, GREY)[0], expected)
+
+
+def test_a_file_of_sixteen_bits_that_pillow_opens_as_32_is_scaled():
+    """As Pillow 10 does with PNG."""
+    image, expected = deep_grey("I")
+    image.format = "PNG"
+    assert np.array_equal(image_to_array(image, GREY)[0], expected)
+
+
+def test_sixteen_bits_are_turned_by_exif_as_well():
+    image, expected = deep_grey("I;16")
+    exif = Image.Exif()
+    exif[0x0112] = 3  # turned by 180 degrees
+    assert np.array_equal(decode_image(encode(image, "PNG", exif=exif), GREY)[0], expected[::-1])
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("I", "signed or 32-bit"), ("F", "floating-point")])
+def test_pixels_on_no_known_scale_are_refused(mode, kind):
+    with pytest.raises(ImageError, match=f"{kind} pixels, which have no fixed white: convert it to 8 or 16 bits"):
+        decode_image(encode(Image.new(mode, (20, 20), 1), "TIFF"), RGB)
+
+
+WHITE = {"1": 1, "P": 1, "I;16": 65_535, "RGBA": (255,) * 4, "LA": (255, 255), "CMYK": (0,) * 4}
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "1", "CMYK", "I;16", "LA"])
+@pytest.mark.parametrize("how", [RGB, GREY], ids=["rgb", "grey"])
+def test_white_is_white_in_any_mode(mode, how):
+    white = WHITE.get(mode, 255 if mode == "L" else (255,) * 3)
+    image = Image.new(mode, (20, 20), white)
+    if mode == "P":
+        image.putpalette([0, 0, 0, 255, 255, 255])
+    assert (image_to_array(image, how) == 255).all()
+
+
+def test_transparency_is_dropped_as_torchvision_drops_it():
+    image = Image.new("RGBA", (16, 16), (10, 20, 30, 0))
+    assert image_to_array(image, RGB)[:, 0, 0].tolist() == [10, 20, 30]
+
+
 def test_resizing_keeps_the_centre_of_the_long_side():
     pixels = np.zeros((32, 96, 3), dtype=np.uint8)
     pixels[:, 32:64] = 200  # the middle third
@@ -78,6 +146,21 @@ def test_common_formats(form):
 def test_no_bytes():
     with pytest.raises(ImageError, match="empty"):
         decode_image(b"", RGB)
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\nshowpage\n%%EOF\n"
+
+
+def test_nothing_is_started_for_a_postscript_file(monkeypatch):
+    """Pillow hands one to Ghostscript."""
+    monkeypatch.setattr("subprocess.check_call", lambda *_, **__: pytest.fail("a program was started"))
+    with pytest.raises(UnsupportedMediaError, match="not an image file: send PNG, JPEG, WEBP, BMP, GIF, TIFF or PPM"):
+        decode_image(EPS, RGB)
+
+
+def test_every_kind_of_file_that_an_image_folder_may_hold_is_decoded():
+    Image.init()
+    assert {Image.registered_extensions()[suffix] for suffix in IMAGES} <= set(FORMATS)
 
 
 @pytest.mark.parametrize("data", [b"hello", b"\x00" * 100, b"%PDF-1.7", b"<svg/>"])

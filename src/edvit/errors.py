@@ -107,6 +107,13 @@ class TooLargeError(ImageError):
     http_status = 413
 
 
+class SlowUploadError(UserError):
+    """The body of a request did not arrive in time."""
+
+    code = "slow-upload"
+    http_status = 408
+
+
 class MissingExtraError(UserError):
     """A command needs an optional part of the package that is not installed."""
 

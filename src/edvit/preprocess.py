@@ -22,6 +22,10 @@ UInt8 = npt.NDArray[np.uint8]
 MAX_PIXELS = 50_000_000
 """Images with more pixels are refused before they are decoded."""
 
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+"""Pillow's names of what is decoded. It knows forty more, and hands EPS to Ghostscript: no upload may do that."""
+_KINDS = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+
 _RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
@@ -59,14 +63,43 @@ class Preprocessing(BaseModel):
 
 
 def image_to_array(image: Image.Image, how: Preprocessing) -> UInt8:
-    """Orient by EXIF, convert, resize (the short side to `image_size`, centre crop); `[channels, size, size]`."""
+    """Orient by EXIF, convert, resize (the short side to `image_size`, centre crop); `[channels, size, size]`.
+
+    Transparency is dropped, as torchvision's loader does: a transparent pixel shows the colour that is stored under it.
+
+    Raises:
+        ImageError: the pixels are numbers on no known scale.
+    """
+    deep = _has_16_bits(image)  # asked first: the turned copy no longer knows its file's format
     image = ImageOps.exif_transpose(image)
+    if deep:
+        image = Image.fromarray(_to_8_bits(np.asarray(image)))
     image = image.convert("L" if how.channels == 1 else "RGB")
     if image.size != (how.image_size, how.image_size):
         image = ImageOps.fit(image, (how.image_size, how.image_size), method=_RESAMPLE[how.interpolation])
     array = np.asarray(image, dtype=np.uint8)
     array = array[None] if how.channels == 1 else array.transpose(2, 0, 1)
     return np.ascontiguousarray(array)
+
+
+def _has_16_bits(image: Image.Image) -> bool:
+    """Whether white is 65,535.
+
+    Raises:
+        ImageError: the pixels are 32-bit integers or floats; where white is, no file says.
+    """
+    # These two formats have nothing deeper, and Pillow may open their 16 bits as 32.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        return True
+    if image.mode in ("I", "F"):
+        kind = "floating-point" if image.mode == "F" else "signed or 32-bit"
+        raise ImageError(f"the image has {kind} pixels, which have no fixed white: convert it to 8 or 16 bits")
+    return False
+
+
+def _to_8_bits(deep: npt.NDArray[Any]) -> UInt8:
+    """0..65,535 to 0..255, rounded; Pillow's own conversion takes everything over 255 for white."""
+    return ((deep.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
 def decode_file(data: bytes, how: Preprocessing) -> UInt8:
@@ -89,23 +122,23 @@ def spectrogram_to_array(grey: UInt8, how: Preprocessing) -> UInt8:
 
 
 def decode_image(data: bytes, how: Preprocessing) -> UInt8:
-    """Decode an image file (anything Pillow reads) to `[channels, size, size]`, uint8.
+    """Decode an image file of one of `FORMATS` to `[channels, size, size]`, uint8.
 
     Raises:
-        UnsupportedMediaError: the bytes are no image.
+        UnsupportedMediaError: the bytes are no such image.
         TooLargeError: the image has more than `MAX_PIXELS` pixels.
-        ImageError: the image is truncated or damaged, or there are no bytes.
+        ImageError: the image is truncated or damaged, its pixels are on no known scale, or there are no bytes.
     """
     if not data:
         raise ImageError("the image is empty: send the bytes of an image file")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
-            image = Image.open(io.BytesIO(data))
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
         except (UnidentifiedImageError, Image.DecompressionBombError) as error:
             if isinstance(error, Image.DecompressionBombError):
                 raise TooLargeError(f"the image has more than {MAX_PIXELS:,} pixels: send a smaller one") from None
-            raise UnsupportedMediaError("not an image file: send PNG, JPEG or another common format") from None
+            raise UnsupportedMediaError(f"not an image file: send {_KINDS}") from None
         except Exception:
             raise ImageError("the image is damaged: it cannot be decoded") from None
         if image.width * image.height > MAX_PIXELS:
@@ -116,5 +149,7 @@ def decode_image(data: bytes, how: Preprocessing) -> UInt8:
             image.draft("RGB" if how.channels == 3 else "L", (how.image_size, how.image_size))
             image.load()
             return image_to_array(image, how)
+        except ImageError:
+            raise
         except Exception:
             raise ImageError("the image is truncated or damaged: it cannot be decoded") from None

@@ -66,6 +66,11 @@ def test_the_announcement_says_what_to_try(bundle):
         ({"submodels": (0,)}, "loading"),
         ({}, "ready with sub-model 0, 2"),
         ({"planned": (), "submodels": ()}, "spare"),
+        (
+            {"name": "pi-9", "planned": (), "submodels": (), "in_fleet": False},
+            "not a device of this bundle (it has pi-1, pi-2)",
+        ),
+        ({"alive": False, "in_fleet": False}, "gone"),
     ],
 )
 def test_state_line(changes, line):
@@ -80,7 +85,7 @@ def test_state_line(changes, line):
         "pid": None,
         "problem": None,
     }
-    assert state_line(DeviceStatus(**{**values, **changes})) == line
+    assert state_line(DeviceStatus(**{**values, **changes}), ["pi-1", "pi-2"]) == line
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from edvit.audio import Spectrogram
 from edvit.errors import ImageError, TooLargeError, UnsupportedMediaError
 from edvit.preprocess import Preprocessing, decode_file
 from edvit.runtime.body import FILE, MAX_BODY_BYTES, NPY, check_size, read_images, read_npy, to_npy
+from edvit.runtime.messages import MAX_BATCH
 from sounds import encoded, tone
 
 HOW = Preprocessing(image_size=4, channels=3, mean=(0.0,) * 3, std=(1.0,) * 3)
@@ -71,6 +72,13 @@ def test_a_header_that_claims_a_huge_array_allocates_nothing():
     lying = npy(IMAGE[None]).replace(b"(1, 3, 4, 4), }       ", b"(9999999999, 3, 4, 4)}")
     with pytest.raises(ImageError, match="truncated"):
         read_npy(lying, HOW)
+
+
+def test_a_batch_has_a_limit_of_its_own():
+    most = npy(np.zeros((MAX_BATCH, 3, 4, 4), np.uint8))
+    assert len(read_npy(most, HOW)) == MAX_BATCH
+    with pytest.raises(TooLargeError, match="a batch of 1,025 images is too large: send at most 1,024 at once"):
+        read_npy(npy(np.zeros((MAX_BATCH + 1, 3, 4, 4), np.uint8)), HOW)
 
 
 @given(st.binary(max_size=300), st.booleans())

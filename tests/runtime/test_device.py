@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import threading
 import time
@@ -14,11 +15,14 @@ from edvit.errors import (
     ImageError,
     MemoryLimitError,
     ModelError,
+    ServiceError,
     UnavailableError,
     WireError,
 )
-from edvit.runtime.blobs import serve_blobs
-from edvit.runtime.engine import SubModelEngine
+from edvit.runtime import device
+from edvit.runtime.blobs import ModelCache, serve_blobs
+from edvit.runtime.engine import CHUNK, SubModelEngine
+from edvit.runtime.image_encoding import decode_images
 from edvit.runtime.messages import (
     BlobReply,
     BlobRequest,
@@ -167,12 +171,61 @@ def test_what_passes_the_limit_is_refused_and_nothing_is_dropped(fleet, node, bu
     one = bundle.manifest.submodel(0).peak_memory_bytes
     agent = fleet.device("dev-1", memory_limit_bytes=2 * one + 100)
     load(node, agent, bundle, 0, 1)
-    with pytest.raises(MemoryLimitError, match="dev-1: its sub-models need"):
+    with pytest.raises(MemoryLimitError, match=r"^its sub-models need"):
         load(node, agent, bundle, 0, 1, 2)
     with pytest.raises(MemoryLimitError):
         load(node, agent, bundle, 0, 1, memory_limit_bytes=2 * one - 1000)
     assert [held.id for held in agent.info().submodels] == [0, 1]
     assert len(infer(node, bundle, some_images(bundle))) == 2
+
+
+def test_what_cannot_be_loaded_is_told_at_the_device_once(fleet, node, bundle, monkeypatch):
+    said = []
+    agent = fleet.device(
+        "dev-1", memory_limit_bytes=bundle.manifest.submodel(0).peak_memory_bytes + 100, say=said.append
+    )
+    for _ in range(3):
+        with pytest.raises(MemoryLimitError):
+            load(node, agent, bundle, 0, 1)
+    monkeypatch.setattr(ModelCache, "_download", _disk_full)
+    with pytest.raises(ServiceError):
+        load(node, agent, bundle, 0)
+    monkeypatch.undo()
+    load(node, agent, bundle, 0)
+    with pytest.raises(MemoryLimitError):
+        load(node, agent, bundle, 0, 1)
+    refused, full, loaded, again = said
+    assert refused.startswith("cannot load what the gateway plans: its sub-models need")
+    assert full == "cannot load what the gateway plans: the device cannot store a model file: No space left on device"
+    assert loaded.startswith("sub-model 0")
+    assert again == refused
+
+
+def _disk_full(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_device_for_which_nothing_is_planned_says_so(fleet, node, bundle):
+    said = []
+    load(node, fleet.device("dev-1", say=said.append), bundle)
+    assert said == ["the gateway plans no sub-model for this device"]
+
+
+def test_a_device_says_that_it_is_alone_until_a_gateway_is_heard_of(fleet, node, bundle, monkeypatch):
+    monkeypatch.setattr(device, "ALONE_FIRST_S", 0.02)
+    monkeypatch.setattr(device, "ALONE_S", 0.02)
+    said = []
+    agent = fleet.device("dev-1", say=said.append)
+    running = threading.Thread(target=agent.run, args=("no gateway at HOST",))
+    running.start()
+    eventually(lambda: said.count("no gateway at HOST") >= 2)
+    load(node, agent, bundle, 0)
+    count = len(said)
+    time.sleep(0.2)
+    assert len(said) <= count + 1  # one may have been on its way
+    agent.stop()
+    running.join(20)
+    assert not running.is_alive()
 
 
 def test_a_model_with_another_digest_is_refused(fleet, bundle):
@@ -256,6 +309,43 @@ def test_what_is_past_its_deadline_is_dropped(fleet, node, bundle, monkeypatch):
     replies = infer(node, bundle, some_images(bundle), deadline_s=0.04)
     assert len(replies) == 1
     assert len(runs) == 1
+
+
+def test_what_waited_past_its_deadline_is_not_even_decoded(fleet, node, bundle, monkeypatch):
+    agent = fleet.device("dev-1")
+    load(node, agent, bundle, 0)
+    began, let_go, decoded = threading.Event(), threading.Event(), []
+    run = SubModelEngine.run
+    monkeypatch.setattr(SubModelEngine, "run", lambda *args: (began.set(), let_go.wait(30), run(*args))[2])
+    monkeypatch.setattr(device, "decode_images", lambda *args: (decoded.append(args), decode_images(*args))[1])
+    first = threading.Thread(target=infer, args=(node, bundle, some_images(bundle)))
+    first.start()
+    assert began.wait(30)
+    late = InferRequest(shape=(1, 3, 16, 16), bundle=bundle.digest, deadline_s=0.05)
+    replies = node.ask(INFER.key(**PLACE, submodel="*"), encode(late, bytes(3 * 16 * 16)), deadline_s=60.0)
+    time.sleep(0.1)
+    let_go.set()
+    first.join(30)
+    assert list(replies) == []
+    assert len(infer(node, bundle, some_images(bundle))) == 1
+    assert len(decoded) == 2
+
+
+def test_a_batch_that_passes_its_deadline_is_given_up_in_between(fleet, node, bundle, monkeypatch):
+    agent = fleet.device("dev-1")
+    load(node, agent, bundle, 0)
+    sizes = []
+    run = SubModelEngine.run
+
+    def slow(self, images):
+        sizes.append(len(images))
+        time.sleep(0.05)
+        return run(self, images)
+
+    monkeypatch.setattr(SubModelEngine, "run", slow)
+    assert infer(node, bundle, some_images(bundle, 10 * CHUNK), deadline_s=0.04) == []
+    eventually(lambda: infer(node, bundle, some_images(bundle, 1)))  # until then it may be busy
+    assert sizes in ([CHUNK, 1], [1])
 
 
 GOOD = {"wire": 1, "dtype": "uint8", "shape": [1, 3, 16, 16], "deadline_s": 60.0}

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import onnx
 import pytest
 
-from edvit.errors import BundleError, ConfigError, ImageError, ModelError
-from edvit.runtime.engine import FusionEngine, LocalPredictor, SubModelEngine
+from edvit.errors import BundleError, ConfigError, DeadlineError, ImageError, ModelError
+from edvit.runtime.engine import CHUNK, FusionEngine, LocalPredictor, SubModelEngine
 from tiny_bundle import FEATURE_DIM, write_submodel, write_tiny_bundle
 
 
@@ -33,6 +35,19 @@ def test_a_submodel_gives_what_numpy_gives(bundle, images):
     expected = (images.astype(np.float32) / 255).mean(axis=(2, 3)) @ weight_of(bundle, 1)
     assert feature.dtype == np.float32
     np.testing.assert_allclose(feature, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_batch_is_run_in_chunks_of_bounded_size(bundle, monkeypatch):
+    images = np.random.default_rng(0).integers(0, 256, (2 * CHUNK + 1, 3, 16, 16), dtype=np.uint8)
+    submodel, sizes = engine(bundle.path / "submodel-1.onnx"), []
+    expected = np.concatenate([submodel.run(images[start : start + CHUNK]) for start in (0, CHUNK, 2 * CHUNK)])
+    run = SubModelEngine.run
+    monkeypatch.setattr(SubModelEngine, "run", lambda self, part: (sizes.append(len(part)), run(self, part))[1])
+    assert submodel.run_in_chunks(images).tobytes() == expected.tobytes()
+    assert sizes == [CHUNK, CHUNK, 1]
+    with pytest.raises(DeadlineError):
+        submodel.run_in_chunks(images, until=time.monotonic() - 1)
+    assert len(sizes) == 3
 
 
 def test_fusion_uses_what_is_there_and_stands_in_for_what_is_not(bundle):

@@ -7,13 +7,13 @@ import time
 import numpy as np
 import pytest
 
-from edvit.errors import BundleError, ConfigError, ImageError, TooLargeError, UnavailableError
+from edvit.errors import BundleError, ConfigError, DeadlineError, ImageError, TooLargeError, UnavailableError
 from edvit.fleet import Device, Fleet
 from edvit.runtime import placement
-from edvit.runtime.engine import LocalPredictor, SubModelEngine
+from edvit.runtime.engine import CHUNK, LocalPredictor, SubModelEngine
 from edvit.runtime.gateway import Gateway
 from edvit.runtime.image_encoding import decode_images, encode_images
-from edvit.runtime.messages import MAX_PAYLOAD_BYTES, DeviceInfo, HeldSubModel, LoadRequest, decode, encode
+from edvit.runtime.messages import MAX_BATCH, MAX_PAYLOAD_BYTES, DeviceInfo, HeldSubModel, LoadRequest, decode, encode
 from edvit.runtime.topics import ALIVE, INFER, INFO, LOAD
 from edvit.runtime.transport import Answer, Packet
 from fleet_in_memory import memory_fleet, some_images
@@ -51,7 +51,7 @@ def local(bundle):
 def test_predictions_equal_those_of_one_process(fleet, bundle, local):
     fleet.device("dev-1"), fleet.device("dev-2")
     gateway = fleet.gateway()
-    for batch in (1, 3):
+    for batch in (1, 3, 2 * CHUNK + 1):
         images = some_images(bundle, batch)
         prediction, expected = gateway.predict(images), local.predict(images)
         assert prediction.logits.tobytes() == expected.logits.tobytes()
@@ -163,6 +163,33 @@ def test_a_slow_device_is_waited_for_until_the_deadline_and_no_longer(fleet, bun
     eventually(lambda: not gateway.predict(some_images(bundle)).degraded)
 
 
+def test_devices_that_are_all_late_are_told_apart_from_none(fleet, bundle, monkeypatch):
+    fleet.device("dev-1"), fleet.device("dev-2")
+    gateway = fleet.gateway(deadline_s=0.3)
+    let_go = threading.Event()
+    run = SubModelEngine.run
+    monkeypatch.setattr(SubModelEngine, "run", lambda self, images: (let_go.wait(30), run(self, images))[1])
+    with pytest.raises(DeadlineError, match=r"no device answered within 0\.3 s \(2 of 2 are there\)"):
+        gateway.predict(some_images(bundle))
+    let_go.set()
+    eventually(lambda: _answers(gateway, some_images(bundle)))
+
+
+def _answers(gateway, images):
+    try:
+        return not gateway.predict(images).degraded
+    except DeadlineError:
+        return False
+
+
+def test_devices_that_hold_nothing_yet_are_told_apart_from_none(fleet, bundle):
+    fleet.device("dev-1", memory_limit_bytes=1000)
+    gateway = fleet.gateway(ready=False)
+    eventually(lambda: gateway.devices()[0].problem)
+    with pytest.raises(UnavailableError, match=r"no device answered \(1 of 2 are there\); GET /fleet says why"):
+        gateway.predict(some_images(bundle))
+
+
 def test_requests_from_many_threads(fleet, bundle, local):
     fleet.device("dev-1"), fleet.device("dev-2")
     gateway = fleet.gateway()
@@ -215,13 +242,14 @@ def test_devices_tells_what_is_where(fleet, bundle, tmp_path):
     assert (spare.name, spare.alive, spare.planned, spare.submodels) == ("spare", True, (), ())
     assert (away.name, away.alive, away.planned) == ("away", False, ())
     assert (stranger.name, stranger.alive, stranger.memory_limit_bytes) == ("stranger", True, None)
+    assert [device.in_fleet for device in (one, spare, away, stranger)] == [True, True, True, False]
 
 
 def test_a_refused_load_is_told_and_does_not_stop_the_others(fleet, bundle, local):
     fleet.device("dev-1")
     fleet.device("dev-2", memory_limit_bytes=1000)
     gateway = fleet.gateway(ready=False)
-    with pytest.raises(UnavailableError, match=r"dev-2 \(sub-model 1\): dev-2: its sub-models need .* MB"):
+    with pytest.raises(UnavailableError, match=r"dev-2 \(sub-model 1\): its sub-models need .* MB"):
         gateway.wait_ready(1.0)
     assert gateway.predict(some_images(bundle)).missing == (1,)
     assert "limit" in gateway.devices()[1].problem
@@ -253,6 +281,28 @@ def test_a_device_that_died_unnoticed_is_replaced_by_its_successor(fleet, bundle
     assert gateway.is_ready()
 
 
+def test_a_successor_that_dies_before_it_is_accepted_does_not_stay_online(fleet, bundle, monkeypatch):
+    monkeypatch.setattr(placement, "INFO_DEADLINE_S", 20.0)
+    settled, asked, let_go = threading.Event(), threading.Event(), threading.Event()
+    settle = placement.Placement._settle
+    monkeypatch.setattr(placement.Placement, "_settle", lambda *args: (settle(*args), settled.set()))
+    here = {"fleet": "local", "device": "dev-2"}
+    ghost, successor, other = fleet.node(), fleet.node(), fleet.node()
+    ghost.announce(ALIVE.key(**here, instance="0" * 16))
+    ghost.serve(INFO.key(**here), lambda request: (asked.set(), let_go.wait(30), ())[2])
+    gateway = fleet.gateway(ready=False)
+    eventually(lambda: gateway.devices()[1].alive)
+    successor.announce(ALIVE.key(**here, instance="1" * 16))
+    assert asked.wait(30)
+    successor.close()
+    other.announce(ALIVE.key(fleet="local", device="other", instance="2" * 16))
+    eventually(lambda: len(gateway.devices()) == 3)  # changes come in order: the successor's end has come
+    let_go.set()
+    assert settled.wait(30)
+    ghost.close()
+    eventually(lambda: not gateway.devices()[1].alive)
+
+
 def test_a_device_that_lost_its_models_is_loaded_again(fleet, bundle):
     """Another gateway may have put another bundle on it."""
     fleet.device("dev-1")
@@ -272,8 +322,16 @@ def test_wrong_images_are_refused(fleet):
     ):
         with pytest.raises(ImageError):
             gateway.predict(wrong)
-    too_many = np.broadcast_to(np.zeros((1, 3, 16, 16), np.uint8), (MAX_PAYLOAD_BYTES // 768 + 1, 3, 16, 16))
-    with pytest.raises(TooLargeError, match="at most 87381"):
+    too_many = np.zeros((MAX_BATCH + 1, 3, 16, 16), np.uint8)
+    with pytest.raises(TooLargeError, match="a batch of 1,025 images is too large: send at most 1,024 at once"):
+        gateway.predict(too_many)
+
+
+def test_a_batch_may_be_no_larger_than_one_message(fleet, tmp_path):
+    gateway = fleet.gateway(ready=False, bundle=write_tiny_bundle(tmp_path / "large", size=300))
+    most = MAX_PAYLOAD_BYTES // (3 * 300 * 300)
+    too_many = np.broadcast_to(np.zeros((1, 3, 300, 300), np.uint8), (most + 1, 3, 300, 300))
+    with pytest.raises(TooLargeError, match=f"at most {most} at once"):
         gateway.predict(too_many)
 
 

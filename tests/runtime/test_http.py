@@ -173,6 +173,30 @@ def test_too_many_requests_at_once_are_refused_until_some_are_done(serve, bundle
         assert second.predict_array(IMAGE).index == expected.index
 
 
+def begin_upload(url):
+    """A connection with the beginning of a body, which then stalls."""
+    url = httpx.URL(url)
+    connection = socket.create_connection((url.host, url.port), timeout=30)
+    head = "POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 1000\r\n\r\n"
+    connection.sendall(head.encode() + bytes(100))
+    return connection
+
+
+def test_uploads_that_stall_are_told_so_and_give_their_places_back(serve, predictor, monkeypatch):
+    monkeypatch.setattr(http, "MAX_REQUESTS", 2)
+    monkeypatch.setattr(http, "BODY_S", 0.2)
+    url = serve()
+    for stalled in [begin_upload(url), begin_upload(url)]:
+        with stalled, stalled.makefile("rb") as answer:
+            told = answer.read().decode()  # to the end of the connection
+        assert told.startswith("HTTP/1.1 408 ")
+        assert '"code":"slow-upload"' in told
+        assert "did not arrive within 0.2 s" in told
+    monkeypatch.undo()
+    with Client(url) as client:
+        assert client.predict_array(IMAGE).index == predictor.predict(IMAGE[None]).labels[0]
+
+
 @pytest.mark.parametrize("announced", [1_000, 30_000_000], ids=["accepted", "refused"])
 def test_a_client_that_hangs_up_in_mid_body_is_no_defect(serve, caplog, announced):
     url = httpx.URL(serve())

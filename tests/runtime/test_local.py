@@ -65,8 +65,8 @@ def test_what_a_device_said_is_kept(tmp_path):
     endpoint = f"tcp/127.0.0.1:{free_port()}"
     with device_processes(["a"], "f", endpoint, tmp_path) as devices:
         deadline = time.monotonic() + 20
-        while "waiting for the gateway" not in last_line(tmp_path, "a") and time.monotonic() < deadline:
+        while "looking for the gateway" not in last_line(tmp_path, "a") and time.monotonic() < deadline:
             time.sleep(0.02)
-        assert "a: ready" in last_line(tmp_path, "a")
+        assert "a: started" in last_line(tmp_path, "a")
         assert devices["a"].poll() is None
     assert devices["a"].poll() is not None

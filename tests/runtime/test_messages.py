@@ -12,6 +12,7 @@ from edvit import errors
 from edvit.errors import EdvitError, InfeasibleError, MemoryLimitError, ServiceError, WireError
 from edvit.runtime import messages
 from edvit.runtime.messages import (
+    MAX_BATCH,
     MAX_ERROR_CHARS,
     MAX_HEADER_BYTES,
     MAX_PAYLOAD_BYTES,
@@ -111,6 +112,7 @@ def test_a_dtype_that_the_wire_does_not_carry_is_a_defect():
         {"encoded_bytes": 12},
         {"encoding": "webp", "encoded_bytes": 0},
         {"encoding": "webp", "encoded_bytes": 12, "shape": [10**9, 3, 2, 2]},
+        {"shape": [MAX_BATCH + 1, 3, 2, 2]},
         {"surprise": 1},
     ],
     ids=str,
@@ -154,7 +156,7 @@ def test_sizes_have_a_maximum():
     with pytest.raises(WireError, match="header of"):
         decode(InferRequest, Packet(b" " * (MAX_HEADER_BYTES + 1), b""))
     with pytest.raises(WireError, match="at most"):
-        decode(InferRequest, Packet(infer_request(shape=[MAX_PAYLOAD_BYTES + 1, 1, 1, 1]), b""))
+        decode(InferRequest, Packet(infer_request(shape=[1, 1, 1, MAX_PAYLOAD_BYTES + 1]), b""))
     with pytest.raises(WireError, match="at most 11 "):
         decode(InferRequest, Packet(infer_request(), bytes(12)), max_payload=11)
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shlex
 import signal
 import socket
@@ -46,6 +47,36 @@ def start(tmp_path):
             return process
 
         yield start_device
+
+
+def test_what_happens_to_a_device_is_said_once(bundle, start):
+    endpoint = f"tcp/127.0.0.1:{free_port()}"
+    fleet = bundle.manifest.plan.fleet.name
+    with serving(bundle.path, "--listen", endpoint) as served:
+        device = f"edvit device --fleet {fleet} --connect {endpoint}"
+        small, strange = start(f"{device} --name pi-1 --memory-mb 0.001"), start(f"{device} --name pi-9")
+        said = _read_until(served, "sub-models need", "pi-9: ")
+        small.kill(), strange.kill()
+        said += _read_until(served, "pi-1: gone", "pi-9: gone")
+        served.stop()
+        said += served.process.stdout.read().splitlines()
+    for event in (
+        r"pi-1: its sub-models need [^:]*",
+        r"pi-9: not a device of this bundle \(it has pi-1, pi-2\)",
+        r"pi-1: gone",
+        r"pi-9: gone",
+    ):
+        assert [bool(re.fullmatch(rf"[\d:]+  {event}", line)) for line in said].count(True) == 1
+    assert sum("need" in line for line in said) == 1
+    assert sum("gone" in line for line in said) == 2
+
+
+def _read_until(served, *texts):
+    """Lines of what it prints, until each of `texts` has come."""
+    said = []
+    while not all(any(text in line for line in said) for text in texts):
+        said.append(next(iter(served.process.stdout)).rstrip("\n"))
+    return said
 
 
 def test_the_printed_commands_bring_the_fleet_up(bundle, start):

@@ -67,11 +67,21 @@ def device(
         stack.callback(agent.close)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: agent.stop())
-        print(f"{name}: ready, waiting for the gateway of fleet {fleet}", flush=True)
-        agent.run()
+        print(f"{name}: started, looking for the gateway of fleet {fleet}", flush=True)
+        agent.run(alone=alone(fleet, connect or []))
     # An inference may still run in its thread, and its C++ frames do not survive the end of the interpreter.
     sys.stdout.flush()
     os._exit(0)
+
+
+def alone(fleet: str, connect: list[str]) -> str:
+    """What to tell a person whose device has found no gateway."""
+    if connect:
+        return (
+            f"still no gateway of fleet {fleet} at {' or '.join(connect)}: is `edvit serve` running there, with a "
+            "bundle of that fleet, and is the port open?"
+        )
+    return f"still no gateway of fleet {fleet} on the local network: start `edvit serve`, or say where with --connect"
 
 
 def give_memory_back() -> None:

@@ -117,18 +117,23 @@ def report_changes(gateway: Gateway) -> NoReturn:
     """Print a line whenever a device comes, is ready, fails or goes; until a signal ends it."""
     said: dict[str, str] = {}
     while True:
-        for device in gateway.devices():
-            line = state_line(device)
-            if said.get(device.name, "gone") != line:
-                typer.echo(f"{time.strftime('%H:%M:%S')}  {device.name}: {line}")
-            said[device.name] = line
+        devices = gateway.devices()
+        fleet = [device.name for device in devices if device.in_fleet]
+        # A device that is not of the fleet is not listed any more once it is gone.
+        lines = dict.fromkeys(said, "gone") | {device.name: state_line(device, fleet) for device in devices}
+        for name, line in lines.items():
+            if said.get(name, "gone") != line:
+                typer.echo(f"{time.strftime('%H:%M:%S')}  {name}: {line}")
+        said = lines
         time.sleep(POLL_S)
 
 
-def state_line(device: DeviceStatus) -> str:
-    """`gone`, `loading`, `ready with sub-model 0`, or what is wrong."""
+def state_line(device: DeviceStatus, fleet: list[str]) -> str:
+    """`gone`, `loading`, `ready with sub-model 0`, or what is wrong; `fleet`: the names that the bundle's fleet has."""
     if not device.alive:
         return "gone"
+    if not device.in_fleet:
+        return f"not a device of this bundle (it has {', '.join(fleet)})"
     if device.problem is not None:
         return device.problem
     if set(device.planned) - set(device.submodels):

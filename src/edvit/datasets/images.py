@@ -17,7 +17,7 @@ from PIL import Image
 
 from edvit.audio import duration
 from edvit.errors import DataError, ImageError
-from edvit.preprocess import MAX_PIXELS, Preprocessing, UInt8, decode_file, image_to_array
+from edvit.preprocess import FORMATS, MAX_PIXELS, Preprocessing, UInt8, decode_file, image_to_array
 
 Split = Literal["train", "test"]
 Labels = npt.NDArray[np.int64]
@@ -135,7 +135,7 @@ class FileImages(Files):
         """Decoded in full. Raises DataError naming the file when it is unreadable."""
         path = self.paths[index]
         try:
-            with Image.open(path) as image:
+            with Image.open(path, formats=FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise DataError(f"{path}: {image.width}x{image.height} is over {MAX_PIXELS:,} pixels: shrink it")
                 image.load()

@@ -10,6 +10,7 @@ import numpy as np
 
 from edvit.errors import ImageError, TooLargeError, UnsupportedMediaError
 from edvit.preprocess import Preprocessing, UInt8, decode_file
+from edvit.runtime.messages import MAX_BATCH
 
 MAX_BODY_BYTES = 20_000_000
 """Larger request bodies are refused."""
@@ -43,7 +44,7 @@ def read_images(data: bytes, media_type: str, how: Preprocessing) -> tuple[UInt8
 
     Raises:
         UnsupportedMediaError: another media type, or the bytes are not of the kind that `how` takes.
-        TooLargeError: the image has too many pixels, the sound too many samples.
+        TooLargeError: the image has too many pixels, the sound too many samples, the batch too many images.
         ImageError: empty, damaged (SoundError for sounds), or of another shape or dtype; the message says which was
             expected.
     """
@@ -84,6 +85,8 @@ def read_npy(data: bytes, how: Preprocessing) -> UInt8:
     offset = stream.tell()
     if len(data) - offset != math.prod(shape):
         raise ImageError("the array is truncated or has bytes after its end: send what numpy.save writes")
+    if len(shape) == 4 and shape[0] > MAX_BATCH:
+        raise TooLargeError(f"a batch of {shape[0]:,} images is too large: send at most {MAX_BATCH:,} at once")
     return np.frombuffer(data, dtype=np.uint8, offset=offset).reshape(shape)
 
 

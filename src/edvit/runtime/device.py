@@ -38,6 +38,10 @@ from edvit.runtime.transport import Answer, Registration, Request, Transport
 
 log = logging.getLogger(__name__)
 
+ALONE_FIRST_S = 10.0
+ALONE_S = 60.0
+"""How long no gateway may be heard of before it is said, and before it is said again."""
+
 
 @dataclass(frozen=True)
 class Held:
@@ -87,6 +91,8 @@ class DeviceAgent:
         self._held: dict[int, Held] = {}
         self._inferring: Registration | None = None
         self._closed = False
+        self._heard = False
+        self._trouble: str | None = None
         # Not an Event: only a SimpleQueue may be told from a signal handler.
         self._end: queue.SimpleQueue[EdvitError | None] = queue.SimpleQueue()
         here = {"fleet": fleet, "device": name}
@@ -98,15 +104,27 @@ class DeviceAgent:
             transport.announce(ALIVE.key(**here, instance=self.instance)),
         ]
 
-    def run(self) -> None:
+    def run(self, alone: str = "no gateway yet") -> None:
         """Wait until `stop` is called.
+
+        Args:
+            alone: what to say from time to time until a gateway is heard of.
 
         Raises:
             ConfigError: another device of the fleet has the same name.
         """
-        error = self._end.get()
-        if error is not None:
-            raise error
+        pause = ALONE_FIRST_S
+        while True:
+            try:
+                error = self._end.get(timeout=pause)
+            except queue.Empty:
+                if not self._heard:
+                    self._say(alone)
+                pause = ALONE_S
+                continue
+            if error is not None:
+                raise error
+            return
 
     def stop(self) -> None:
         """Let `run` return; safe to call from a signal handler."""
@@ -159,24 +177,37 @@ class DeviceAgent:
         asked = decode(LoadRequest, request.packet)
         if asked.instance != self.instance:
             raise UnavailableError(f"{self.name} has restarted since")
-        self._check_memory(asked)
-        self._load(asked, until=request.arrived + asked.deadline_s)
+        self._heard = True
+        try:
+            self._check_memory(asked)
+            self._load(asked, until=request.arrived + asked.deadline_s)
+        except EdvitError as error:
+            self._say_once(str(error))
+            raise
+        self._trouble = None
+        if not asked.submodels:
+            self._say("the gateway plans no sub-model for this device")
         yield Answer(LOAD.key(fleet=self._fleet, device=self.name), encode(self.info()))
 
     def _on_infer(self, request: Request) -> Iterator[Answer]:
         asked = decode(InferRequest, request.packet)
+        until = request.arrived + asked.deadline_s
         which = INFER.parts(request.key)["submodel"]
         with self._lock:
             if asked.bundle != self._bundle:
                 raise UnavailableError(f"{self.name} holds no sub-model of this bundle")
             chosen = [held for held in self._held.values() if which in (ANY, str(held.spec.id))]
+        if time.monotonic() > until:
+            log.info("dropped a request that is past its deadline")
+            return  # before its images are decoded: who is late should not get later by what nobody waits for
         images = decode_images(request.packet.payload, asked.shape, asked.encoding)
         for held in chosen:
-            if time.monotonic() > request.arrived + asked.deadline_s:
-                log.info("dropped a request that is past its deadline")
-                return
             start = time.perf_counter()
-            feature = held.engine.run(images)
+            try:
+                feature = held.engine.run_in_chunks(images, until=until)
+            except DeadlineError:
+                log.info("gave up a request that is past its deadline")
+                return
             seconds = time.perf_counter() - start
             reply = InferReply(shape=feature.shape, submodel=held.spec.id, device=self.name, seconds=seconds)
             key = INFER.key(fleet=self._fleet, submodel=held.spec.id, device=self.name)
@@ -190,9 +221,15 @@ class DeviceAgent:
         needed = sum(spec.memory_bytes for spec in asked.submodels)
         if limits and needed > min(limits):
             raise MemoryLimitError(
-                f"{self.name}: its sub-models need {needed / 1e6:,.1f} MB, the limit is {min(limits) / 1e6:,.1f} MB; "
+                f"its sub-models need {needed / 1e6:,.1f} MB, the limit is {min(limits) / 1e6:,.1f} MB; "
                 "raise the limit, or plan again"
             )
+
+    def _say_once(self, trouble: str) -> None:
+        """The gateway tries again every few seconds: what is still wrong then is no news."""
+        if trouble != self._trouble:
+            self._say(f"cannot load what the gateway plans: {trouble}")
+        self._trouble = trouble
 
     def _load(self, asked: LoadRequest, until: float) -> None:
         with self._lock:
@@ -203,7 +240,7 @@ class DeviceAgent:
             lacking = [spec for i, spec in wanted.items() if i not in self._held]
         for spec in lacking:
             if time.monotonic() > until:
-                raise DeadlineError(f"{self.name}: the deadline for loading has passed")
+                raise DeadlineError("the deadline for loading has passed")
             start = time.perf_counter()
             fetch = partial(fetch_part, self._transport, self._fleet, spec.sha256)
             path = self._cache.get(spec.sha256, spec.bytes, fetch)

@@ -6,12 +6,20 @@ import logging
 import time
 
 from edvit.bundle import Bundle
-from edvit.errors import BundleError, ConfigError, ModelError, TooLargeError, UnavailableError
+from edvit.errors import (
+    BundleError,
+    ConfigError,
+    DeadlineError,
+    ModelError,
+    ServiceError,
+    TooLargeError,
+    UnavailableError,
+)
 from edvit.runtime.blobs import serve_blobs
 from edvit.runtime.engine import FusionEngine, check_images
 from edvit.runtime.gather import gather
 from edvit.runtime.image_encoding import ImageEncoding, check_encoding
-from edvit.runtime.messages import MAX_PAYLOAD_BYTES
+from edvit.runtime.messages import MAX_BATCH, MAX_PAYLOAD_BYTES
 from edvit.runtime.placement import DeviceStatus, Placement
 from edvit.runtime.prediction import Prediction, Timings, UInt8
 from edvit.runtime.transport import Transport
@@ -82,12 +90,13 @@ class Gateway:
         Raises:
             ImageError: the images have another shape or dtype.
             TooLargeError: the batch is larger than one message may be.
-            UnavailableError: no sub-model answered.
+            DeadlineError: devices are there, but no sub-model answered before the deadline.
+            UnavailableError: no sub-model answered, for another reason.
         """
         check_images(images, self._bundle.manifest.preprocessing.shape)
-        if images.nbytes > MAX_PAYLOAD_BYTES:
-            most = MAX_PAYLOAD_BYTES // (images.nbytes // len(images))
-            raise TooLargeError(f"a batch of {len(images)} images is too large: send at most {most} at once")
+        most = min(MAX_BATCH, MAX_PAYLOAD_BYTES // images[0].nbytes)
+        if len(images) > most:
+            raise TooLargeError(f"a batch of {len(images):,} images is too large: send at most {most:,} at once")
         start = time.perf_counter()
         expected = self._placement.expected
         gathered = gather(
@@ -104,9 +113,7 @@ class Gateway:
         if any(isinstance(problem, UnavailableError) for problem in gathered.problems):
             self._placement.look_again(set(missing))
         if not gathered.features:
-            raise UnavailableError(
-                "no device answered; start `edvit device` on the devices of the plan, and see the gateway's log"
-            )
+            raise self._no_answer(waited_s=gathered_at - start)
         logits = self._fusion.run(gathered.features, len(images))
         end = time.perf_counter()
         return Prediction(
@@ -118,6 +125,22 @@ class Gateway:
                 slowest_run_s=max(gathered.runs_s.values()),
                 fuse_s=end - gathered_at,
             ),
+        )
+
+    def _no_answer(self, waited_s: float) -> ServiceError:
+        """What to raise when not one feature came in `waited_s` seconds."""
+        planned = [device for device in self.devices() if device.planned]
+        alive = sum(device.alive for device in planned)
+        there = f"{alive} of {len(planned)} are there"
+        if not alive:
+            return UnavailableError(
+                "no device answered; start `edvit device` on the devices of the plan, and see the gateway's log"
+            )
+        if waited_s < self._deadline_s:
+            return UnavailableError(f"no device answered ({there}); GET /fleet says why")
+        return DeadlineError(
+            f"no device answered within {self._deadline_s:g} s ({there}); "
+            "ask for fewer images at once, or serve with a longer --deadline-s"
         )
 
     def close(self) -> None:

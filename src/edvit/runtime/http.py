@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 
 import anyio.to_thread
 import numpy as np
-from anyio import CapacityLimiter, move_on_after
+from anyio import CapacityLimiter, fail_after, move_on_after
 from fastapi import APIRouter, FastAPI, Request, Response
 from PIL import Image
 from pydantic import BaseModel
@@ -26,7 +26,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
 from edvit.bundle import Manifest
-from edvit.errors import EdvitError, ImageError, TooLargeError, UnavailableError
+from edvit.errors import EdvitError, ImageError, SlowUploadError, TooLargeError, UnavailableError
 from edvit.preprocess import Preprocessing, UInt8, decode_file
 from edvit.runtime.answers import (
     TOP,
@@ -50,6 +50,10 @@ WORKERS = 16
 
 MAX_REQUESTS = 64
 """Predictions under way or waiting; more are refused, or their bodies would fill the memory."""
+
+BODY_S = 30.0
+"""For the whole body of a request: each holds one of the places, and who stops in mid-body would hold it for ever. The
+largest body needs 5.3 Mbit/s."""
 
 DRAIN_BYTES = 100_000_000
 DRAIN_S = 5.0
@@ -150,15 +154,26 @@ async def _read_upload(request: Request) -> tuple[bytes, str]:
 
 
 async def _read_body(request: Request) -> bytes:
-    """Never holds more than `MAX_BODY_BYTES`. Raises TooLargeError."""
+    """Never holds more than `MAX_BODY_BYTES`, nor takes longer than `BODY_S`.
+
+    Raises:
+        TooLargeError: the body is, or says that it is, too large.
+        SlowUploadError: it did not come in time.
+        ImageError: the connection closed before its end.
+    """
     announced = request.headers.get("content-length", "")
     stream = request.stream()
     body = bytearray()
     try:
         check_size(int(announced) if announced.isdecimal() else 0)
-        async for chunk in stream:
-            check_size(len(body) + len(chunk))
-            body += chunk
+        with fail_after(BODY_S):
+            async for chunk in stream:
+                check_size(len(body) + len(chunk))
+                body += chunk
+    except TimeoutError:
+        raise SlowUploadError(
+            f"the body did not arrive within {BODY_S:g} s: send a smaller file, or over a faster link"
+        ) from None
     except TooLargeError:
         await _drain(request, stream)
         raise
@@ -273,7 +288,10 @@ def _error(status: int, code: str, message: str) -> Response:
 
 async def _on_edvit_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, EdvitError)
-    return _error(error.http_status, error.code, str(error))
+    response = _error(error.http_status, error.code, str(error))
+    if isinstance(error, SlowUploadError):
+        response.headers["connection"] = "close"  # the rest of the body may still come, and is no new request
+    return response
 
 
 async def _on_http_exception(_: Request, error: Exception) -> Response:

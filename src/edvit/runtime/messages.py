@@ -21,6 +21,9 @@ from edvit.runtime.transport import Packet
 WIRE_VERSION: Literal[1] = 1
 MAX_HEADER_BYTES = 64 * 1024
 MAX_PAYLOAD_BYTES = 64 * 1024 * 1024
+MAX_BATCH = 1024
+"""Images of one request. Bytes alone are no limit: 312,500 images of 8x8 pixels fit into the largest HTTP body, and
+each of them costs features and an answer of some kilobytes, whatever its size."""
 BLOB_CHUNK_BYTES = 1024 * 1024
 MAX_ERROR_CHARS = 300
 
@@ -158,6 +161,8 @@ class InferRequest(ArrayHeader):
 
     @model_validator(mode="after")
     def _sizes_are_possible(self) -> InferRequest:
+        if self.shape[0] > MAX_BATCH:
+            raise ValueError(f"at most {MAX_BATCH:,} images are accepted at once")
         if (self.encoding == "raw") != (self.encoded_bytes is None):
             raise ValueError("encoded images say their bytes, and only these")
         if self.encoding != "raw" and super().payload_bytes > MAX_PAYLOAD_BYTES:

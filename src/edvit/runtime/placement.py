@@ -6,7 +6,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -48,14 +48,18 @@ class DeviceStatus:
     pid: int | None
     problem: str | None
     """Why it does not hold what is planned, one line."""
+    in_fleet: bool = True
+    """False for a device that is alive under a name that the fleet does not have."""
 
 
 @dataclass
 class _Device:
     planned: tuple[int, ...] = ()
     memory_limit_bytes: int | None = None
+    present: set[str] = field(default_factory=set)
+    """Every process of this name that the network says is alive."""
     instance: str | None = None
-    """The live process; None while there is none."""
+    """The one that is taken for the device; None while there is none."""
     loading: str | None = None
     """The process that a thread is loading."""
     info: DeviceInfo | None = None
@@ -128,12 +132,13 @@ class Placement:
         name, instance = parts["device"], parts["instance"]
         with self._changed:
             device = self._devices.setdefault(name, _Device())
+            (device.present.add if alive else device.present.discard)(instance)
             if alive and device.instance is None:
                 self._adopt(name, device, instance)
             elif alive and device.instance != instance:
                 self._in_thread(self._settle, name, device, instance)
             elif not alive and device.instance == instance:
-                log.warning("device %s is gone", name)
+                log.info("device %s is gone", name)
                 device.instance, device.info, device.ready, device.problem = None, None, False, None
             self._changed.notify_all()
 
@@ -162,7 +167,8 @@ class Placement:
             list(self._transport.ask(REFUSE.key(fleet=self._fleet, device=name), packet, deadline_s=INFO_DEADLINE_S))
             return
         with self._changed:
-            if device.instance in (older, None):
+            # It may have gone meanwhile, and nobody would tell of that a second time.
+            if newcomer in device.present and device.instance in (older, None):
                 self._adopt(name, device, newcomer)
                 self._changed.notify_all()
 
@@ -192,7 +198,8 @@ class Placement:
                     device.loading = None
                 self._changed.notify_all()
             if current and problem is not None:
-                log.warning("device %s is not ready: %s", name, problem)
+                # No warning, as it comes again with every try: `status` says it to whoever watches.
+                log.info("device %s is not ready: %s", name, problem)
             if done:
                 return
             self._closing.wait(pause)
@@ -284,4 +291,5 @@ def _status(name: str, device: _Device) -> DeviceStatus:
         host=info.host if info is not None else None,
         pid=info.pid if info is not None else None,
         problem=device.problem,
+        in_fleet=device.memory_limit_bytes is not None,
     )
