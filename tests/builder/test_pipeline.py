@@ -11,6 +11,7 @@ from PIL import Image
 
 from edvit.builder import backbone, checkpoint, prepare
 from edvit.builder.pipeline import REPORT, build, make_plan
+from edvit.builder.subspace import cut
 from edvit.bundle import MANIFEST, read_bundle
 from edvit.datasets import read_split
 from edvit.errors import BundleError, ConfigError, DataError, InfeasibleError
@@ -226,6 +227,28 @@ def test_a_fleet_that_is_too_small_is_refused_before_any_work(tmp_path):
     assert e.value.shortfall > 0
     assert "\n" not in str(e.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_too_many_calibration_images_are_refused_before_any_work(tmp_path, monkeypatch):
+    """Two groups of five classes, and N = 1 with the images of both; the base model is 24 wide, the sub-models 16."""
+    bytes_an_image = 4 * 5 * (2 * 24 + 16)
+    monkeypatch.setattr(cut, "STATE_LIMIT_BYTES", 40 * bytes_an_image)
+    said = r"--calibration 21 passes the limit .*; give --calibration 20 or --no-baseline$"
+    with pytest.raises(ConfigError, match=said) as caught:
+        build(tiny_config(calibration=21), tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigError, match=r"--calibration 31 passes .* give --calibration 30$"):  # a third are foreign
+        build(tiny_config(calibration=31, baseline=False), tmp_path / "out")
+    monkeypatch.setattr(cut, "STATE_LIMIT_BYTES", 6 * bytes_an_image)
+    with pytest.raises(ConfigError, match=r"one calibration image of each class passes .* --img-size"):
+        build(tiny_config(), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_as_many_calibration_images_as_fit_are_cut(work, tmp_path, monkeypatch):
+    monkeypatch.setattr(cut, "STATE_LIMIT_BYTES", 40 * 4 * 5 * (2 * 24 + 16))
+    bundle, _ = build(tiny_config(calibration=20, recover_epochs=0, views=2), tmp_path / "out", work=work)
+    assert bundle.manifest.metric("n1") > 0.3
 
 
 @pytest.mark.parametrize("keep", ["0", "2", "a third", "1/0", "-1/3"])

@@ -22,7 +22,7 @@ from edvit.builder.device import devices
 from edvit.builder.family import vit_widths
 from edvit.builder.measure import TestResult
 from edvit.builder.progress import Reporter
-from edvit.builder.prune import Group, load_kept, prune
+from edvit.builder.prune import Group, check_calibration, load_kept, prune
 from edvit.builder.report import ReportData, result_rows, write_report
 from edvit.builder.split import Split
 from edvit.builder.subspace import rms
@@ -92,6 +92,7 @@ def build(
     devices(config.device, config.amp)  # that there is none must come out before anything is decoded
     source = prepare.open_source(config)
     plan = make_plan(config, source)
+    check_calibration(config, source, _wanted(config, plan))
     folder = WorkFolder((work or out.with_name(out.name + "-work")).absolute(), force)
     with folder.locked(), _pool(config, folder) as pool:
         context = prepare.Context(config, source, folder, report or Reporter(quiet=True), pool)
@@ -121,10 +122,9 @@ def _run(context: prepare.Context, plan: Plan, out: Path, flags: dict[str, Any])
     report.line("split", _describe_groups(plan, data))
 
     taught = prepare.run_teacher(context, data, trained)
-    groups = [Group(submodel.classes, submodel.architecture.widths) for submodel in plan.submodels]
-    everything = Group(tuple(range(len(data.classes))), groups[0].widths)
-    n, hidden, with_baseline = len(groups), plan.fusion_hidden, config.baseline and len(groups) > 1
-    wanted = [*groups, everything] if with_baseline else groups
+    wanted = _wanted(config, plan)
+    n, hidden = len(plan.submodels), plan.fusion_hidden
+    with_baseline = len(wanted) > n
     pruned = prune(context, data, trained, wanted)
     done("prune", _describe_widths(plan, config))
 
@@ -164,6 +164,13 @@ def _run(context: prepare.Context, plan: Plan, out: Path, flags: dict[str, Any])
     bundle = write_bundle(out, fill)
     report.line("bundle", f"{bundle.path} · {REPORT} inside")
     return bundle, built
+
+
+def _wanted(config: BuildConfig, plan: Plan) -> list[Group]:
+    """What is pruned: the plan's sub-models, and where there are several one for all classes (N = 1), if asked for."""
+    groups = [Group(submodel.classes, submodel.architecture.widths) for submodel in plan.submodels]
+    classes = tuple(range(sum(len(group.classes) for group in groups)))
+    return [*groups, Group(classes, groups[0].widths)] if config.baseline and len(groups) > 1 else groups
 
 
 def make_plan(config: BuildConfig, source: prepare.Source) -> Plan:
