@@ -71,6 +71,13 @@ def test_a_wrong_setting_is_named_in_one_line(setting, value):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("settings", [{"model": "vgg5"}, {"model": "vgg5", "prune": "channels"}, {}])
+def test_memory_is_limited_where_a_vit_is_scored_alone(settings):
+    with pytest.raises(ConfigError, match="memory_limit_mb: only scoring a ViT by channels is bounded by it"):
+        config(memory_limit_mb=16_000, **settings)
+    assert config(memory_limit_mb=16_000, prune="channels").memory_limit_mb == 16_000
+
+
 def test_a_config_does_not_change():
     made = config()
     with pytest.raises(Exception, match="frozen"):

@@ -106,7 +106,7 @@ class BuildConfig(BaseModel):
     """Train with matrix products in bfloat16 (automatic mixed precision), weights in float32. None: on GPUs, and on
     CPUs that have instructions for it."""
     memory_limit_mb: int | None = Field(default=None, gt=0)
-    """Of scoring by `channels`, all `workers` together; None: as 32 images at a time need."""
+    """Of scoring a ViT by `channels`, all `workers` together; None: as 32 images at a time need."""
     ray: str | None = None
     """Address of a Ray cluster to train them on, in place of `workers`; see `edvit.builder.ray_cluster`."""
 
@@ -131,6 +131,13 @@ class BuildConfig(BaseModel):
         if widths == "fitted" and not of_vit and not is_convnet(info.data.get("model")):
             raise ValueError("fitted goes with subspace pruning of head dimensions only")
         return widths
+
+    @field_validator("memory_limit_mb")
+    @classmethod
+    def _bounds(cls, memory_limit_mb: int | None, info: ValidationInfo) -> int | None:
+        if memory_limit_mb is not None and (info.data.get("prune") != "channels" or is_convnet(info.data.get("model"))):
+            raise ValueError("only scoring a ViT by channels is bounded by it; leave it out, or give --prune channels")
+        return memory_limit_mb
 
     @field_validator("ray")
     @classmethod

@@ -326,11 +326,11 @@ def _scores(context: Context, data: Data, trained: Base, groups: Sequence[Group]
     criterion = config.resolved_criterion
     # Fisher-KL ranks whole heads poorly, and there are few of them.
     exact_heads = config.attention == "heads" and criterion == "fisher-kl"
+    of_group = [_parts_to_score(data, group, config) for group in groups]
     batch_size = SCORED_AT_ONCE
     if config.memory_limit_mb is not None:
-        each = config.memory_limit_mb * 1_000_000 // min(config.workers, len(groups))
+        each = config.memory_limit_mb * 1_000_000 // min(config.workers, sum(map(len, of_group)))
         batch_size = min(batch_size, images_within(each, backbone.describe(trained.model)))
-    of_group = [_parts_to_score(data, group, config) for group in groups]
     jobs = [
         _ScoreJob(
             stage=Stage(
