@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -187,6 +188,22 @@ def test_a_file_in_the_way_is_one_line(tmp_path):
         WorkFolder(tmp_path / "work")
     assert "\n" not in str(caught.value)
     assert (tmp_path / "work").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("of_files", "said"),
+    [
+        ((), r"\(the work folder is .*work\)"),
+        (("/there/manifest.json",), r"\(writing /there/manifest\.json\)"),
+        (("/work/submodel.onnx", None, "/there/submodel-0.onnx"), r"\(writing /there/submodel-0\.onnx\)"),
+    ],
+    ids=["unknown", "file", "copy"],
+)
+def test_a_full_disk_is_named_by_what_was_written(tmp_path, of_files, said):
+    """The bundle may be on another disk than the work folder."""
+    work = WorkFolder(tmp_path / "work")
+    with pytest.raises(BuildError, match=f"no space left on the disk {said}; free some"), work.locked():
+        raise OSError(errno.ENOSPC, "No space left on device", *of_files)
 
 
 values = st.recursive(
