@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from edvit.builder import backbone, checkpoint, prepare
+from edvit.builder import backbone, checkpoint, measure, prepare
 from edvit.builder.pipeline import REPORT, build, make_plan
 from edvit.builder.subspace import cut
 from edvit.bundle import MANIFEST, read_bundle
@@ -119,6 +120,15 @@ def test_another_setting_redoes_what_depends_on_it_alone(tiny_build, work, tmp_p
     assert built.baseline is None
     assert bundle.manifest.metric("n1") is None
     assert bundle.manifest.submodels == tiny_build.bundle.manifest.submodels
+
+
+def test_other_labels_of_the_test_images_are_measured_anew(tiny_build, work, tmp_path, monkeypatch):
+    before, source = stages(work), read_split("digits", "test")
+    changed = replace(source, labels=(source.labels + 1) % 10)
+    monkeypatch.setattr(measure, "read_split", lambda *_: changed)
+    bundle, _ = build(tiny_config(), tmp_path / "again", work=work)
+    assert redone(before, stages(work)) == ["test"]
+    assert bundle.manifest.metric("base") < 0.5 < tiny_build.bundle.manifest.metric("base")
 
 
 def test_an_existing_bundle_is_replaced_and_anything_else_is_kept(tiny_build, work, tmp_path):

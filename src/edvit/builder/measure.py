@@ -112,6 +112,7 @@ def run_test(
         "test",
         {
             "images": [source.stamp(i) for i in range(len(source))],
+            "labels": source.labels.tolist(),
             "base": trained.artifact.digest,
             "files": _digests(exported),
             "devices": list(devices),
