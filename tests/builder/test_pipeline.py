@@ -15,7 +15,7 @@ from edvit.builder.pipeline import REPORT, build, make_plan
 from edvit.builder.subspace import cut
 from edvit.bundle import MANIFEST, read_bundle
 from edvit.datasets import read_split
-from edvit.errors import BundleError, ConfigError, DataError, InfeasibleError
+from edvit.errors import BundleError, ConfigError, DataError, InfeasibleError, WeightsError
 from edvit.fleet import Device, Fleet, local_fleet
 from edvit.preprocess import decode_image
 from edvit.runtime.engine import LocalPredictor
@@ -259,6 +259,18 @@ def test_as_many_calibration_images_as_fit_are_cut(work, tmp_path, monkeypatch):
     monkeypatch.setattr(cut, "STATE_LIMIT_BYTES", 40 * 4 * 5 * (2 * 24 + 16))
     bundle, _ = build(tiny_config(calibration=20, recover_epochs=0, views=2), tmp_path / "out", work=work)
     assert bundle.manifest.metric("n1") > 0.3
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("absent.pth", "no such file"), ("folder.pth", "is a folder"), ("w.npz", "unknown kind of weights file")],
+)
+def test_weights_that_cannot_be_read_are_refused_before_any_work(tmp_path, name, said):
+    (tmp_path / "folder.pth").mkdir()
+    (tmp_path / "w.npz").write_bytes(b"")
+    with pytest.raises(WeightsError, match=said):
+        build(tiny_config(weights=tmp_path / name), tmp_path / "out")
+    assert not (tmp_path / "out-work").exists()
 
 
 @pytest.mark.parametrize("keep", ["0", "2", "a third", "1/0", "-1/3"])

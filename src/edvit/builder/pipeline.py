@@ -26,6 +26,7 @@ from edvit.builder.prune import Group, check_calibration, load_kept, prune
 from edvit.builder.report import ReportData, result_rows, write_report
 from edvit.builder.split import Split
 from edvit.builder.subspace import rms
+from edvit.builder.weights import check_weights
 from edvit.bundle import (
     BaseModelInfo,
     Bundle,
@@ -89,7 +90,10 @@ def build(
         EdvitError: the input cannot be used, the fleet cannot hold the sub-models, or a stage failed.
     """
     out = check_target(out)
-    devices(config.device, config.amp)  # that there is none must come out before anything is decoded
+    # What is missing must come out before anything is decoded.
+    devices(config.device, config.amp)
+    if config.weights is not None:
+        check_weights(config.weights)
     source = prepare.open_source(config)
     plan = make_plan(config, source)
     check_calibration(config, source, _wanted(config, plan))
