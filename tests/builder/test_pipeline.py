@@ -152,7 +152,7 @@ def test_an_existing_bundle_is_replaced_and_anything_else_is_kept(tiny_build, wo
 
 
 def test_one_sub_model_that_keeps_everything_is_the_base_model(tiny_build, work, tmp_path):
-    config = tiny_config(fleet=local_fleet(1), keep="1/1", recover_epochs=0, criterion="magnitude", views=2)
+    config = tiny_config(fleet=local_fleet(1), keep="1/1", recover_epochs=0, views=2)
     bundle, built = build(config, tmp_path / "whole", work=work)
     (only,) = bundle.manifest.submodels
     assert only.classes == tuple(range(10))
@@ -192,7 +192,8 @@ def test_a_bundle_in_int8_is_measured_as_it_is_deployed(work, tmp_path):
 
 def test_sub_models_learn_from_mixed_images_too(tiny_build, work, tmp_path):
     settings = {"mix": 0.5, "prune": "channels", "recover_epochs": 4, "views": 4, "baseline": False}
-    _, built = build(tiny_config(**settings), tmp_path / "out", work=work)
+    bundle, built = build(tiny_config(**settings), tmp_path / "out", work=work)
+    assert bundle.manifest.config["criterion"] == "fisher-kl"
     assert len(list(work.glob("base-*"))) == 1, "the base model sees no mixed images"
     pruned = [artifact.record()["validation"] for artifact in built.split.pruned]
     trained = [artifact.record()["validation"] for artifact in built.split.submodels]
@@ -214,7 +215,7 @@ def test_two_groups_share_a_device_and_are_pruned_until_they_fit(work, tmp_path)
     def fleet(memory_mb):
         return Fleet(name="one", devices=(Device.model_validate({"name": "only", "memory_mb": memory_mb}),))
 
-    settings = {"groups": 2, "recover_epochs": 0, "criterion": "magnitude", "views": 2, "baseline": False}
+    settings = {"groups": 2, "recover_epochs": 0, "views": 2, "baseline": False}
     roomy = tiny_config(**settings, fleet=fleet(100))
     plan = make_plan(roomy, prepare.open_source(roomy))
     needed = sum(submodel.cost.peak_memory_bytes for submodel in plan.submodels)
@@ -297,7 +298,7 @@ def image_folder(root: Path, classes=2, images=6):
 
 
 def folder_config(root, **settings):
-    few = {"fleet": local_fleet(1), "base_epochs": 1, "recover_epochs": 1, "criterion": "magnitude", "channels": 1}
+    few = {"fleet": local_fleet(1), "base_epochs": 1, "recover_epochs": 1, "channels": 1}
     return tiny_config(**{**few, "data": f"imagefolder:{root}", **settings})
 
 
@@ -349,3 +350,4 @@ def test_the_manifest_records_every_setting_resolved(tiny_build):
     config = tiny_build.bundle.manifest.config
     open_ones = {name for name, value in config.items() if value is None}
     assert open_ones == {"data_root", "weights"}
+    assert "criterion" not in config, "nothing is scored"

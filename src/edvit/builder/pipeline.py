@@ -268,7 +268,8 @@ def _resolved(built: Built) -> dict[str, Any]:
     steps = built.plan.base.keep_steps
     pruned = min(submodel.heads_pruned for submodel in built.plan.submodels)
     return {
-        **config.model_dump(mode="json", exclude={"fleet", *OF_MACHINES, *OF_SOUNDS}),
+        **config.model_dump(mode="json", exclude={"fleet", "criterion", *OF_MACHINES, *OF_SOUNDS}),
+        **({} if config.rotated else {"criterion": config.resolved_criterion}),
         **({} if how.spectrogram is None else how.spectrogram.model_dump(include=OF_SOUNDS)),
         "model": built.context.source.model,
         "image_size": how.image_size,
@@ -276,7 +277,6 @@ def _resolved(built: Built) -> dict[str, Any]:
         "groups": len(built.plan.submodels),
         "keep": format_keep(steps, pruned),
         "prune": config.resolved_prune,
-        "criterion": config.resolved_criterion,
         "augment": config.augment or prepare.default_augment(config.data),
         "base_epochs": built.base.artifact.record()["epochs"],
         "base_lr": built.base.artifact.record()["lr"],
