@@ -66,6 +66,11 @@ class Built:
     baseline: Split | None
     test: TestResult
 
+    @property
+    def devices(self) -> list[str]:
+        """The device of each sub-model, in their order."""
+        return [submodel.device for submodel in self.plan.submodels]
+
 
 def build(
     config: BuildConfig,
@@ -298,7 +303,7 @@ def report_data(built: Built, manifest: Manifest, durations: Mapping[str, float]
     rows = result_rows(
         manifest,
         own_accuracy={s.id: test.own_accuracy(s.id, s.classes) for s in built.plan.submodels},
-        measured_s=measure.latencies_s(built.base, made, built.data),
+        measured_s=measure.latencies_s(built.base, made, built.data, devices=built.devices, baseline=built.baseline),
     )
     return ReportData(
         manifest=manifest,
@@ -311,8 +316,8 @@ def report_data(built: Built, manifest: Manifest, durations: Mapping[str, float]
         pruned_by=_describe_pruner(built.context.config),
         seeds={"seed": built.context.config.seed},
         measured_on=f"{platform.machine()}, one thread, one image at a time: the base in PyTorch fp32, "
-        f"sub-models in ONNX Runtime {built.context.config.precision}; fused is the slowest sub-model and the fusion, "
-        "without a network",
+        f"sub-models in ONNX Runtime {built.context.config.precision}; fused is the device that takes longest with all "
+        "its sub-models, and the fusion, without a network; N = 1 is its one sub-model and its fusion",
         durations_s=durations,
     )
 
