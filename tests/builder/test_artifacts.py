@@ -107,6 +107,14 @@ def test_force_redoes_a_stage_once_in_a_build(tmp_path):
     assert work.make(other, refuse).record() == {"text": "kept"}
 
 
+def test_a_stage_is_remade_though_it_is_done(tmp_path):
+    before, work = WorkFolder(tmp_path).make(STAGE, fill("old")), WorkFolder(tmp_path, frozenset({"teacher"}))
+    assert (work.forces("teacher"), work.forces("base")) == (True, False)
+    after = work.remake(STAGE, fill("new"))
+    assert (after.folder, after.record()) == (before.folder, {"text": "new"})
+    assert work.find(STAGE) == after
+
+
 def test_a_stage_that_fails_leaves_nothing(tmp_path):
     work = WorkFolder(tmp_path)
 

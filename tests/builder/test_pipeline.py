@@ -112,6 +112,22 @@ def test_force_redoes_a_stage_and_what_is_the_same_stays(tiny_build, work, tmp_p
     assert bundle.digest == tiny_build.bundle.digest
 
 
+def test_statistics_are_redone_though_everything_is_cut(tiny_build, work, tmp_path):
+    before = stages(work)
+    bundle, _ = build(tiny_config(), tmp_path / "again", work=work, force=frozenset({"statistics"}))
+    assert redone(before, stages(work)) == ["pruned", "pruned", "pruned", "statistics"]
+    assert bundle.digest == tiny_build.bundle.digest
+
+
+def test_scores_are_redone_though_everything_is_cut(work, tmp_path):
+    config = tiny_config(prune="channels", criterion="magnitude", recover_epochs=0, views=2, baseline=False)
+    first, _ = build(config, tmp_path / "first", work=work)
+    before = stages(work)
+    again, _ = build(config, tmp_path / "again", work=work, force=frozenset({"scores"}))
+    assert redone(before, stages(work)) == ["scores", "scores"]
+    assert again.digest == first.digest
+
+
 def test_another_setting_redoes_what_depends_on_it_alone(tiny_build, work, tmp_path):
     before = stages(work)
     config = tiny_config(baseline=False, fleet=local_fleet(2, name="other"))

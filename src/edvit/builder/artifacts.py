@@ -121,9 +121,14 @@ class WorkFolder:
 
     def make(self, stage: Stage, fill: Make) -> Artifact:
         """The stage's result; `fill` is called where it is not done yet."""
-        found = self.find(stage)
-        if found is not None:
-            return found
+        return self.find(stage) or self.remake(stage, fill)
+
+    def forces(self, name: str) -> bool:
+        """Whether stages of that name are to be redone."""
+        return name in self._force
+
+    def remake(self, stage: Stage, fill: Make) -> Artifact:
+        """As `make`, also where the stage is done."""
         scratch = self.begin(stage)
         try:
             return self.commit(stage, scratch, fill(scratch))

@@ -197,7 +197,8 @@ def _by_subspace(context: Context, data: Data, trained: Base, groups: Sequence[G
         )
         for group in groups
     ]
-    done = [work.find(stage) for stage in stages]
+    # What is cut does not name the statistics that it was cut by: only a build that redoes these asks for them again.
+    done = [None if work.forces("statistics") else work.find(stage) for stage in stages]
     missing = [i for i, artifact in enumerate(done) if artifact is None]
     if missing:
         rotated = to_rms(trained.model)
@@ -226,7 +227,7 @@ def _by_subspace(context: Context, data: Data, trained: Base, groups: Sequence[G
                 progress=bar,
             )
         for i, made in zip(missing, cuts, strict=True):
-            done[i] = work.make(stages[i], partial(_keep_cut, made, how, data.validation))
+            done[i] = work.remake(stages[i], partial(_keep_cut, made, how, data.validation))
     return tuple(artifact for artifact in done if artifact is not None)
 
 
