@@ -208,18 +208,6 @@ def test_statistics_by_group_do_as_well_as_by_class():
     torch.testing.assert_close(logits(one.model), logits(other.model), atol=1e-4, rtol=1e-4)
 
 
-def test_unit_scores_choose_the_units():
-    base, calibration = to_rms(vit_variants.make("plain")), calibration_images.calibration()
-    scores = torch.zeros(3, 48)
-    scores[:, [3, 7, 11, 15, 19, 23, 27, 31]] = 1.0
-    widths = Widths(dim=24, blocks=(BlockWidths(heads=3, head_dim=8, hidden=8),) * 3)
-    options = Options(rotate=False, refit_readers=False)
-    group = Group((0,), widths, unit_scores=scores)
-    made = cut(base, collect(base, calibration), calibration, [group], options)[0].model
-    for block, old in zip(made.blocks, base.blocks, strict=True):
-        torch.testing.assert_close(block.mlp.fc1.weight, old.mlp.fc1.weight[3:32:4])
-
-
 def test_images_and_weights_of_a_group():
     labels = np.arange(100) % 5
     rows, weights = group_rows(labels, (1, 3), Options(foreign=0.5, foreign_images=0.25), seed=0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -41,13 +41,11 @@ class Group:
         classes: the class group.
         widths: at most the base's, in every block.
         bins: the bins of the statistics that are the group's own; the classes by default.
-        unit_scores: importance of FFN units, `[blocks, hidden]`, to choose them by in place of `Options.units`.
     """
 
     classes: tuple[int, ...]
     widths: Widths
     bins: tuple[int, ...] | None = None
-    unit_scores: Tensor | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -186,7 +184,6 @@ def _cut_together(
             weights=one.weights,
             options=options,
             batch_size=calibration.batch_size,
-            unit_scores=one.group.unit_scores,
         )
         for one in chosen
     ]
