@@ -1,11 +1,14 @@
+import errno
 import json
 import shutil
+import tempfile
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edvit.bundle import MANIFEST, read_bundle, sha256_of, write_bundle
+from edvit.bundle import MANIFEST, check_target, read_bundle, sha256_of, write_bundle
 from edvit.errors import BundleError
 from edvit.fleet import local_fleet
 from tiny_bundle import write_tiny_bundle
@@ -184,6 +187,37 @@ def test_a_failed_write_keeps_the_old_bundle(folder, original):
     with pytest.raises(RuntimeError):
         write_bundle(folder, fail)
     assert read_bundle(folder).digest == original.digest
+
+
+def test_a_bundle_that_cannot_be_put_in_place_leaves_the_old_one_there(folder, original, monkeypatch):
+    rename, done = Path.rename, []
+
+    def fail_the_second(path, other):
+        done.append(path)
+        if len(done) == 2:
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(path, other)
+
+    monkeypatch.setattr(Path, "rename", fail_the_second)
+    with pytest.raises(BundleError, match=r"bundle: cannot be written \(Input/output error\); choose another -o"):
+        write_tiny_bundle(folder, submodels=2, classes=4)
+    assert read_bundle(folder).digest == original.digest
+    assert [path.name for path in folder.parent.iterdir()] == ["bundle"]
+
+
+def test_a_target_that_cannot_be_written_is_known_before_anything_is_made(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(BundleError, match=r"out: cannot be written \(Not a directory\); choose another -o"):
+        check_target(tmp_path / "file" / "deep" / "out")
+    assert check_target(tmp_path / "new" / "deep" / "out") == tmp_path / "new" / "deep" / "out"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"], "a trial leaves nothing"
+
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", refuse)  # the tests may run as root, who may write anywhere
+    with pytest.raises(BundleError, match=r"out: cannot be written \(Permission denied\)"):
+        check_target(tmp_path / "out")
 
 
 def test_a_new_bundle_replaces_an_old_one(folder, original):

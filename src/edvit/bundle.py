@@ -19,7 +19,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -266,12 +267,24 @@ def check_target(target: Path) -> Path:
     """Whether a bundle may be written there: nothing, an empty folder or a bundle is in the way; the absolute path.
 
     Raises:
-        BundleError: `target` exists and is no bundle.
+        BundleError: `target` exists and is no bundle, or nothing can be written beside it.
     """
     target = target.resolve()
-    if target.exists() and not (target / MANIFEST).is_file() and (not target.is_dir() or any(target.iterdir())):
-        raise BundleError(f"{target}: exists and is no bundle; choose another -o, or move it away")
+    with _writing(target):
+        if target.exists() and not (target / MANIFEST).is_file() and (not target.is_dir() or any(target.iterdir())):
+            raise BundleError(f"{target}: exists and is no bundle; choose another -o, or move it away")
+        there = next(folder for folder in target.parents if folder.exists())
+        Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=there)).rmdir()
     return target
+
+
+@contextmanager
+def _writing(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or type(error).__name__
+        raise BundleError(f"{target}: cannot be written ({why}); choose another -o") from None
 
 
 def write_bundle(target: Path, fill: Callable[[Path], Manifest]) -> Bundle:
@@ -281,11 +294,12 @@ def write_bundle(target: Path, fill: Callable[[Path], Manifest]) -> Bundle:
     `target` is replaced only after the new one is complete and verified; anything else there is never removed.
 
     Raises:
-        BundleError: `target` exists and is no bundle, or what was written does not verify.
+        BundleError: `target` exists and is no bundle, it cannot be written, or what was written does not verify.
     """
     target = check_target(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    with _writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         scratch.chmod(0o755)
         manifest = fill(scratch)
@@ -296,14 +310,28 @@ def write_bundle(target: Path, fill: Callable[[Path], Manifest]) -> Bundle:
                 with path.open("rb") as file:
                     os.fsync(file.fileno())
         read_bundle(scratch)
-        old = None
-        if target.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
-            target.rename(old / "bundle")
-        scratch.rename(target)
-        if old is not None:
-            shutil.rmtree(old)
+        with _writing(target):
+            _replace(target, scratch)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
     return read_bundle(target)
+
+
+def _replace(target: Path, scratch: Path) -> None:
+    """Rename `scratch` to `target`; what is there is removed afterwards, or is back in its place where that fails."""
+    if not target.exists():
+        scratch.rename(target)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
+    old = aside / "bundle"
+    try:
+        target.rename(old)
+        scratch.rename(target)
+    except BaseException:
+        if old.exists() and not target.exists():
+            old.rename(target)
+        if not old.exists():
+            aside.rmdir()
+        raise
+    shutil.rmtree(aside)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -106,6 +107,14 @@ def test_force_redoes_a_stage_once_in_a_build(tmp_path):
     assert work.make(other, refuse).record() == {"text": "kept"}
 
 
+def test_a_stage_is_remade_though_it_is_done(tmp_path):
+    before, work = WorkFolder(tmp_path).make(STAGE, fill("old")), WorkFolder(tmp_path, frozenset({"teacher"}))
+    assert (work.forces("teacher"), work.forces("base")) == (True, False)
+    after = work.remake(STAGE, fill("new"))
+    assert (after.folder, after.record()) == (before.folder, {"text": "new"})
+    assert work.find(STAGE) == after
+
+
 def test_a_stage_that_fails_leaves_nothing(tmp_path):
     work = WorkFolder(tmp_path)
 
@@ -187,6 +196,22 @@ def test_a_file_in_the_way_is_one_line(tmp_path):
         WorkFolder(tmp_path / "work")
     assert "\n" not in str(caught.value)
     assert (tmp_path / "work").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("of_files", "said"),
+    [
+        ((), r"\(the work folder is .*work\)"),
+        (("/there/manifest.json",), r"\(writing /there/manifest\.json\)"),
+        (("/work/submodel.onnx", None, "/there/submodel-0.onnx"), r"\(writing /there/submodel-0\.onnx\)"),
+    ],
+    ids=["unknown", "file", "copy"],
+)
+def test_a_full_disk_is_named_by_what_was_written(tmp_path, of_files, said):
+    """The bundle may be on another disk than the work folder."""
+    work = WorkFolder(tmp_path / "work")
+    with pytest.raises(BuildError, match=f"no space left on the disk {said}; free some"), work.locked():
+        raise OSError(errno.ENOSPC, "No space left on device", *of_files)
 
 
 values = st.recursive(

@@ -71,6 +71,36 @@ def test_a_wrong_setting_is_named_in_one_line(setting, value):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("without", ("fisher",)), ("fisher", 0.2), ("foreign", 0.5)],
+    ids=["without", "fisher", "foreign"],
+)
+@pytest.mark.parametrize("by_channels", [{"prune": "channels"}, {"model": "vgg5"}], ids=["asked", "convnet"])
+def test_settings_of_subspaces_are_refused_where_channels_are_pruned(setting, value, by_channels):
+    with pytest.raises(ConfigError, match=f"{setting}: goes with subspace pruning only") as caught:
+        config(**{setting: value}, **by_channels)
+    assert "\n" not in str(caught.value)
+    assert getattr(config(**{setting: value}), setting) == value
+    default = getattr(config(), setting)
+    assert getattr(config(**{setting: default}, **by_channels), setting) == default, "as the command line gives it"
+
+
+def test_a_criterion_is_refused_where_nothing_is_scored():
+    for prune in ("subspace", None):
+        with pytest.raises(ConfigError, match="criterion: only channels are scored; give --prune channels"):
+            config(criterion="magnitude", prune=prune)
+    assert config(criterion="magnitude", prune="channels").resolved_criterion == "magnitude"
+    assert config(criterion="apoz", model="vgg5").resolved_criterion == "apoz"
+
+
+@pytest.mark.parametrize("settings", [{"model": "vgg5"}, {"model": "vgg5", "prune": "channels"}, {}])
+def test_memory_is_limited_where_a_vit_is_scored_alone(settings):
+    with pytest.raises(ConfigError, match="memory_limit_mb: only scoring a ViT by channels is bounded by it"):
+        config(memory_limit_mb=16_000, **settings)
+    assert config(memory_limit_mb=16_000, prune="channels").memory_limit_mb == 16_000
+
+
 def test_a_config_does_not_change():
     made = config()
     with pytest.raises(Exception, match="frozen"):

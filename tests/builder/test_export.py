@@ -144,21 +144,44 @@ def test_a_fusion_equals_pytorch_whoever_is_present(tmp_path):
 
 
 class Drifting(nn.Module):
-    """Exports as the identity and runs as something else: what a defect of the exporter would look like."""
+    """Exports as pixels times `scale` and runs `by` more: what a defect of the exporter would look like."""
 
-    def __init__(self, by):
+    def __init__(self, by, scale=1.0):
         super().__init__()
-        self.by = by
+        self.by, self.scale = by, scale
 
     def forward(self, image):
-        return image.float().mean(dim=(2, 3)) + (0.0 if torch.compiler.is_exporting() else self.by)
+        mean = self.scale * image.float().mean(dim=(2, 3))
+        return mean + (0.0 if torch.compiler.is_exporting() else self.by)
+
+
+def export_drifting(path, by, **options):
+    image = torch.ones(2, 3, 8, 8, dtype=torch.uint8)
+    export.export_module(Drifting(by, **options), (image,), ["image"], "feature", path)
 
 
 def test_a_file_that_differs_is_not_let_through(tmp_path):
-    image = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
-    export.export_module(Drifting(TOLERANCE / 10), (image,), ["image"], "feature", tmp_path / "fine.onnx")
-    with pytest.raises(BuildError, match=r"bad\.onnx: ONNX Runtime differs from PyTorch by 0\.01; not written"):
-        export.export_module(Drifting(0.01), (image,), ["image"], "feature", tmp_path / "bad.onnx")
+    export_drifting(tmp_path / "fine.onnx", TOLERANCE / 10)
+    said = (
+        r"bad\.onnx: ONNX Runtime differs from PyTorch by 0\.01, in values of up to 1; not written: try other versions"
+    )
+    with pytest.raises(BuildError, match=said) as caught:
+        export_drifting(tmp_path / "bad.onnx", 0.01)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_difference_is_seen_in_proportion_to_the_output(tmp_path):
+    """Features of a ViT reach 12 and more, where float32 alone rounds by more than 1e-4."""
+    export_drifting(tmp_path / "large.onnx", 5 * TOLERANCE, scale=12.0)
+    with pytest.raises(BuildError, match="values of up to 12"):
+        export_drifting(tmp_path / "large.onnx", 20 * TOLERANCE, scale=12.0)
+    with pytest.raises(BuildError, match="differs"):  # small ones are no reason to ask for more than float32 gives
+        export_drifting(tmp_path / "small.onnx", 2 * TOLERANCE, scale=0.01)
+
+
+def test_an_infinite_output_is_not_let_through(tmp_path):
+    with pytest.raises(BuildError, match="differs from PyTorch by inf"):
+        export_drifting(tmp_path / "infinite.onnx", float("inf"))
 
 
 def test_nan_does_not_pass_for_equal(tmp_path):

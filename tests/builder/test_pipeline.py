@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from edvit.builder import backbone, checkpoint, prepare
+from edvit.builder import backbone, checkpoint, measure, prepare
 from edvit.builder.pipeline import REPORT, build, make_plan
+from edvit.builder.subspace import cut
 from edvit.bundle import MANIFEST, read_bundle
 from edvit.datasets import read_split
-from edvit.errors import BundleError, ConfigError, DataError, InfeasibleError
+from edvit.errors import BundleError, ConfigError, DataError, InfeasibleError, WeightsError
 from edvit.fleet import Device, Fleet, local_fleet
 from edvit.preprocess import decode_image
 from edvit.runtime.engine import LocalPredictor
@@ -110,6 +112,22 @@ def test_force_redoes_a_stage_and_what_is_the_same_stays(tiny_build, work, tmp_p
     assert bundle.digest == tiny_build.bundle.digest
 
 
+def test_statistics_are_redone_though_everything_is_cut(tiny_build, work, tmp_path):
+    before = stages(work)
+    bundle, _ = build(tiny_config(), tmp_path / "again", work=work, force=frozenset({"statistics"}))
+    assert redone(before, stages(work)) == ["pruned", "pruned", "pruned", "statistics"]
+    assert bundle.digest == tiny_build.bundle.digest
+
+
+def test_scores_are_redone_though_everything_is_cut(work, tmp_path):
+    config = tiny_config(prune="channels", criterion="magnitude", recover_epochs=0, views=2, baseline=False)
+    first, _ = build(config, tmp_path / "first", work=work)
+    before = stages(work)
+    again, _ = build(config, tmp_path / "again", work=work, force=frozenset({"scores"}))
+    assert redone(before, stages(work)) == ["scores", "scores"]
+    assert again.digest == first.digest
+
+
 def test_another_setting_redoes_what_depends_on_it_alone(tiny_build, work, tmp_path):
     before = stages(work)
     config = tiny_config(baseline=False, fleet=local_fleet(2, name="other"))
@@ -118,6 +136,15 @@ def test_another_setting_redoes_what_depends_on_it_alone(tiny_build, work, tmp_p
     assert built.baseline is None
     assert bundle.manifest.metric("n1") is None
     assert bundle.manifest.submodels == tiny_build.bundle.manifest.submodels
+
+
+def test_other_labels_of_the_test_images_are_measured_anew(tiny_build, work, tmp_path, monkeypatch):
+    before, source = stages(work), read_split("digits", "test")
+    changed = replace(source, labels=(source.labels + 1) % 10)
+    monkeypatch.setattr(measure, "read_split", lambda *_: changed)
+    bundle, _ = build(tiny_config(), tmp_path / "again", work=work)
+    assert redone(before, stages(work)) == ["test"]
+    assert bundle.manifest.metric("base") < 0.5 < tiny_build.bundle.manifest.metric("base")
 
 
 def test_an_existing_bundle_is_replaced_and_anything_else_is_kept(tiny_build, work, tmp_path):
@@ -141,7 +168,7 @@ def test_an_existing_bundle_is_replaced_and_anything_else_is_kept(tiny_build, wo
 
 
 def test_one_sub_model_that_keeps_everything_is_the_base_model(tiny_build, work, tmp_path):
-    config = tiny_config(fleet=local_fleet(1), keep="1/1", recover_epochs=0, criterion="magnitude", views=2)
+    config = tiny_config(fleet=local_fleet(1), keep="1/1", recover_epochs=0, views=2)
     bundle, built = build(config, tmp_path / "whole", work=work)
     (only,) = bundle.manifest.submodels
     assert only.classes == tuple(range(10))
@@ -181,7 +208,8 @@ def test_a_bundle_in_int8_is_measured_as_it_is_deployed(work, tmp_path):
 
 def test_sub_models_learn_from_mixed_images_too(tiny_build, work, tmp_path):
     settings = {"mix": 0.5, "prune": "channels", "recover_epochs": 4, "views": 4, "baseline": False}
-    _, built = build(tiny_config(**settings), tmp_path / "out", work=work)
+    bundle, built = build(tiny_config(**settings), tmp_path / "out", work=work)
+    assert bundle.manifest.config["criterion"] == "fisher-kl"
     assert len(list(work.glob("base-*"))) == 1, "the base model sees no mixed images"
     pruned = [artifact.record()["validation"] for artifact in built.split.pruned]
     trained = [artifact.record()["validation"] for artifact in built.split.submodels]
@@ -203,7 +231,7 @@ def test_two_groups_share_a_device_and_are_pruned_until_they_fit(work, tmp_path)
     def fleet(memory_mb):
         return Fleet(name="one", devices=(Device.model_validate({"name": "only", "memory_mb": memory_mb}),))
 
-    settings = {"groups": 2, "recover_epochs": 0, "criterion": "magnitude", "views": 2, "baseline": False}
+    settings = {"groups": 2, "recover_epochs": 0, "views": 2, "baseline": False}
     roomy = tiny_config(**settings, fleet=fleet(100))
     plan = make_plan(roomy, prepare.open_source(roomy))
     needed = sum(submodel.cost.peak_memory_bytes for submodel in plan.submodels)
@@ -226,6 +254,40 @@ def test_a_fleet_that_is_too_small_is_refused_before_any_work(tmp_path):
     assert e.value.shortfall > 0
     assert "\n" not in str(e.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_too_many_calibration_images_are_refused_before_any_work(tmp_path, monkeypatch):
+    """Two groups of five classes, and N = 1 with the images of both; the base model is 24 wide, the sub-models 16."""
+    bytes_an_image = 4 * 5 * (2 * 24 + 16)
+    monkeypatch.setattr(cut, "STATE_LIMIT_BYTES", 40 * bytes_an_image)
+    said = r"--calibration 21 passes the limit .*; give --calibration 20 or --no-baseline$"
+    with pytest.raises(ConfigError, match=said) as caught:
+        build(tiny_config(calibration=21), tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigError, match=r"--calibration 31 passes .* give --calibration 30$"):  # a third are foreign
+        build(tiny_config(calibration=31, baseline=False), tmp_path / "out")
+    monkeypatch.setattr(cut, "STATE_LIMIT_BYTES", 6 * bytes_an_image)
+    with pytest.raises(ConfigError, match=r"one calibration image of each class passes .* --img-size"):
+        build(tiny_config(), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_as_many_calibration_images_as_fit_are_cut(work, tmp_path, monkeypatch):
+    monkeypatch.setattr(cut, "STATE_LIMIT_BYTES", 40 * 4 * 5 * (2 * 24 + 16))
+    bundle, _ = build(tiny_config(calibration=20, recover_epochs=0, views=2), tmp_path / "out", work=work)
+    assert bundle.manifest.metric("n1") > 0.3
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("absent.pth", "no such file"), ("folder.pth", "is a folder"), ("w.npz", "unknown kind of weights file")],
+)
+def test_weights_that_cannot_be_read_are_refused_before_any_work(tmp_path, name, said):
+    (tmp_path / "folder.pth").mkdir()
+    (tmp_path / "w.npz").write_bytes(b"")
+    with pytest.raises(WeightsError, match=said):
+        build(tiny_config(weights=tmp_path / name), tmp_path / "out")
+    assert not (tmp_path / "out-work").exists()
 
 
 @pytest.mark.parametrize("keep", ["0", "2", "a third", "1/0", "-1/3"])
@@ -252,7 +314,7 @@ def image_folder(root: Path, classes=2, images=6):
 
 
 def folder_config(root, **settings):
-    few = {"fleet": local_fleet(1), "base_epochs": 1, "recover_epochs": 1, "criterion": "magnitude", "channels": 1}
+    few = {"fleet": local_fleet(1), "base_epochs": 1, "recover_epochs": 1, "channels": 1}
     return tiny_config(**{**few, "data": f"imagefolder:{root}", **settings})
 
 
@@ -304,3 +366,4 @@ def test_the_manifest_records_every_setting_resolved(tiny_build):
     config = tiny_build.bundle.manifest.config
     open_ones = {name for name, value in config.items() if value is None}
     assert open_ones == {"data_root", "weights"}
+    assert "criterion" not in config, "nothing is scored"

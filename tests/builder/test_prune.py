@@ -197,12 +197,27 @@ def test_images_are_scored_in_parts_where_they_are_looked_at(work, monkeypatch, 
 
 
 def test_scoring_in_small_batches_gives_the_same(work, monkeypatch):
-    monkeypatch.setattr(prune_module, "images_within", lambda limit, architecture: 3)
-    *_, few = pruned(work, prune="channels", memory_limit_mb=1000)
+    asked = []
+    monkeypatch.setattr(prune_module, "images_within", lambda limit, architecture: asked.append(limit) or 3)
+    *_, few = pruned(work, prune="channels", memory_limit_mb=1000, workers=1)
+    assert asked == [1_000_000_000]
     monkeypatch.undo()
     shutil.rmtree(work)
     *_, many = pruned(work, prune="channels")
     assert [artifact.digest for artifact in few] == [artifact.digest for artifact in many]
+
+
+@pytest.mark.parametrize(("workers", "parts"), [(1, 4), (3, 4), (8, 4), (64, 4), (8, 1)])
+def test_all_that_scores_at_a_time_shares_the_memory(work, monkeypatch, workers, parts):
+    """Two groups of sixteen images, in so many parts each: as many jobs may run at a time as there are workers."""
+    shares = []
+    monkeypatch.setattr(prune_module, "images_within", lambda limit, architecture: shares.append(limit) or 32)
+    monkeypatch.setattr(prune_module, "SCORED_BY_STAGE", 16 // parts)
+    settings = {"prune": "channels", "criterion": "fisher-kl", "memory_limit_mb": 1000, "workers": workers}
+    pruned(work, **settings)
+    assert len(list(work.glob("scores-*"))) == 2 * parts
+    at_a_time = min(workers, 2 * parts)
+    assert shares == [1_000_000_000 // at_a_time]
 
 
 def test_too_little_memory_to_score_in(work):

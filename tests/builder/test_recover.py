@@ -166,6 +166,30 @@ def test_the_seed_decides_and_the_base_stays_as_it_is(taught):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_every_epoch_sees_the_next_view_with_its_labels_and_outputs(taught):
+    model, train, validation, views, outputs = taught
+    batches, labels, lessons = [], [], []
+
+    class NotedViews(Views):
+        def batch(self, view, *args):
+            batches.append(view)
+            return super().batch(view, *args)
+
+        def labels(self, view):
+            labels.append(view)
+            return super().labels(view)
+
+    class NotedOutputs(list):
+        def __getitem__(self, view):
+            lessons.append(view)
+            return super().__getitem__(view)
+
+    noted = NotedViews(views.images, views.augmentation, views.seed)
+    one_step = Recovery(Schedule(epochs=5, lr=1e-3), batch_size=len(train))
+    recovered((model, train, validation, noted, NotedOutputs(outputs)), (0, 1), one_step)
+    assert batches == labels == lessons == [0, 1, 0, 1, 0]
+
+
 def test_own_head_starts_from_the_base_models_head(taught):
     model = taught[0]
     extractor = FeatureExtractor(model, HOW.mean, HOW.std)

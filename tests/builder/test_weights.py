@@ -174,6 +174,9 @@ def test_other_files_are_refused(content, suffix, tmp_path):
 def test_missing_and_unknown_files(tmp_path):
     with pytest.raises(WeightsError, match="no such file"):
         read_weights(tmp_path / "absent.pth")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(WeightsError, match=r"folder: is a folder; give the weights file in it \(\.safetensors, "):
+        read_weights(tmp_path / "folder")
     (tmp_path / "w.npz").write_bytes(b"")
     with pytest.raises(WeightsError, match=r"\.safetensors, \.pth"):
         read_weights(tmp_path / "w.npz")

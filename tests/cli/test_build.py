@@ -213,7 +213,7 @@ def test_an_infeasible_fleet_says_what_lacks(refused, tmp_path):
 def test_an_image_folder_becomes_a_bundle_that_other_commands_read(tmp_path):
     root, out = image_folder(tmp_path / "parts"), tmp_path / "bundle"
     arguments = [*MODEL, "--devices", "4", "--base-epochs", "12", "--recover-epochs", "4", "--no-baseline"]
-    arguments += ["--keep", "2/6", "--criterion", "magnitude", "--augment", "none", "--batch-size", "8"]
+    arguments += ["--keep", "2/6", "--augment", "none", "--batch-size", "8"]
     arguments += ["--groups", "2", "--workers", "1"]
     command = [sys.executable, "-m", "edvit", "build", *arguments, "--data", f"imagefolder:{root}", "-o", str(out)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -11,6 +11,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -102,9 +103,9 @@ class WorkFolder:
             except Exception as error:
                 if not _is_disk_full(error):
                     raise
+                where = _written(error) or f"(the work folder is {self.root})"
                 raise BuildError(
-                    f"no space left on the disk (the work folder is {self.root}); free some and run again: what is "
-                    "finished is kept"
+                    f"no space left on the disk {where}; free some and run again: what is finished is kept"
                 ) from None
 
     def find(self, stage: Stage) -> Artifact | None:
@@ -120,9 +121,14 @@ class WorkFolder:
 
     def make(self, stage: Stage, fill: Make) -> Artifact:
         """The stage's result; `fill` is called where it is not done yet."""
-        found = self.find(stage)
-        if found is not None:
-            return found
+        return self.find(stage) or self.remake(stage, fill)
+
+    def forces(self, name: str) -> bool:
+        """Whether stages of that name are to be redone."""
+        return name in self._force
+
+    def remake(self, stage: Stage, fill: Make) -> Artifact:
+        """As `make`, also where the stage is done."""
         scratch = self.begin(stage)
         try:
             return self.commit(stage, scratch, fill(scratch))
@@ -155,6 +161,12 @@ class WorkFolder:
 
     def _folder(self, stage: Stage) -> Path:
         return self.root / f"{stage.name}-{stage.key}"
+
+
+def _written(error: Exception) -> str:
+    """What could not be written, where the error tells; of a copy that is the second file."""
+    file = (error.filename2 or error.filename) if isinstance(error, OSError) else None
+    return f"(writing {os.fsdecode(file)})" if isinstance(file, str | bytes) else ""
 
 
 def _is_disk_full(error: Exception) -> bool:

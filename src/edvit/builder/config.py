@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
@@ -13,6 +14,7 @@ from edvit.convnet import is_convnet
 from edvit.errors import ConfigError
 from edvit.fleet import Fleet, first_problem
 
+T = TypeVar("T")
 Pruner = Literal["subspace", "channels"]
 ChannelCriterion = Literal["fisher-kl", "kl", "magnitude", "random", "apoz"]
 Step = Literal["rotation", "fisher", "factors", "readers", "writers", "correction"]
@@ -106,7 +108,7 @@ class BuildConfig(BaseModel):
     """Train with matrix products in bfloat16 (automatic mixed precision), weights in float32. None: on GPUs, and on
     CPUs that have instructions for it."""
     memory_limit_mb: int | None = Field(default=None, gt=0)
-    """Of scoring by `channels`, all `workers` together; None: as 32 images at a time need."""
+    """Of scoring a ViT by `channels`, all `workers` together; None: as 32 images at a time need."""
     ray: str | None = None
     """Address of a Ray cluster to train them on, in place of `workers`; see `edvit.builder.ray_cluster`."""
 
@@ -122,7 +124,17 @@ class BuildConfig(BaseModel):
     def _scores(cls, criterion: ChannelCriterion | None, info: ValidationInfo) -> ChannelCriterion | None:
         if criterion is not None and (criterion == "apoz") != is_convnet(info.data.get("model")):
             raise ValueError("apoz is how filters of convolutional networks are scored, and these only so")
+        if criterion is not None and not _by_channels(info.data):
+            raise ValueError("only channels are scored; give --prune channels as well, or leave it out")
         return criterion
+
+    @field_validator("without", "fisher", "foreign")
+    @classmethod
+    def _weighs(cls, value: T, info: ValidationInfo) -> T:
+        # The command line hands every default over as if it were given.
+        if _by_channels(info.data) and value != cls.model_fields[str(info.field_name)].default:
+            raise ValueError("goes with subspace pruning only, and this build prunes channels; leave it out")
+        return value
 
     @field_validator("widths")
     @classmethod
@@ -131,6 +143,13 @@ class BuildConfig(BaseModel):
         if widths == "fitted" and not of_vit and not is_convnet(info.data.get("model")):
             raise ValueError("fitted goes with subspace pruning of head dimensions only")
         return widths
+
+    @field_validator("memory_limit_mb")
+    @classmethod
+    def _bounds(cls, memory_limit_mb: int | None, info: ValidationInfo) -> int | None:
+        if memory_limit_mb is not None and (not _by_channels(info.data) or is_convnet(info.data.get("model"))):
+            raise ValueError("only scoring a ViT by channels is bounded by it; leave it out, or give --prune channels")
+        return memory_limit_mb
 
     @field_validator("ray")
     @classmethod
@@ -150,7 +169,7 @@ class BuildConfig(BaseModel):
 
     @property
     def resolved_prune(self) -> Pruner:
-        return self.prune or ("channels" if is_convnet(self.model) else "subspace")
+        return "channels" if _by_channels({"prune": self.prune, "model": self.model}) else "subspace"
 
     @property
     def resolved_criterion(self) -> ChannelCriterion:
@@ -184,6 +203,12 @@ class BuildConfig(BaseModel):
     @property
     def resolved_strength(self) -> float:
         return self.strength if self.strength is not None else 1.75 if self.recover_epochs >= LONG_RECOVERY else 1.0
+
+
+def _by_channels(settings: Mapping[str, Any]) -> bool:
+    """Whether channels are pruned: as asked for, or as the kind of model has it."""
+    pruner = settings.get("prune")
+    return pruner == "channels" or (pruner is None and is_convnet(settings.get("model")))
 
 
 def make_config(**settings: Any) -> BuildConfig:

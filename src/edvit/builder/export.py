@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import warnings
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -22,7 +23,8 @@ from edvit.builder.onnx_form import OPSET, onnx_form
 from edvit.errors import BuildError
 
 TOLERANCE = 1e-4
-"""Largest absolute difference between PyTorch's output and ONNX Runtime's that is let through."""
+"""Largest difference between PyTorch's output and ONNX Runtime's that is let through, relative to the largest value of
+the output where that is above 1: features are not normalised, and float32 rounds in proportion to them."""
 QUANTISATION_LIMIT = 0.3
 """Largest relative distance between features of int8 and of fp32 that is let through."""
 
@@ -151,6 +153,9 @@ def _compare(module: nn.Module, inputs: tuple[Tensor, ...], names: list[str], pa
         with torch.inference_mode():
             expected = module(*some).numpy()
         found = session.run(None, dict(zip(names, (value.numpy() for value in some), strict=True)))[0]
-        difference = float(np.abs(found - expected).max())
-        if not difference <= TOLERANCE:  # also where it is NaN
-            raise BuildError(f"{path.name}: ONNX Runtime differs from PyTorch by {difference:.2g}; not written")
+        difference, scale = float(np.abs(found - expected).max()), float(np.abs(expected).max())
+        if not (math.isfinite(scale) and difference <= TOLERANCE * max(1.0, scale)):  # also where they are NaN
+            raise BuildError(
+                f"{path.name}: ONNX Runtime differs from PyTorch by {difference:.2g}, in values of up to {scale:.2g}; "
+                "not written: try other versions of onnxruntime and torch"
+            )

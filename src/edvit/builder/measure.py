@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 import torch
 
 from edvit.builder import images, prepare
@@ -20,6 +19,7 @@ from edvit.builder.split import Split
 from edvit.bundle import Metric
 from edvit.datasets import read_split
 from edvit.errors import DataError
+from edvit.runtime.engine import open_session
 from edvit.timing import median_s
 
 Floats = npt.NDArray[np.float32]
@@ -72,8 +72,8 @@ class Sessions:
 
     def __init__(self, exported: Split, threads: int) -> None:
         count = len(exported.groups)
-        self._submodels = [onnx_session(exported.submodel_path(i), threads) for i in range(count)]
-        self._fusion = onnx_session(exported.fusion_path, threads)
+        self._submodels = [open_session(exported.submodel_path(i), threads) for i in range(count)]
+        self._fusion = open_session(exported.fusion_path, threads)
 
     def features(self, pixels: npt.NDArray[np.uint8]) -> Floats:
         """Concatenated features `[batch, sum of dims]`."""
@@ -112,6 +112,7 @@ def run_test(
         "test",
         {
             "images": [source.stamp(i) for i in range(len(source))],
+            "labels": source.labels.tolist(),
             "base": trained.artifact.digest,
             "files": _digests(exported),
             "devices": list(devices),
@@ -182,31 +183,46 @@ def _scores(  # noqa: PLR0917
     return {**scores, "labels": test.labels}
 
 
-def onnx_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
-    """A session on the CPU with a fixed number of threads."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+onnx_session = open_session
+"""A device's own, so that what is measured is what a device runs; by this name for `edvit.bench`."""
 
 
-def latencies_s(trained: prepare.Base, exported: Split, data: prepare.Data) -> dict[str, float]:
+def latencies_s(
+    trained: prepare.Base, exported: Split, data: prepare.Data, *, devices: Sequence[str], baseline: Split | None
+) -> dict[str, float]:
     """Median seconds per image on one thread of this machine, by the name of the metric it belongs to.
 
-    The base in PyTorch fp32; each sub-model in ONNX Runtime; `fused` is the slowest of them and the fusion, as on
-    devices that work side by side, without a network.
+    The base in PyTorch fp32; each sub-model in ONNX Runtime. `fused` is the device that takes longest with all its
+    sub-models, one after the other, and then the fusion, as on devices that work side by side, without a network; `n1`
+    likewise from the baseline's own files.
+
+    Args:
+        devices: the device of each sub-model, in their order.
+        baseline: N = 1 at the same width; None where it was not built.
     """
     image = data.validation.pixels(slice(0, 1))
+    submodels = _submodels_s(exported, image)
+    busy = dict.fromkeys(devices, 0.0)
+    for device, seconds in zip(devices, submodels, strict=True):
+        busy[device] += seconds
+    found = {"base": _base_s(trained, image), "fused": max(busy.values()) + _fusion_s(exported, image)}
+    if baseline is not None:
+        found["n1"] = sum(_submodels_s(baseline, image)) + _fusion_s(baseline, image)
+    return found | {f"submodel-{i}": seconds for i, seconds in enumerate(submodels)}
+
+
+def _submodels_s(exported: Split, image: npt.NDArray[np.uint8]) -> list[float]:
+    return [_onnx_s(exported.submodel_path(i), image=image) for i in range(len(exported.groups))]
+
+
+def _fusion_s(exported: Split, image: npt.NDArray[np.uint8]) -> float:
     features = Sessions(exported, threads=1).features(image)
     present = np.ones((1, len(exported.groups)), np.float32)
-    seconds = {f"submodel-{i}": _onnx_s(exported.submodel_path(i), image=image) for i in range(len(exported.groups))}
-    slowest = max(seconds.values())
-    fusion = _onnx_s(exported.fusion_path, features=features, present=present)
-    return {"base": _base_s(trained, image), "fused": slowest + fusion, "n1": slowest, **seconds}
+    return _onnx_s(exported.fusion_path, features=features, present=present)
 
 
 def _onnx_s(path: Path, **inputs: npt.NDArray[Any]) -> float:
-    session = onnx_session(path, threads=1)
+    session = open_session(path, threads=1)
     return median_s(lambda: session.run(None, inputs))
 
 

@@ -22,10 +22,11 @@ from edvit.builder.device import devices
 from edvit.builder.family import vit_widths
 from edvit.builder.measure import TestResult
 from edvit.builder.progress import Reporter
-from edvit.builder.prune import Group, load_kept, prune
+from edvit.builder.prune import Group, check_calibration, load_kept, prune
 from edvit.builder.report import ReportData, result_rows, write_report
 from edvit.builder.split import Split
 from edvit.builder.subspace import rms
+from edvit.builder.weights import check_weights
 from edvit.bundle import (
     BaseModelInfo,
     Bundle,
@@ -65,6 +66,11 @@ class Built:
     baseline: Split | None
     test: TestResult
 
+    @property
+    def devices(self) -> list[str]:
+        """The device of each sub-model, in their order."""
+        return [submodel.device for submodel in self.plan.submodels]
+
 
 def build(
     config: BuildConfig,
@@ -89,9 +95,13 @@ def build(
         EdvitError: the input cannot be used, the fleet cannot hold the sub-models, or a stage failed.
     """
     out = check_target(out)
-    devices(config.device, config.amp)  # that there is none must come out before anything is decoded
+    # What is missing must come out before anything is decoded.
+    devices(config.device, config.amp)
+    if config.weights is not None:
+        check_weights(config.weights)
     source = prepare.open_source(config)
     plan = make_plan(config, source)
+    check_calibration(config, source, _wanted(config, plan))
     folder = WorkFolder((work or out.with_name(out.name + "-work")).absolute(), force)
     with folder.locked(), _pool(config, folder) as pool:
         context = prepare.Context(config, source, folder, report or Reporter(quiet=True), pool)
@@ -121,10 +131,9 @@ def _run(context: prepare.Context, plan: Plan, out: Path, flags: dict[str, Any])
     report.line("split", _describe_groups(plan, data))
 
     taught = prepare.run_teacher(context, data, trained)
-    groups = [Group(submodel.classes, submodel.architecture.widths) for submodel in plan.submodels]
-    everything = Group(tuple(range(len(data.classes))), groups[0].widths)
-    n, hidden, with_baseline = len(groups), plan.fusion_hidden, config.baseline and len(groups) > 1
-    wanted = [*groups, everything] if with_baseline else groups
+    wanted = _wanted(config, plan)
+    n, hidden = len(plan.submodels), plan.fusion_hidden
+    with_baseline = len(wanted) > n
     pruned = prune(context, data, trained, wanted)
     done("prune", _describe_widths(plan, config))
 
@@ -164,6 +173,13 @@ def _run(context: prepare.Context, plan: Plan, out: Path, flags: dict[str, Any])
     bundle = write_bundle(out, fill)
     report.line("bundle", f"{bundle.path} · {REPORT} inside")
     return bundle, built
+
+
+def _wanted(config: BuildConfig, plan: Plan) -> list[Group]:
+    """What is pruned: the plan's sub-models, and where there are several one for all classes (N = 1), if asked for."""
+    groups = [Group(submodel.classes, submodel.architecture.widths) for submodel in plan.submodels]
+    classes = tuple(range(sum(len(group.classes) for group in groups)))
+    return [*groups, Group(classes, groups[0].widths)] if config.baseline and len(groups) > 1 else groups
 
 
 def make_plan(config: BuildConfig, source: prepare.Source) -> Plan:
@@ -257,7 +273,8 @@ def _resolved(built: Built) -> dict[str, Any]:
     steps = built.plan.base.keep_steps
     pruned = min(submodel.heads_pruned for submodel in built.plan.submodels)
     return {
-        **config.model_dump(mode="json", exclude={"fleet", *OF_MACHINES, *OF_SOUNDS}),
+        **config.model_dump(mode="json", exclude={"fleet", "criterion", *OF_MACHINES, *OF_SOUNDS}),
+        **({} if config.rotated else {"criterion": config.resolved_criterion}),
         **({} if how.spectrogram is None else how.spectrogram.model_dump(include=OF_SOUNDS)),
         "model": built.context.source.model,
         "image_size": how.image_size,
@@ -265,7 +282,6 @@ def _resolved(built: Built) -> dict[str, Any]:
         "groups": len(built.plan.submodels),
         "keep": format_keep(steps, pruned),
         "prune": config.resolved_prune,
-        "criterion": config.resolved_criterion,
         "augment": config.augment or prepare.default_augment(config.data),
         "base_epochs": built.base.artifact.record()["epochs"],
         "base_lr": built.base.artifact.record()["lr"],
@@ -287,7 +303,7 @@ def report_data(built: Built, manifest: Manifest, durations: Mapping[str, float]
     rows = result_rows(
         manifest,
         own_accuracy={s.id: test.own_accuracy(s.id, s.classes) for s in built.plan.submodels},
-        measured_s=measure.latencies_s(built.base, made, built.data),
+        measured_s=measure.latencies_s(built.base, made, built.data, devices=built.devices, baseline=built.baseline),
     )
     return ReportData(
         manifest=manifest,
@@ -300,8 +316,8 @@ def report_data(built: Built, manifest: Manifest, durations: Mapping[str, float]
         pruned_by=_describe_pruner(built.context.config),
         seeds={"seed": built.context.config.seed},
         measured_on=f"{platform.machine()}, one thread, one image at a time: the base in PyTorch fp32, "
-        f"sub-models in ONNX Runtime {built.context.config.precision}; fused is the slowest sub-model and the fusion, "
-        "without a network",
+        f"sub-models in ONNX Runtime {built.context.config.precision}; fused is the device that takes longest with all "
+        "its sub-models, and the fusion, without a network; N = 1 is its one sub-model and its fusion",
         durations_s=durations,
     )
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from pydantic import ValidationError
 
@@ -169,12 +170,16 @@ def prepare_data(context: Context) -> Data:
     if counts.min() < 2:
         lacking = source.train.classes[int(counts.argmin())]
         raise DataError(f"class {lacking!r} has {counts.min()} training images: at least 2 are needed")
-    chosen = source.train.validation
-    if chosen is None:
-        train, validation = images.split_validation(every.labels, config.validation)
-    else:
-        train, validation = np.setdiff1d(np.arange(len(every)), chosen), chosen
+    train, validation = split_training(source.train, config.validation)
     return Data(artifact, source.train.classes, every.take(train), every.take(validation))
+
+
+def split_training(given: LabelledImages, share: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Indices for training and for validation: the authors' own choice, or `share` of each class."""
+    labels, chosen = np.asarray(given.labels, dtype=np.int64), given.validation
+    if chosen is None:
+        return images.split_validation(labels, share)
+    return np.setdiff1d(np.arange(len(labels)), chosen), chosen
 
 
 def _decode(source: LabelledImages, how: Preprocessing, folder: Path, bar: parallel.Progress) -> dict[str, Any]:

@@ -6,6 +6,7 @@ times `Q`. By channels `Q` is a selection of columns of the identity.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -20,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from edvit.architecture import Architecture
+from edvit.architecture import Architecture, Widths
 from edvit.builder import backbone, base, checkpoint, parallel
 from edvit.builder.artifacts import Artifact, Stage
 from edvit.builder.backbone import FeatureExtractor
@@ -30,7 +31,8 @@ from edvit.builder.images import ImageSet
 from edvit.builder.importance import UNSEEING
 from edvit.builder.jobs import run_stages
 from edvit.builder.memory import images_within
-from edvit.builder.prepare import WEIGHTS, Base, Context, Data, weights_path
+from edvit.builder.prepare import WEIGHTS, Base, Context, Data, Source, split_training, weights_path
+from edvit.builder.subspace import cut as cutting
 from edvit.builder.subspace import statistics
 from edvit.builder.subspace.calibration import Calibration
 from edvit.builder.subspace.cut import Cut, Options, cut
@@ -38,6 +40,7 @@ from edvit.builder.subspace.cut import Group as CutGroup
 from edvit.builder.subspace.rms import to_rms
 from edvit.builder.subspace.widths import fit_groups
 from edvit.convnet import is_convnet
+from edvit.errors import ConfigError
 from edvit.preprocess import Preprocessing
 
 ROTATION = "rotation.safetensors"
@@ -122,6 +125,52 @@ def subspace_options(config: BuildConfig) -> Options:
     )
 
 
+def check_calibration(config: BuildConfig, source: Source, groups: Sequence[Group]) -> None:
+    """Whether the calibration images' streams of every group fit into memory, told from the labels alone.
+
+    Raises:
+        ConfigError: those of one do not; the message says with how many images they would.
+    """
+    architecture, options = source.architecture, subspace_options(config)
+    if not (config.rotated and isinstance(architecture, Architecture)):
+        return
+    train, _ = split_training(source.train, config.validation)
+    there = np.bincount(np.asarray(source.train.labels)[train], minlength=len(source.train.classes))
+
+    def fits(calibration: int) -> bool:
+        counts, images = _own_images(groups, there, calibration)
+        needed = cutting.largest_state_bytes(architecture, counts, images, options)
+        return needed <= cutting.STATE_LIMIT_BYTES
+
+    if fits(config.calibration):
+        return
+    limit = f"the limit of {cutting.STATE_LIMIT_BYTES / 1024**3:.1f} GiB for the base model's states of them"
+    most = bisect_left(range(1, config.calibration), True, key=lambda count: not fits(count))
+    if not most:
+        raise ConfigError(f"one calibration image of each class passes {limit}; give a smaller --img-size")
+    hint = " or --no-baseline" if len(groups) > 1 and config.baseline else ""
+    raise ConfigError(f"--calibration {config.calibration} passes {limit}; give --calibration {most}{hint}")
+
+
+def _own_images(
+    groups: Sequence[Group], there: npt.NDArray[np.int64], calibration: int
+) -> tuple[list[tuple[int, Widths]], int]:
+    """How many calibration images of its own each group has, with its widths, and how many all have together.
+
+    Args:
+        groups: as for `prune`.
+        there: training images of each class.
+        calibration: images of each group but that of all classes.
+    """
+
+    def own(group: Group) -> int:
+        return min(max(calibration, len(group.classes)), int(there[list(group.classes)].sum()))
+
+    images = sum(map(own, _parts(groups, len(there))))
+    counts = [images if len(group.classes) == len(there) else own(group) for group in groups]
+    return [(count, vit_widths(group.widths)) for count, group in zip(counts, groups, strict=True)], images
+
+
 def _by_subspace(context: Context, data: Data, trained: Base, groups: Sequence[Group]) -> tuple[Artifact, ...]:
     config, work, how = context.config, context.work, context.source.preprocessing
     options = subspace_options(config)
@@ -148,7 +197,8 @@ def _by_subspace(context: Context, data: Data, trained: Base, groups: Sequence[G
         )
         for group in groups
     ]
-    done = [work.find(stage) for stage in stages]
+    # What is cut does not name the statistics that it was cut by: only a build that redoes these asks for them again.
+    done = [None if work.forces("statistics") else work.find(stage) for stage in stages]
     missing = [i for i, artifact in enumerate(done) if artifact is None]
     if missing:
         rotated = to_rms(trained.model)
@@ -177,7 +227,7 @@ def _by_subspace(context: Context, data: Data, trained: Base, groups: Sequence[G
                 progress=bar,
             )
         for i, made in zip(missing, cuts, strict=True):
-            done[i] = work.make(stages[i], partial(_keep_cut, made, how, data.validation))
+            done[i] = work.remake(stages[i], partial(_keep_cut, made, how, data.validation))
     return tuple(artifact for artifact in done if artifact is not None)
 
 
@@ -277,11 +327,11 @@ def _scores(context: Context, data: Data, trained: Base, groups: Sequence[Group]
     criterion = config.resolved_criterion
     # Fisher-KL ranks whole heads poorly, and there are few of them.
     exact_heads = config.attention == "heads" and criterion == "fisher-kl"
+    of_group = [_parts_to_score(data, group, config) for group in groups]
     batch_size = SCORED_AT_ONCE
     if config.memory_limit_mb is not None:
-        each = config.memory_limit_mb * 1_000_000 // min(config.workers, len(groups))
+        each = config.memory_limit_mb * 1_000_000 // min(config.workers, sum(map(len, of_group)))
         batch_size = min(batch_size, images_within(each, backbone.describe(trained.model)))
-    of_group = [_parts_to_score(data, group, config) for group in groups]
     jobs = [
         _ScoreJob(
             stage=Stage(

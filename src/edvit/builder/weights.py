@@ -14,6 +14,7 @@ from torch import Tensor
 from edvit.builder.family import Classifier, family_of
 from edvit.errors import WeightsError
 
+_SAFETENSORS_SUFFIX = ".safetensors"
 _PYTORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
 
 
@@ -46,6 +47,21 @@ def load_weights(
     return model, head_kept
 
 
+def check_weights(path: Path) -> None:
+    """Whether there is a file, of a kind that is read; nothing of it is read yet.
+
+    Raises:
+        WeightsError: there is none, it is a folder, or of another kind.
+    """
+    known = (_SAFETENSORS_SUFFIX, *_PYTORCH_SUFFIXES)
+    if path.is_dir():
+        raise WeightsError(f"{path}: is a folder; give the weights file in it ({', '.join(known)})")
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such file")
+    if path.suffix not in known:
+        raise WeightsError(f"{path}: unknown kind of weights file; {', '.join(known)} are read")
+
+
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Every tensor of a weights file by name, floating-point ones as float32, on the CPU.
 
@@ -54,15 +70,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         WeightsError: the file is missing, damaged, or holds anything else than tensors.
     """
-    if not path.is_file():
-        raise WeightsError(f"{path}: no such file")
-    if path.suffix == ".safetensors":
-        state = _read_safetensors(path)
-    elif path.suffix in _PYTORCH_SUFFIXES:
-        state = _read_pytorch(path)
-    else:
-        known = ", ".join((".safetensors", *_PYTORCH_SUFFIXES))
-        raise WeightsError(f"{path}: unknown kind of weights file; {known} are read")
+    check_weights(path)
+    state = _read_safetensors(path) if path.suffix == _SAFETENSORS_SUFFIX else _read_pytorch(path)
     if not state:
         raise WeightsError(f"{path}: holds no tensors")
     state = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}

@@ -108,7 +108,7 @@ def results(bundle: Bundle, built: Built, measured: Evaluation) -> Table:
     from edvit.builder.measure import latencies_s
 
     manifest, test = bundle.manifest, built.test
-    seconds = latencies_s(built.base, built.split, built.data)
+    seconds = latencies_s(built.base, built.split, built.data, devices=built.devices, baseline=built.baseline)
     size = max(submodel.model.bytes for submodel in manifest.submodels)
     without = [test.accuracy(scores) for scores in test.without.values()]
     table = Table(box=None, pad_edge=False)

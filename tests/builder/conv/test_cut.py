@@ -9,7 +9,7 @@ from edvit.builder.conv import cut, network
 from edvit.builder.conv.apoz import Activity
 from edvit.convnet import NAMES, FilterWidths, convnet
 from edvit.errors import BuildError
-from edvit.plan.conv_cost import conv_params
+from edvit.plan.conv_cost import conv_cost
 
 torch.set_num_threads(1)
 
@@ -71,8 +71,28 @@ def test_fitted_widths_never_exceed_the_budget(seed, pruned, name):
     base = convnet(name, classes=10)
     budget = base.narrowed(pruned).widths
     widths = cut.fit_widths(base, scores_of(base, seed), budget)
-    assert conv_params(base.model_copy(update={"widths": widths})) <= conv_params(base.narrowed(pruned))
+    cost, limit = (
+        conv_cost(one.model_copy(update={"classes": 0}))
+        for one in (base.model_copy(update={"widths": widths}), base.narrowed(pruned))
+    )
+    assert cost.params <= limit.params
+    assert cost.flops <= limit.flops
+    assert cost.peak_memory_bytes <= limit.peak_memory_bytes
     cut.select(scores_of(base, seed), base, widths)
+
+
+def test_filters_that_are_dear_to_run_are_counted_as_such():
+    """The first sets have few parameters and large maps: all of them and few of the last is cheap to store alone."""
+    base = convnet("vgg5", classes=10)
+    sets = [torch.full((width,), 0.9, dtype=torch.float64) for width in base.widths.filters]
+    sets[2:] = [torch.linspace(0, 0.5, len(values), dtype=torch.float64) for values in sets[2:]]
+    budget = base.narrowed(8)
+    cost, limit = (
+        conv_cost(base.model_copy(update={"widths": widths, "classes": 0}))
+        for widths in (cut.fit_widths(base, Activity(tuple(sets)), budget.widths), budget.widths)
+    )
+    assert cost.flops <= limit.flops
+    assert cost.peak_memory_bytes <= limit.peak_memory_bytes
 
 
 def test_a_budget_of_everything_keeps_what_is_ever_active():

@@ -13,7 +13,15 @@ import vit_variants
 from edvit.architecture import BlockWidths, Widths
 from edvit.builder import backbone, checkpoint
 from edvit.builder.subspace import cut as cut_module
-from edvit.builder.subspace.cut import Group, Options, bin_weights, cut, group_rows
+from edvit.builder.subspace.cut import (
+    Group,
+    Options,
+    bin_weights,
+    cut,
+    group_rows,
+    largest_state_bytes,
+    state_bytes,
+)
 from edvit.builder.subspace.rms import to_rms
 from edvit.builder.subspace.statistics import collect
 from edvit.errors import BuildError, ConfigError, DataError
@@ -119,6 +127,78 @@ def test_groups_cut_together_are_those_cut_alone():
         torch.testing.assert_close(logits(one.model), logits(alone.model), atol=1e-5, rtol=1e-5)
 
 
+class Passes:
+    """Counts passes of the base model, by what is told of them."""
+
+    def __init__(self):
+        self.told = []
+
+    def __call__(self, done, total):
+        self.told.append((done, total))
+
+    @property
+    def count(self):
+        assert [done for done, _ in self.told] == list(range(1, self.told[-1][1] + 1))
+        return len(self.told) // 6
+
+
+def cut_within(limit, groups, monkeypatch):
+    base, calibration = to_rms(vit_variants.make("plain")), calibration_images.calibration()
+    monkeypatch.setattr(cut_module, "STATE_LIMIT_BYTES", limit)
+    passes = Passes()
+    return cut(base, collect(base, calibration), calibration, groups, progress=passes), passes.count
+
+
+GROUPS = [Group((0, 1), NARROW), Group((2, 3), NARROW), Group((4,), FULL), Group((0, 1, 2, 3, 4), NARROW)]
+
+
+def assert_same(made, expected):
+    for one, other in zip(made, expected, strict=True):
+        assert torch.equal(one.rotation, other.rotation)
+        assert (one.energy, one.after_attention, one.after_ffn) == (
+            other.energy,
+            other.after_attention,
+            other.after_ffn,
+        )
+        for name, value in other.model.state_dict().items():
+            assert torch.equal(one.model.state_dict()[name], value), name
+
+
+def test_groups_that_do_not_fit_together_are_cut_one_after_the_other_to_the_same_bits(monkeypatch):
+    architecture = backbone.describe(vit_variants.make("plain"))
+    together, passes = cut_within(2**31, GROUPS, monkeypatch)
+    assert passes == 1
+    everything = (60, NARROW)
+    for limit, expected_passes in (
+        (state_bytes(architecture, 60, [everything]), 3),
+        (state_bytes(architecture, 60, [everything, (32, NARROW)]), 2),
+    ):
+        made, passes = cut_within(limit, GROUPS, monkeypatch)
+        assert passes == expected_passes
+        assert_same(made, together)
+
+
+def test_groups_of_more_images_than_fit_are_cut_over_their_own(monkeypatch):
+    together, _ = cut_within(2**31, GROUPS[:3], monkeypatch)
+    made, passes = cut_within(
+        state_bytes(backbone.describe(vit_variants.make("plain")), 32, [(32, FULL)]), GROUPS[:3], monkeypatch
+    )
+    assert passes == 3
+    for one, other in zip(made, together, strict=True):
+        torch.testing.assert_close(logits(one.model), logits(other.model), atol=1e-5, rtol=1e-5)
+
+
+def test_the_largest_group_is_foreseen():
+    labels, options = np.arange(60) % 5, Options()
+    rows = [len(group_rows(labels, group.classes, options, seed=0)[0]) for group in GROUPS]
+    architecture = backbone.describe(vit_variants.make("plain"))
+    own = [(24, NARROW), (24, NARROW), (12, FULL), (60, NARROW)]
+    for (count, widths), images in zip(own, rows, strict=True):
+        expected = state_bytes(architecture, images, [(images, widths)])
+        assert largest_state_bytes(architecture, [(count, widths)], 60, options) == expected
+    assert largest_state_bytes(architecture, own, 60, options) == state_bytes(architecture, 60, [own[3]])
+
+
 def test_statistics_by_group_do_as_well_as_by_class():
     base, calibration = to_rms(vit_variants.make("plain")), calibration_images.calibration()
     by_class = collect(base, calibration)
@@ -126,18 +206,6 @@ def test_statistics_by_group_do_as_well_as_by_class():
     one = cut(base, by_class, calibration, [Group((0, 1), NARROW)])[0]
     other = cut(base, by_group, calibration, [Group((0, 1), NARROW, bins=(0,))])[0]
     torch.testing.assert_close(logits(one.model), logits(other.model), atol=1e-4, rtol=1e-4)
-
-
-def test_unit_scores_choose_the_units():
-    base, calibration = to_rms(vit_variants.make("plain")), calibration_images.calibration()
-    scores = torch.zeros(3, 48)
-    scores[:, [3, 7, 11, 15, 19, 23, 27, 31]] = 1.0
-    widths = Widths(dim=24, blocks=(BlockWidths(heads=3, head_dim=8, hidden=8),) * 3)
-    options = Options(rotate=False, refit_readers=False)
-    group = Group((0,), widths, unit_scores=scores)
-    made = cut(base, collect(base, calibration), calibration, [group], options)[0].model
-    for block, old in zip(made.blocks, base.blocks, strict=True):
-        torch.testing.assert_close(block.mlp.fc1.weight, old.mlp.fc1.weight[3:32:4])
 
 
 def test_images_and_weights_of_a_group():
@@ -210,7 +278,7 @@ def test_a_class_without_images():
     assert cut(base, sums, calibration, [Group((0, 1), NARROW)])  # a foreign one may be missing
 
 
-def test_refusals(monkeypatch):
+def test_refusals():
     model, calibration = vit_variants.make("plain"), calibration_images.calibration()
     base = to_rms(model)
     sums = collect(base, calibration)
@@ -226,7 +294,4 @@ def test_refusals(monkeypatch):
     with torch.no_grad():
         base.blocks[0].mlp.fc2.weight[0, 0] = float("nan")
     with pytest.raises(BuildError, match="NaN or infinite"):
-        cut(base, sums, calibration, [Group((0, 1), NARROW)])
-    monkeypatch.setattr(cut_module, "STATE_LIMIT_BYTES", 1000)
-    with pytest.raises(ConfigError, match="use fewer"):
         cut(base, sums, calibration, [Group((0, 1), NARROW)])

@@ -104,24 +104,6 @@ def test_memory_can_be_what_decides():
     assert min(loss_of(losses, one) for one, there in fits.items() if there[:2].all()) < 0.99 * least
 
 
-def test_a_measured_cost_is_kept_too():
-    of, reference = architecture(), uniform(16, 16, 16)
-
-    def seconds(one):
-        return one.widths.blocks[0].hidden * 3.0 + sum(b.attention + b.hidden for b in one.widths.blocks)
-
-    limit = costs(of, reference)
-    feasible = [
-        one
-        for one in every_choice(of.widths)
-        if (costs(of, one) <= limit).all()
-        and seconds(of.model_copy(update={"widths": one})) <= seconds(of.model_copy(update={"widths": reference}))
-    ]
-    for seed in range(10):
-        losses = random_losses(of.widths, seed)
-        assert fit_widths(of, losses, reference, seconds=seconds) in feasible
-
-
 @settings(max_examples=60, deadline=None)
 @given(
     dims=st.tuples(*[st.integers(1, 6)] * 4),

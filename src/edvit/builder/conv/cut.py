@@ -13,7 +13,8 @@ from edvit.builder.conv.apoz import Activity
 from edvit.builder.conv.network import ConvNet
 from edvit.convnet import ConvArchitecture, FilterWidths
 from edvit.errors import BuildError
-from edvit.plan.conv_cost import conv_params
+from edvit.plan.conv_cost import conv_cost
+from edvit.plan.cost import Cost
 
 THRESHOLD_STEP = 0.005
 
@@ -27,16 +28,26 @@ def fit_widths(base: ConvArchitecture, scores: Activity, budget: FilterWidths) -
     Args:
         base: the whole network.
         scores: of its filters.
-        budget: no more parameters than a network of these widths has.
+        budget: no more parameters, operations and peak memory than a network of these widths has, without a head: a
+            plan made for those stays valid.
     """
-    limit = conv_params(base.model_copy(update={"widths": budget}))
+    limit = _cost(base, budget)
     for step in range(int(1 / THRESHOLD_STEP) + 1):
         kept = [int((values > step * THRESHOLD_STEP).sum()) for values in scores.sets]
         rounded = tuple(max(WIDTH_MULTIPLE, count // WIDTH_MULTIPLE * WIDTH_MULTIPLE) for count in kept)
         widths = FilterWidths(filters=tuple(map(min, rounded, base.widths.filters)))
-        if conv_params(base.model_copy(update={"widths": widths})) <= limit:
+        cost = _cost(base, widths)
+        if (
+            cost.params <= limit.params
+            and cost.flops <= limit.flops
+            and cost.peak_memory_bytes <= limit.peak_memory_bytes
+        ):
             return widths
     return budget
+
+
+def _cost(base: ConvArchitecture, widths: FilterWidths) -> Cost:
+    return conv_cost(base.model_copy(update={"widths": widths, "classes": 0}))
 
 
 def select(scores: Activity, base: ConvArchitecture, target: FilterWidths) -> tuple[Tensor, ...]:

@@ -1,14 +1,14 @@
 """From a base model to narrow sub-models without a gradient step: rotate, cut, refit, half a block at a time.
 
-All groups are cut together, so one pass of the base model serves them all. At every moment only one state of the
-stream is kept, the base's and each sub-model's: `state_bytes`.
+Groups are cut together, so one pass of the base model serves them all. At every moment only one state of the stream is
+kept, the base's and each sub-model's: `state_bytes`. As many groups are cut together as stay below `STATE_LIMIT_BYTES`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -25,9 +25,12 @@ from edvit.builder.subspace.group import Cutting, Options
 from edvit.builder.subspace.statistics import Sums
 from edvit.errors import BuildError, ConfigError, DataError
 
-__all__ = ["Cut", "Group", "Options", "cut", "state_bytes"]
+__all__ = ["Cut", "Group", "Options", "cut", "largest_state_bytes", "state_bytes"]
 
 STATE_LIMIT_BYTES = 2 * 1024**3
+"""Of the streams that are kept at a time. Of a group that passes it alone `largest_state_bytes` tells beforehand."""
+
+Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -38,13 +41,11 @@ class Group:
         classes: the class group.
         widths: at most the base's, in every block.
         bins: the bins of the statistics that are the group's own; the classes by default.
-        unit_scores: importance of FFN units, `[blocks, hidden]`, to choose them by in place of `Options.units`.
     """
 
     classes: tuple[int, ...]
     widths: Widths
     bins: tuple[int, ...] | None = None
-    unit_scores: Tensor | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def cut(
 
     Raises:
         BuildError: the base is not converted, or activations are NaN or infinite.
-        ConfigError: a width is larger than the base's, or calibration would pass `STATE_LIMIT_BYTES`.
+        ConfigError: a width is larger than the base's.
         DataError: a class of a group has no calibration images, or they are not of the base's shape.
     """
     options = options or Options()
@@ -102,31 +103,90 @@ def cut(
     calibration.check(architecture.channels, architecture.image_size)
     if options.fisher is not None and sums.gradient.shape[-1] == 0:
         raise ConfigError("these are statistics without gradients: no Fisher-weighted rotation")
-    rows = [group_rows(calibration.labels, group.classes, options, seed) for group in groups]
-    used = np.unique(np.concatenate([own_and_foreign for own_and_foreign, _ in rows]))
-    needed = state_bytes(architecture, len(used), [(len(r), g.widths) for (r, _), g in zip(rows, groups, strict=True)])
-    if needed > STATE_LIMIT_BYTES:
-        raise ConfigError(
-            f"{len(used)} calibration images take {needed / 1024**3:.1f} GiB, the limit is "
-            f"{STATE_LIMIT_BYTES / 1024**3:.0f}; use fewer, or cut fewer groups at a time"
-        )
-    cuttings = []
-    for group, (chosen, weights) in zip(groups, rows, strict=True):
+    for group in groups:
         _check_widths(group.widths, architecture.widths)
-        of_group = sums.weighted(bin_weights(sums, group.bins or group.classes, options.foreign))
-        places = torch.from_numpy(np.searchsorted(used, chosen))
-        cuttings.append(
-            Cutting(
-                base,
-                of_group,
-                group.widths,
-                rows=places,
-                weights=weights,
-                options=options,
-                batch_size=calibration.batch_size,
-                unit_scores=group.unit_scores,
-            )
+    chosen = [_Chosen(group, *group_rows(calibration.labels, group.classes, options, seed)) for group in groups]
+    chunks = _chunks(architecture, chosen)
+    cuts: list[Cut] = []
+    for index, (together, used) in enumerate(chunks):
+        cuts += _cut_together(
+            base,
+            sums,
+            calibration,
+            together,
+            used=used,
+            options=options,
+            progress=partial(_of_chunk, progress, index, len(chunks)),
         )
+    return cuts
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """A group and the calibration images it is refitted to, as `group_rows` draws them."""
+
+    group: Group
+    rows: Ints
+    weights: Tensor
+
+
+def _of_chunk(progress: Callable[[int, int], None], index: int, chunks: int, done: int, total: int) -> None:
+    progress(index * total + done, chunks * total)
+
+
+def _chunks(architecture: Architecture, chosen: Sequence[_Chosen]) -> list[tuple[list[_Chosen], Ints]]:
+    """Which groups are cut together, and over which images the base model runs with them.
+
+    Over those of all groups where their streams fit beside each sub-model's: its batches, and with them every rounding,
+    are then the same however many groups are cut together. Else over the chunk's own.
+    """
+    every = _images_of(chosen)
+    shared = all(_state_bytes(architecture, every, [one]) <= STATE_LIMIT_BYTES for one in chosen)
+
+    def used(together: Sequence[_Chosen]) -> Ints:
+        return every if shared else _images_of(together)
+
+    chunks: list[list[_Chosen]] = []
+    for one in chosen:
+        more = [*chunks[-1], one] if chunks else [one]
+        if chunks and _state_bytes(architecture, used(more), more) <= STATE_LIMIT_BYTES:
+            chunks[-1] = more
+        else:
+            chunks.append([one])
+    return [(together, used(together)) for together in chunks]
+
+
+def _images_of(chosen: Sequence[_Chosen]) -> Ints:
+    return np.unique(np.concatenate([one.rows for one in chosen])) if chosen else np.zeros(0, np.int64)
+
+
+def _state_bytes(architecture: Architecture, used: Ints, chosen: Sequence[_Chosen]) -> int:
+    return state_bytes(architecture, len(used), [(len(one.rows), one.group.widths) for one in chosen])
+
+
+def _cut_together(
+    base: VisionTransformer,
+    sums: Sums,
+    calibration: Calibration,
+    chosen: Sequence[_Chosen],
+    *,
+    used: Ints,
+    options: Options,
+    progress: Callable[[int, int], None],
+) -> list[Cut]:
+    """Cut these groups in one pass of the base model over the images `used`."""
+    cuttings = [
+        Cutting(
+            base,
+            sums.weighted(bin_weights(sums, one.group.bins or one.group.classes, options.foreign)),
+            one.group.widths,
+            rows=torch.from_numpy(np.searchsorted(used, one.rows)),
+            weights=one.weights,
+            options=options,
+            batch_size=calibration.batch_size,
+        )
+        for one in chosen
+    ]
     before = _embed(base, calibration, used, cuttings)
     total = 2 * len(base.blocks)
     for index, block in enumerate(base.blocks):
@@ -167,9 +227,24 @@ def state_bytes(architecture: Architecture, images: int, groups: Sequence[tuple[
     return 4 * architecture.tokens * floats
 
 
-def group_rows(
-    labels: npt.NDArray[np.int64], classes: Sequence[int], options: Options, seed: int
-) -> tuple[npt.NDArray[np.int64], Tensor]:
+def largest_state_bytes(
+    architecture: Architecture, groups: Sequence[tuple[int, Widths]], images: int, options: Options
+) -> int:
+    """What `cut` keeps at least: `state_bytes` of the largest group, cut alone.
+
+    Where widths are fitted, a sub-model may become wider than planned, and this larger by at most half.
+
+    Args:
+        architecture: of the base model.
+        groups: calibration images of its own classes, and planned widths, of each.
+        images: calibration images of all groups together.
+        options: as for `cut`.
+    """
+    counts = [(own + _foreign_count(own, images - own, options), widths) for own, widths in groups]
+    return max(state_bytes(architecture, count, [(count, widths)]) for count, widths in counts)
+
+
+def group_rows(labels: Ints, classes: Sequence[int], options: Options, seed: int) -> tuple[Ints, Tensor]:
     """The calibration images a group is refitted to, ascending, and their weights, float64 `[rows]`.
 
     All images of its own classes, each of weight 1, and a draw of the foreign ones, `Options.foreign_images` times as
@@ -183,11 +258,16 @@ def group_rows(
             raise DataError(f"class {label} has no calibration images; every class of a group needs some")
     own = np.flatnonzero(np.isin(labels, list(classes)))
     others = np.flatnonzero(~np.isin(labels, list(classes)))
-    count = min(len(others), math.ceil(options.foreign_images * len(own))) if options.foreign > 0 else 0
+    count = _foreign_count(len(own), len(others), options)
     drawn = np.random.default_rng(seed).permutation(others)[:count]
     rows = np.sort(np.concatenate([own, drawn]))
     weight = options.foreign * len(own) / max(count, 1)
     return rows, torch.from_numpy(np.where(np.isin(rows, own), 1.0, weight))
+
+
+def _foreign_count(own: int, others: int, options: Options) -> int:
+    """How many foreign images a group is refitted to, of so many that there are."""
+    return min(others, math.ceil(options.foreign_images * own)) if options.foreign > 0 else 0
 
 
 def bin_weights(sums: Sums, own: Sequence[int], foreign: float) -> Tensor:
@@ -219,9 +299,7 @@ def _check_widths(widths: Widths, base: Widths) -> None:
             raise ConfigError(f"{where}: cannot keep {wanted} of {there}")
 
 
-def _embed(
-    base: VisionTransformer, calibration: Calibration, used: npt.NDArray[np.int64], cuttings: Sequence[Cutting]
-) -> Tensor:
+def _embed(base: VisionTransformer, calibration: Calibration, used: Ints, cuttings: Sequence[Cutting]) -> Tensor:
     """The base's stream before block 0, `[images, tokens, dim]`; the sub-models' are set beside it."""
     pieces, inner = [], []
     for _, images in calibration.batches(used):

@@ -65,7 +65,6 @@ class Cutting:
         weights: of its images, float64 `[images]`.
         options: what to do.
         batch_size: images at a time.
-        unit_scores: `[blocks, hidden]`, to choose FFN units by.
     """
 
     def __init__(
@@ -78,10 +77,9 @@ class Cutting:
         weights: Tensor,
         options: Options,
         batch_size: int,
-        unit_scores: Tensor | None = None,
     ) -> None:
         self.base, self.sums, self.widths, self.options = base, sums, widths, options
-        self.rows, self.weights, self.batch_size, self.unit_scores = rows, weights, batch_size, unit_scores
+        self.rows, self.weights, self.batch_size = rows, weights, batch_size
         self.rotation = self._directions(sums.stream[0], sums.gradient[0])
         architecture = backbone.describe(base)
         self.model = backbone.create(
@@ -201,8 +199,6 @@ class Cutting:
         _set(every, weight, bias)
         moments = Moments(every.out_features, self.widths.dim)
         kept = None if options.refit_writers and options.units == "elimination" else self._units(index, prior)
-        if self.unit_scores is not None:
-            kept = ffn.best(self.unit_scores[index], self.widths.blocks[index].hidden)
         if options.refit_writers:
             if kept is not None:
                 moments = Moments(len(kept), self.widths.dim)

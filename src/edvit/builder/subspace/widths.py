@@ -44,13 +44,7 @@ def fit_groups(
     return fitted
 
 
-def fit_widths(
-    architecture: Architecture,
-    losses: Losses,
-    reference: Widths,
-    *,
-    seconds: Callable[[Architecture], float] | None = None,
-) -> Widths:
+def fit_widths(architecture: Architecture, losses: Losses, reference: Widths) -> Widths:
     """The widths of least estimated loss that cost no more than the reference's: a plan made for those stays valid.
 
     Parameters, operations and peak memory (`plan.cost.vit_cost`, without a head) are each at most the reference's.
@@ -65,14 +59,13 @@ def fit_widths(
         architecture: of the converted base model.
         losses: of a class group.
         reference: the budget, e.g. `pruned_widths` at the keep ratio that the plan placed on a device.
-        seconds: a measured cost that must not grow either; one that rises with every width.
 
     Raises:
         BuildError: the base is not converted, or the losses are NaN, infinite or of other widths.
         ConfigError: the reference has other heads or blocks than the base, or is too narrow for any choice.
     """
     _check(architecture, losses, reference)
-    budget = _Budget(architecture.model_copy(update={"classes": 0}), reference, seconds)
+    budget = _Budget(architecture.model_copy(update={"classes": 0}), reference)
     stream = _falling(losses.stream)
     heads = cache(lambda widest: _ladder(losses.heads, widest))
     units = cache(lambda widest: _ladder(losses.units, widest))
@@ -161,13 +154,9 @@ def _falling(curve: Floats) -> Floats:
 class _Budget:
     """What the reference costs."""
 
-    def __init__(
-        self, architecture: Architecture, reference: Widths, seconds: Callable[[Architecture], float] | None
-    ) -> None:
-        self.architecture, self.seconds = architecture, seconds
-        whole = architecture.model_copy(update={"widths": reference})
-        self.cost = vit_cost(whole)
-        self.limit_s = math.inf if seconds is None else seconds(whole)
+    def __init__(self, architecture: Architecture, reference: Widths) -> None:
+        self.architecture = architecture
+        self.cost = vit_cost(architecture.model_copy(update={"widths": reference}))
 
     def most_steps(self, dim: int, activations: int, heads: _Ladder, units: _Ladder) -> Ints:
         """For every number of steps in `heads` the most steps in `units`, -1 for none.
@@ -195,7 +184,7 @@ class _Budget:
         return steps
 
     def last_step(self, dim: int, heads: Ints, units: _Ladder, most: int) -> int:
-        """The most steps in `units`, up to `most`, that cost no more in `seconds` either; -1 for none."""
+        """The most steps in `units`, up to `most`, that cost no more; -1 for none."""
         low, high = -1, most + 1
         middle = most  # it is nearly always the answer
         while high - low > 1:
@@ -204,13 +193,11 @@ class _Budget:
         return low
 
     def _holds(self, dim: int, heads: Ints, units: Ints) -> bool:
-        one = _with(self.architecture, dim, heads, units)
-        cost = vit_cost(one)
+        cost = vit_cost(_with(self.architecture, dim, heads, units))
         return (
             cost.params <= self.cost.params
             and cost.flops <= self.cost.flops
             and cost.peak_memory_bytes <= self.cost.peak_memory_bytes
-            and (self.seconds is None or self.seconds(one) <= self.limit_s)
         )
 
 
