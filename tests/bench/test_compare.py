@@ -69,6 +69,14 @@ def test_what_was_measured_comes_back_from_json(exchange):
     assert exchange_from_json(json.loads(json.dumps(exchange_to_json(exchange)))) == exchange
 
 
+def test_int8_counted_by_an_earlier_version_is_measured_again_and_nothing_else():
+    values = measured_to_json(measured())
+    before = {"multiply_adds": 1e6, "additions": 10.0}
+    assert measured_from_json({**values, "operations": {**before, "int8": False}}) == measured()
+    with pytest.raises(ValueError, match="earlier version"):
+        measured_from_json({**values, "operations": {**before, "int8": True}})
+
+
 @pytest.mark.parametrize("change", [{"kind": "Ring"}, {"work": None}, {"input_bytes": 0}])
 def test_damaged_json_is_noticed(change):
     with pytest.raises((ValueError, TypeError, ConfigError)):

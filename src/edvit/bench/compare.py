@@ -244,7 +244,10 @@ def measured_to_json(one: Measured) -> dict[str, Any]:
 def measured_from_json(values: Mapping[str, Any]) -> Measured:
     """What `measured_to_json` gave. Raises KeyError, TypeError or ValueError for anything else."""
     rest = {name: value for name, value in values.items() if name not in ("operations", "exchange")}
-    operations = Operations(**values["operations"])
+    counted = dict(values["operations"])
+    if counted.pop("int8", False):
+        raise ValueError("counted by an earlier version, which took all of an int8 file for 8-bit arithmetic")
+    operations = Operations(**counted)
     return Measured(**rest, operations=operations, exchange=exchange_from_json(values["exchange"]))
 
 
