@@ -17,7 +17,7 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$"
 class Link(BaseModel):
     """The network between the gateway and one device."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     mbps: float = Field(default=100.0, gt=0)
     """Bandwidth, 10^6 bits per second."""
@@ -28,7 +28,7 @@ class Link(BaseModel):
 class Profile(BaseModel):
     """What a kind of device can do."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     gflops: float = Field(gt=0)
     """Effective speed on a ViT, 10^9 floating-point operations per second (a multiply-add counts as two)."""
@@ -51,7 +51,7 @@ PROFILES: dict[str, Profile] = {
 class Device(BaseModel):
     """One device of the fleet. What is left out comes from its profile."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str = Field(pattern=NAME_PATTERN)
     profile: str = "local"
@@ -82,7 +82,7 @@ class Device(BaseModel):
 class Gateway(BaseModel):
     """The machine that fans out the input and fuses the features."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     uplink_mbps: float = Field(default=1000.0, gt=0)
     """Shared by all devices: N inputs leave through it."""
@@ -91,7 +91,7 @@ class Gateway(BaseModel):
 class Fleet(BaseModel):
     """A named set of devices. Immutable; device names are unique."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str = Field(pattern=NAME_PATTERN)
     gateway: Gateway = Gateway()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 
 import typer
@@ -21,6 +22,13 @@ DATA_HELP = (
     "speech-commands."
 )
 DATA_ROOT_HELP = "Folder with the files of cifar10, mnist and so on."
+
+
+def finite(value: float | None) -> float | None:
+    """Callback of numeric options, which read `inf` and `nan` as numbers."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter("give a finite number")
+    return value
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from typing import Literal
 
 import typer
 
-from edvit.cli import DATA_HELP, DATA_ROOT_HELP, app
+from edvit.cli import DATA_HELP, DATA_ROOT_HELP, app, finite
 from edvit.errors import ConfigError, MissingExtraError
 
 bench_app = typer.Typer(help="Tables and figures that compare builds.", no_args_is_help=True)
@@ -52,7 +52,7 @@ def compare(
     devices: int = typer.Option(5, min=1, help="Devices of every system."),
     seeds: int = typer.Option(3, min=1, help="Builds of each system that is trained: seeds 0, 1, ..."),
     budget: float | None = typer.Option(
-        None, help="MB of fp32 weights that a sub-model may have; default: an eighth of the ViT's."
+        None, callback=finite, help="MB of fp32 weights that a sub-model may have; default: an eighth of the ViT's."
     ),
     systems: str | None = typer.Option(None, help="Names separated by commas; default: all (docs/compare.md)."),
     links: list[str] = typer.Option(
