@@ -82,9 +82,9 @@ def compare(
     workers: int | None = typer.Option(None, min=1, help="Sub-models trained at a time; default: one per core."),
     quick: bool = typer.Option(False, help="All systems on digits within minutes: a trial of the command, no result."),
 ) -> None:
-    """Compare this project with other ways to use N devices: accuracy, size, latency over links, energy.
+    r"""Compare this project with other ways to use N devices: accuracy, size, latency over links, energy.
 
-    Run again to resume. Needs pip install 'edvit[bench]'.
+    Run again to resume. Needs pip install 'edvit\[bench]'.
     """
     try:
         from edvit.bench import compare_figures
