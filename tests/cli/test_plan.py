@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections import Counter
 
 import pytest
 from typer.testing import CliRunner
@@ -45,6 +46,36 @@ def test_table_names_every_device_and_class(tmp_path):
     assert any("/4 J" in line for line in lines)
     assert "spare" in output
     assert "100 Mbit/s, shared" in lines[-1]
+
+
+LONG = "jetson-orin-nano-in-the-office-upstairs-1"
+
+
+@pytest.fixture
+def long_names(tmp_path):
+    fleet = tmp_path / "fleet.yaml"
+    fleet.write_text(
+        f"name: f\ndevices:\n  - {{name: {LONG}, memory_mb: 4000, energy_j: 1234.5}}\n  - {{name: b, energy_j: 4}}\n"
+    )
+    return ("--classes", "100", "--fleet", str(fleet))
+
+
+def test_a_table_in_a_pipe_has_a_line_for_each_row(long_names, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    lines = run(*long_names).split("\n\n")[1].splitlines()
+    assert len(lines) == 3
+    (row,) = (line for line in lines if line.startswith(LONG))
+    assert row.rstrip().endswith("/1234.5 J")
+
+
+@pytest.mark.parametrize("columns", [80, 50])
+def test_nothing_is_cut_off_a_narrow_table(long_names, monkeypatch, columns):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    wide = run(*long_names).split("\n\n")[1]
+    monkeypatch.setenv("COLUMNS", str(columns))
+    narrow = run(*long_names).split("\n\n")[1]
+    assert max(len(line) for line in narrow.splitlines()) <= columns
+    assert Counter("".join(narrow.split())) == Counter("".join(wide.split()))
 
 
 def test_json_is_the_plan_of_the_bundle():

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
+from typing import TYPE_CHECKING
 
 import typer
 
 from edvit.errors import EdvitError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 app = typer.Typer(
     name="edvit",
@@ -21,6 +26,8 @@ DATA_HELP = (
     "digits, imagefolder:DIR, audiofolder:DIR, or by name: cifar10, mnist, fashion-mnist, caltech256, gtzan, "
     "speech-commands."
 )
+PIPE_WIDTH = 10_000
+"""Characters; tables take what they need of it."""
 DATA_ROOT_HELP = "Folder with the files of cifar10, mnist and so on."
 
 
@@ -29,6 +36,16 @@ def finite(value: float | None) -> float | None:
     if value is not None and not math.isfinite(value):
         raise typer.BadParameter("give a finite number")
     return value
+
+
+def plain_console() -> Console:
+    """For text and tables as they are: as wide as the terminal, and without a limit into a file or a pipe."""
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = PIPE_WIDTH
+    return console
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
-from edvit.cli import DATA_ROOT_HELP, app
+from edvit.cli import DATA_ROOT_HELP, app, plain_console
 from edvit.convnet import convnet, is_convnet
 from edvit.errors import ConfigError, MissingExtraError
 from edvit.plan.keep import format_keep
@@ -49,8 +49,6 @@ def plan(
     as_json: bool = typer.Option(False, "--json", help="Print the plan as JSON."),
 ) -> None:
     """Show what each device would hold, how fast, how large, how many joules, before any training."""
-    from rich.console import Console
-
     from edvit.partition import partition
     from edvit.plan.greedy import assign
     from edvit.plan.keep import default_keep, heads_pruned_at, parse_keep
@@ -71,14 +69,14 @@ def plan(
     if as_json:
         typer.echo(to_json(result, names))
         return
-    console = Console()
+    console = plain_console()
     for line in headline(result):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
     console.print()
     console.print(device_table(result, names))
     console.print()
     for line in remarks(result, asked):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
 
 
 def _images(data: str | None, data_root: Path | None, classes: int | None) -> LabelledImages | None:
@@ -171,11 +169,11 @@ def device_table(plan: Plan, names: tuple[str, ...]) -> Table:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("device", no_wrap=True)
-    table.add_column("#", justify="right", no_wrap=True)
-    table.add_column("classes", min_width=10, overflow="fold")
+    table.add_column("device", overflow="fold")
+    table.add_column("#", justify="right", overflow="fold")
+    table.add_column("classes", overflow="fold")
     for column in ("keep", "size", "memory", "compute", "wire", "energy"):
-        table.add_column(column, justify="right", no_wrap=True)
+        table.add_column(column, justify="right", overflow="fold")
     for load in plan.loads:
         for row in _device_rows(plan, load, names):
             table.add_row(*row)
@@ -183,8 +181,6 @@ def device_table(plan: Plan, names: tuple[str, ...]) -> Table:
 
 
 def _device_rows(plan: Plan, load: DeviceLoad, names: tuple[str, ...]) -> list[tuple[str, ...]]:
-    from rich.markup import escape
-
     if not load.submodels:
         return [(load.device.name, "–", "spare", "", "", "", "", "", "")]
     heads = plan.base.keep_steps
@@ -201,7 +197,7 @@ def _device_rows(plan: Plan, load: DeviceLoad, names: tuple[str, ...]) -> list[t
             (
                 load.device.name if position == 0 else "",
                 str(index),
-                escape(", ".join(names[c] for c in submodel.classes)),
+                ", ".join(names[c] for c in submodel.classes),
                 format_keep(heads, submodel.heads_pruned),
                 si(submodel.cost.weight_bytes, "B"),
                 *(used if position == 0 else ("", "", "", "")),
