@@ -5,12 +5,16 @@ import sys
 from collections import Counter
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
+from edvit.builder.config import make_config
+from edvit.builder.prepare import open_source
 from edvit.bundle import PlanInfo
 from edvit.cli import app, commands  # noqa: F401  (registers the commands)
 from edvit.datasets import read_split
 from edvit.errors import ConfigError, InfeasibleError, MissingExtraError, ModelError
+from edvit.fleet import local_fleet
 from edvit.plan.cost import vit_cost
 from edvit.preprocess import Preprocessing
 from edvit.runtime.image_encoding import encode_images
@@ -129,6 +133,19 @@ def test_image_size_and_channels():
 
     assert tokens("--img-size", "16", "--channels", "3")["image_size"] == 16
     assert tokens("--img-size", "16", "--channels", "3")["channels"] == 3
+
+
+@pytest.mark.parametrize("data", ["digits", "imagefolder"])
+@pytest.mark.parametrize("model", ["vit_digits_patch4_8", "deit_tiny_patch16_224", "vgg5"])
+def test_channels_are_those_that_build_would_use(tmp_path, data, model):
+    if data == "imagefolder":
+        for folder in (tmp_path / split / name for split in ("train", "test") for name in "ab"):
+            folder.mkdir(parents=True)
+            Image.new("L", (8, 8)).save(folder / "0.png")
+        data = f"imagefolder:{tmp_path}"
+    planned = json.loads(run("--model", model, "--data", data, "--img-size", "32", "--devices", "2", "--json"))
+    source = open_source(make_config(data=data, model=model, image_size=32, fleet=local_fleet(2)))
+    assert planned["base"]["architecture"] == json.loads(source.architecture.model_dump_json())
 
 
 def test_what_was_pruned_beyond_the_ratio_is_said():

@@ -32,7 +32,9 @@ def plan(
     *,
     model: str = typer.Option(..., "--model", help="timm model name, e.g. deit_tiny_patch16_224."),
     img_size: int | None = typer.Option(None, "--img-size", min=1, help="Pixels; default: the model's own."),
-    channels: int | None = typer.Option(None, min=1, max=3, help="Input channels, 1 or 3; default: the model's own."),
+    channels: int | None = typer.Option(
+        None, min=1, max=3, help="1 or 3; default: what suits --data, else the model's own."
+    ),
     data: str | None = typer.Option(None, help="Data spec whose classes are split, e.g. digits or imagefolder:DIR."),
     data_root: Path | None = typer.Option(None, help=DATA_ROOT_HELP),
     classes: int | None = typer.Option(None, min=1, help="Number of classes, in place of --data."),
@@ -49,6 +51,7 @@ def plan(
     as_json: bool = typer.Option(False, "--json", help="Print the plan as JSON."),
 ) -> None:
     """Show what each device would hold, how fast, how large, how many joules, before any training."""
+    from edvit.datasets import channels_of
     from edvit.partition import partition
     from edvit.plan.greedy import assign
     from edvit.plan.keep import default_keep, heads_pruned_at, parse_keep
@@ -59,6 +62,8 @@ def plan(
         raise ConfigError("--image-encoding needs --data: what images take depends on them")
     chosen = chosen_fleet(fleet, devices)
     rotated = prune == "subspace" or (prune is None and not is_convnet(model))
+    if channels is None and data is not None:
+        channels = channels_of(data)
     base = _architecture(model, img_size, channels, len(names), rotated=rotated)
     ratio = default_keep(base.keep_steps) if keep is None else parse_keep(keep)
     asked = heads_pruned_at(ratio, base.keep_steps, attention)
