@@ -135,6 +135,11 @@ def load_fleet(path: Path | str) -> Fleet:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark is not None else ""
         raise FleetError(f"{path}: not valid YAML{where}") from None
+    if not isinstance(values, dict):
+        found = "is empty" if values is None else f"holds no keys but a {type(values).__name__}"
+        raise FleetError(
+            f"{path}: {found}: give a name and devices, such as {{name: shelf, devices: [{{name: pi-1}}]}}"
+        )
     try:
         return Fleet.model_validate(values)
     except ValidationError as error:
@@ -143,10 +148,13 @@ def load_fleet(path: Path | str) -> Fleet:
 
 def first_problem(error: ValidationError) -> str:
     """The first problem of a pydantic validation error, in one line: `devices.0.memory_mb: ...`."""
-    problem = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in problem["loc"]) or "file"
+    # A list whose members are wrong counts as too short as well: that is no second mistake.
+    problems = error.errors(include_url=False)
+    problems = [problem for problem in problems if problem["type"] != "too_short"] or problems
+    problem = problems[0]
+    where = ".".join(str(part) for part in problem["loc"])
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         message = "unknown key"
-    more = error.error_count() - 1
-    return f"{where}: {message}" + (f" (and {more} more)" if more else "")
+    more = len(problems) - 1
+    return (f"{where}: " if where else "") + message + (f" (and {more} more)" if more else "")
