@@ -42,8 +42,8 @@ def test_table_names_every_device_and_class(tmp_path):
     output = run("--classes", "4", "--groups", "2", "--fleet", str(fleet), "--keep", "2/6")
     lines = output.splitlines()
     assert lines[0].startswith("4 classes → 2 sub-models on 2 devices; predicted ")
-    assert "Whole model on pi-3" in lines[1]
-    assert "does not fit" in lines[1]
+    assert "Whole model on pi-1" in lines[1]
+    assert "of 180 MB" in lines[1]
     assert max(len(line) for line in lines[2:-1]) <= 80
     rows = [line.split() for line in lines if line.strip().startswith("pi-")]
     assert [row[0] for row in rows] == ["pi-1", "pi-2", "pi-3"]
@@ -80,6 +80,20 @@ def test_nothing_is_cut_off_a_narrow_table(long_names, monkeypatch, columns):
     narrow = run(*long_names).split("\n\n")[1]
     assert max(len(line) for line in narrow.splitlines()) <= columns
     assert Counter("".join(narrow.split())) == Counter("".join(wide.split()))
+
+
+def test_the_whole_model_is_put_where_it_fits(tmp_path):
+    fleet = tmp_path / "fleet.yaml"
+
+    def whole(*devices):
+        fleet.write_text(f"name: f\ndevices: [{', '.join(devices)}]\n")
+        return run("--classes", "4", "--fleet", str(fleet)).splitlines()[1].split(" Parameters")[0]
+
+    small, large = "{name: small, memory_mb: 0.5}", "{name: large, memory_mb: 100}"
+    assert whole(small, large).endswith(", 2.71 MB, of 100 MB.")
+    assert whole("{name: fast, gflops: 1000, memory_mb: 0.5}", large).startswith("Whole model on large: ")
+    assert whole("{name: fast, gflops: 1000, memory_mb: 50}", large).startswith("Whole model on fast: ")
+    assert whole(small, "{name: larger, memory_mb: 0.6}").endswith("does not fit 600 kB.")
 
 
 def test_json_is_the_plan_of_the_bundle():

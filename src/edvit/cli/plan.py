@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from edvit.convnet import AnyArchitecture
     from edvit.datasets import LabelledImages
-    from edvit.fleet import Fleet
+    from edvit.fleet import Device, Fleet
     from edvit.plan.placement import DeviceLoad, Plan
     from edvit.runtime.image_encoding import ImageEncoding
 
@@ -149,22 +149,29 @@ def _architecture(
 
 
 def headline(plan: Plan) -> list[str]:
-    """What splitting buys: the plan's latency next to the whole model's on the fastest device."""
+    """What splitting buys: the plan's latency next to the whole model's on one device, the fastest that holds it.
+
+    Where none holds it, on the fastest of all.
+    """
     from edvit.plan.cost import communication_s, latency_s
     from edvit.plan.model_cost import model_cost
 
-    fastest = max(plan.fleet.devices, key=lambda device: device.gflops)
     whole = model_cost(plan.base)
-    alone = latency_s(whole, fastest) + communication_s(
-        plan.fleet, fastest, devices=1, input_bytes=plan.input_bytes, feature_bytes=plan.base.classes * 4
+
+    def holds(device: Device) -> bool:
+        return whole.peak_memory_bytes <= device.memory_bytes
+
+    best = max(plan.fleet.devices, key=lambda device: (holds(device), device.gflops, device.memory_bytes))
+    alone = latency_s(whole, best) + communication_s(
+        plan.fleet, best, devices=1, input_bytes=plan.input_bytes, feature_bytes=plan.base.classes * 4
     )
-    fits = whole.peak_memory_bytes <= fastest.memory_bytes
-    size = f"{si(whole.peak_memory_bytes, 'B')}, {'of' if fits else 'does not fit'} {si(fastest.memory_bytes, 'B')}"
+    fits = "of" if holds(best) else "does not fit"
+    size = f"{si(whole.peak_memory_bytes, 'B')}, {fits} {si(best.memory_bytes, 'B')}"
     largest = max(submodel.cost.params for submodel in plan.submodels)
     return [
         f"{plan.base.classes} classes → {_count(len(plan.submodels), 'sub-model')} on "
         f"{_count(plan.devices_used, 'device')}; predicted {si(plan.latency_s, 's')} per image",
-        f"Whole model on {fastest.name}: {si(alone, 's')}, {size}. "
+        f"Whole model on {best.name}: {si(alone, 's')}, {size}. "
         f"Parameters: {si(whole.params)} → {si(largest)} at most per sub-model ({whole.params / largest:.1f}x fewer)",
     ]
 
