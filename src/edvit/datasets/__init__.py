@@ -74,5 +74,7 @@ def _reader(spec: str) -> Callable[[Split, Path | None], LabelledImages]:
         "speech-commands": speech_commands.read_speech_commands,
     }
     if spec not in readers:
-        raise DataError(f"unknown data spec {spec!r}; known: {', '.join(SPECS)}")
+        folder_like = Path(spec).expanduser().is_dir()
+        hint = f"; of a folder: imagefolder:{spec}, or audiofolder:{spec} for sounds" if folder_like else ""
+        raise DataError(f"unknown data spec {spec!r}{hint}; known: {', '.join(SPECS)}")
     return readers[spec]
