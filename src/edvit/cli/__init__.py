@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -28,6 +30,8 @@ DATA_HELP = (
 )
 PIPE_WIDTH = 10_000
 """Characters; tables take what they need of it."""
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Of a write that nothing in this program could have made succeed."""
 DATA_ROOT_HELP = "Folder with the files of cifar10, mnist and so on."
 
 
@@ -53,9 +57,26 @@ def main() -> None:
     from edvit.cli import commands  # noqa: F401  (registers every command on `app`)
 
     try:
-        app()
+        try:
+            app()
+        finally:
+            if sys.stdout is not None:  # it is where there is no standard output
+                sys.stdout.flush()  # else what is wrong with it comes out when nothing can be said any more
     except EdvitError as error:
         print(f"edvit: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, *NO_ROOM):
+            raise
+        if error.errno in NO_ROOM:
+            print(f"edvit: cannot write: {error.strerror}", file=sys.stderr)
+        _drop_output()
+        raise SystemExit(1) from None
+
+
+def _drop_output() -> None:
+    """What is left in the buffer of standard output goes nowhere, so that leaving does not fail on it again."""
+    with Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
