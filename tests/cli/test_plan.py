@@ -137,6 +137,10 @@ def test_the_seed_draws_the_groups():
     assert len(outputs) == 2
 
 
+def test_one_class_is_no_plural():
+    assert run("--classes", "1", "--devices", "1").startswith("1 class → 1 sub-model on 1 device; ")
+
+
 def test_more_devices_than_classes():
     assert run("--classes", "3", "--devices", "5").count("spare") == 2
 

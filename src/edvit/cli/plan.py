@@ -169,7 +169,7 @@ def headline(plan: Plan) -> list[str]:
     size = f"{si(whole.peak_memory_bytes, 'B')}, {fits} {si(best.memory_bytes, 'B')}"
     largest = max(submodel.cost.params for submodel in plan.submodels)
     return [
-        f"{plan.base.classes} classes → {_count(len(plan.submodels), 'sub-model')} on "
+        f"{_count(plan.base.classes, 'class', 'es')} → {_count(len(plan.submodels), 'sub-model')} on "
         f"{_count(plan.devices_used, 'device')}; predicted {si(plan.latency_s, 's')} per image",
         f"Whole model on {best.name}: {si(alone, 's')}, {size}. "
         f"Parameters: {si(whole.params)} → {si(largest)} at most per sub-model ({whole.params / largest:.1f}x fewer)",
@@ -268,5 +268,5 @@ def to_json(plan: Plan, names: tuple[str, ...]) -> str:
     return json.dumps(values, indent=1)
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
+def _count(number: int, noun: str, plural: str = "s") -> str:
+    return f"{number} {noun}" + ("" if number == 1 else plural)
