@@ -166,3 +166,39 @@ def test_preprocessing_of_images_is_written_as_before():
     assert "spectrogram" not in how.model_dump()
     again = Preprocessing.model_validate_json(how.model_copy(update={"spectrogram": HOW}).model_dump_json())
     assert again.spectrogram == HOW
+
+
+@pytest.mark.parametrize(("rate", "most"), [(8000, 191), (16_000, 126), (22_050, 115), (44_100, 70), (48_000, 66)])
+def test_bands_that_stay_empty_are_refused_with_the_most_that_do_not(rate, most):
+    assert mel_filters(Spectrogram(sample_rate=rate, mels=most)).max(axis=1).min() > 0
+    for more in (most + 1, 512):
+        with pytest.raises(ValueError, match=rf"{more} mel bands .* would be empty: give {most} mels at most"):
+            Spectrogram(sample_rate=rate, mels=more)
+    Spectrogram(sample_rate=rate)  # the default fits every common rate
+
+
+def test_where_no_number_of_bands_would_do_something_else_has_to_change():
+    with pytest.raises(ValueError, match="raise fft, or lower f_min"):
+        Spectrogram(f_min=7999.0)
+
+
+def test_how_many_bands_would_be_empty_is_said():
+    with pytest.raises(ValueError, match=r"128 mel bands .* 512 points at 16,000 Hz .*, 1 of them would be empty"):
+        Spectrogram(mels=128)
+
+
+@given(
+    rate=st.sampled_from([8000, 16_000, 44_100]),
+    fft=st.sampled_from([400, 401, 512, 1024]),
+    mels=st.integers(4, 300),
+    f_min=st.floats(0, 2000),
+)
+def test_bands_are_refused_exactly_where_a_filter_is_empty(rate, fft, mels, f_min):
+    how = HOW.model_copy(update={"sample_rate": rate, "fft": fft, "mels": mels, "f_min": f_min})  # not checked
+    empty = (mel_filters(how).max(axis=1) == 0).any()
+    try:
+        Spectrogram.model_validate(how.model_dump())
+    except ValueError as error:
+        assert empty, error
+    else:
+        assert not empty

@@ -56,6 +56,14 @@ class Spectrogram(BaseModel):
             raise ValueError("the window is longer than the transform")
         if self.f_min >= self.sample_rate / 2:
             raise ValueError("f_min is over half the sample rate")
+        empty = _empty_bands(self, self.mels)
+        if empty:
+            most = next((fewer for fewer in range(self.mels - 1, 3, -1) if not _empty_bands(self, fewer)), None)
+            raise ValueError(
+                f"{self.mels} mel bands are narrower than a transform of {self.fft} points at {self.sample_rate:,} Hz "
+                f"tells apart, {empty} of them would be empty: "
+                + ("raise fft, or lower f_min" if most is None else f"give {most} mels at most")
+            )
         return self
 
     def __str__(self) -> str:
@@ -91,14 +99,26 @@ def log_mel(clip: Float32, how: Spectrogram) -> Float32:
 @lru_cache(maxsize=8)
 def mel_filters(how: Spectrogram) -> Float64:
     """`[mels, fft // 2 + 1]`: triangles between neighbouring points that lie evenly on the mel scale."""
-    top = how.sample_rate / 2
-    low, high = 2595 * np.log10(1 + np.array([how.f_min, top]) / 700)
-    edges = 700 * (10 ** (np.linspace(low, high, how.mels + 2) / 2595) - 1)
-    bins = np.linspace(0, top, how.fft // 2 + 1)
+    edges = _mel_edges(how, how.mels)
+    bins = np.linspace(0, how.sample_rate / 2, how.fft // 2 + 1)
     width = np.diff(edges)[:, None]
     up = (bins - edges[:-2, None]) / width[:-1]
     down = (edges[2:, None] - bins) / width[1:]
     return np.asarray(np.maximum(0, np.minimum(up, down)))
+
+
+def _mel_edges(how: Spectrogram, mels: int) -> Float64:
+    """Hz, `[mels + 2]`: where so many triangles start, peak and end."""
+    low, high = 2595 * np.log10(1 + np.array([how.f_min, how.sample_rate / 2]) / 700)
+    return np.asarray(700 * (10 ** (np.linspace(low, high, mels + 2) / 2595) - 1))
+
+
+def _empty_bands(how: Spectrogram, mels: int) -> int:
+    """Triangles that no point of the transform falls into, so that they are empty whatever the clip."""
+    step = how.sample_rate / 2 / (how.fft // 2)
+    edges = _mel_edges(how, mels)
+    next_point = (np.floor(edges[:-2] / step) + 1) * step
+    return int((next_point >= edges[2:]).sum())
 
 
 def to_grey(spectrogram: Float32, how: Spectrogram) -> npt.NDArray[np.uint8]:

@@ -17,7 +17,7 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$"
 class Link(BaseModel):
     """The network between the gateway and one device."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     mbps: float = Field(default=100.0, gt=0)
     """Bandwidth, 10^6 bits per second."""
@@ -28,7 +28,7 @@ class Link(BaseModel):
 class Profile(BaseModel):
     """What a kind of device can do."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     gflops: float = Field(gt=0)
     """Effective speed on a ViT, 10^9 floating-point operations per second (a multiply-add counts as two)."""
@@ -51,7 +51,7 @@ PROFILES: dict[str, Profile] = {
 class Device(BaseModel):
     """One device of the fleet. What is left out comes from its profile."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str = Field(pattern=NAME_PATTERN)
     profile: str = "local"
@@ -82,7 +82,7 @@ class Device(BaseModel):
 class Gateway(BaseModel):
     """The machine that fans out the input and fuses the features."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     uplink_mbps: float = Field(default=1000.0, gt=0)
     """Shared by all devices: N inputs leave through it."""
@@ -91,7 +91,7 @@ class Gateway(BaseModel):
 class Fleet(BaseModel):
     """A named set of devices. Immutable; device names are unique."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str = Field(pattern=NAME_PATTERN)
     gateway: Gateway = Gateway()
@@ -135,6 +135,11 @@ def load_fleet(path: Path | str) -> Fleet:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark is not None else ""
         raise FleetError(f"{path}: not valid YAML{where}") from None
+    if not isinstance(values, dict):
+        found = "is empty" if values is None else f"holds no keys but a {type(values).__name__}"
+        raise FleetError(
+            f"{path}: {found}: give a name and devices, such as {{name: shelf, devices: [{{name: pi-1}}]}}"
+        )
     try:
         return Fleet.model_validate(values)
     except ValidationError as error:
@@ -143,10 +148,13 @@ def load_fleet(path: Path | str) -> Fleet:
 
 def first_problem(error: ValidationError) -> str:
     """The first problem of a pydantic validation error, in one line: `devices.0.memory_mb: ...`."""
-    problem = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in problem["loc"]) or "file"
+    # A list whose members are wrong counts as too short as well: that is no second mistake.
+    problems = error.errors(include_url=False)
+    problems = [problem for problem in problems if problem["type"] != "too_short"] or problems
+    problem = problems[0]
+    where = ".".join(str(part) for part in problem["loc"])
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         message = "unknown key"
-    more = error.error_count() - 1
-    return f"{where}: {message}" + (f" (and {more} more)" if more else "")
+    more = len(problems) - 1
+    return (f"{where}: " if where else "") + message + (f" (and {more} more)" if more else "")

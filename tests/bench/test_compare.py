@@ -25,7 +25,7 @@ from edvit.bench.compare_figures import LOOKS, bars, scatters
 from edvit.bench.energy import Operations
 from edvit.bench.exchange import AllGather, Chain, FanOut, Work
 from edvit.bench.links import Means, parse_link
-from edvit.bench.systems import SYSTEMS, UNSPLIT, Measured
+from edvit.bench.systems import SYSTEMS, UNSPLIT, Measured, measure
 from edvit.builder.progress import Reporter
 from edvit.errors import BuildError, ConfigError
 
@@ -67,6 +67,14 @@ def test_what_was_measured_comes_back_from_json(exchange):
     text = json.dumps(measured_to_json(one))
     assert measured_from_json(json.loads(text)) == one
     assert exchange_from_json(json.loads(json.dumps(exchange_to_json(exchange)))) == exchange
+
+
+def test_int8_counted_by_an_earlier_version_is_measured_again_and_nothing_else():
+    values = measured_to_json(measured())
+    before = {"multiply_adds": 1e6, "additions": 10.0}
+    assert measured_from_json({**values, "operations": {**before, "int8": False}}) == measured()
+    with pytest.raises(ValueError, match="earlier version"):
+        measured_from_json({**values, "operations": {**before, "int8": True}})
 
 
 @pytest.mark.parametrize("change", [{"kind": "Ring"}, {"work": None}, {"input_bytes": 0}])
@@ -134,6 +142,34 @@ def test_other_settings_and_damaged_files_are_measured_again(tmp_path, monkeypat
         path.write_text("{")
     run(tmp_path)
     assert measuring.asked == [("whole", 0)]
+
+
+def test_ensembles_share_no_member_between_seeds():
+    built = []
+
+    class Members:
+        settings = replace(SETTINGS, devices=3)
+
+        def small(self, seed):
+            built.append(seed)
+            return None, None  # which is all of an ensemble that its members decide
+
+    for seed in range(3):
+        with pytest.raises(AttributeError):
+            measure(Members(), "ensemble", seed)
+    assert built == list(range(9))
+
+
+def test_ensembles_that_did_are_measured_again(tmp_path, monkeypatch):
+    measuring = Measuring(monkeypatch)
+    settings = replace(SETTINGS, devices=3)
+    run(tmp_path, settings, systems=("ensemble",))
+    known = sorted(path.name for path in (tmp_path / "measured").glob("ensemble-seed*"))
+    assert [name.rpartition("-")[0] for name in known] == ["ensemble-seed0", "ensemble-seeds3-5"]
+    (tmp_path / "measured" / known[1]).rename(tmp_path / "measured" / known[1].replace("seeds3-5", "seed1"))
+    measuring.asked.clear()
+    run(tmp_path, settings, systems=("ensemble",))
+    assert measuring.asked == [("ensemble", 1)]
 
 
 def test_what_was_measured_before_a_failure_is_kept(tmp_path, monkeypatch):

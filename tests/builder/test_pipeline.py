@@ -246,9 +246,24 @@ def test_two_groups_share_a_device_and_are_pruned_until_they_fit(work, tmp_path)
     assert built.test.accuracy(built.test.without["only"]) < 0.3, "nothing is left to decide by"
 
 
+def test_a_sub_model_of_less_than_one_head_can_be_built(work, tmp_path):
+    settings = {"groups": 1, "recover_epochs": 0, "views": 2, "baseline": False}
+    narrowest = tiny_config(**settings, keep="0.01")
+    source = prepare.open_source(narrowest)
+    needed = make_plan(narrowest, source).submodels[0].cost.peak_memory_bytes
+    fleet = Fleet(name="one", devices=(Device.model_validate({"name": "only", "memory_mb": needed / 1e6}),))
+    bundle, built = build(tiny_config(**settings, keep="1/3", fleet=fleet), tmp_path / "out", work=work)
+    assert built.plan.submodels[0].heads_pruned > source.architecture.heads - 1
+    (submodel,) = bundle.manifest.submodels
+    assert {(block.head_dim, block.hidden) for block in submodel.widths.blocks} == {(8, 8)}
+    assert submodel.widths.dim == 8
+
+
 def test_a_fleet_that_is_too_small_is_refused_before_any_work(tmp_path):
     fleet = Fleet(name="small", devices=(Device.model_validate({"name": "chip", "memory_mb": 0.001}),))
-    with pytest.raises(InfeasibleError, match=r"sub-model \d fits on no device: .*chip.*even at keep ratio 1/3") as e:
+    with pytest.raises(
+        InfeasibleError, match=r"sub-model \d fits on no device: .*chip.*even at keep ratio 0.1667"
+    ) as e:
         build(tiny_config(fleet=fleet), tmp_path / "out")
     assert e.value.constraint == "memory"
     assert e.value.shortfall > 0

@@ -1,4 +1,5 @@
 import json
+from collections import Counter
 
 import pytest
 
@@ -18,6 +19,16 @@ def test_shows_every_submodel_class_and_device(edvit, bundle):
     for text in (bundle.digest, "class-0, class-3", "dev-3", "sub-model 2", "every file verified"):
         assert text in out
     assert max(len(line.rstrip()) for line in out.splitlines()[1:]) <= 80
+
+
+def test_nothing_is_cut_off_a_narrow_table(edvit, bundle, monkeypatch):
+    def shown(columns):
+        monkeypatch.setenv("COLUMNS", columns)
+        return Counter(character for character in edvit("inspect", bundle.path)[1] if character not in " \n─")
+
+    assert shown("40") == shown("200")
+    monkeypatch.delenv("COLUMNS")
+    assert len(max(edvit("inspect", bundle.path)[1].splitlines(), key=len)) < 100, "no wider than it has to be"
 
 
 def test_json_is_the_manifest_and_the_digest(edvit, bundle):

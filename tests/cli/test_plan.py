@@ -2,14 +2,19 @@
 
 import json
 import sys
+from collections import Counter
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
+from edvit.builder.config import make_config
+from edvit.builder.prepare import open_source
 from edvit.bundle import PlanInfo
 from edvit.cli import app, commands  # noqa: F401  (registers the commands)
 from edvit.datasets import read_split
 from edvit.errors import ConfigError, InfeasibleError, MissingExtraError, ModelError
+from edvit.fleet import local_fleet
 from edvit.plan.cost import vit_cost
 from edvit.preprocess import Preprocessing
 from edvit.runtime.image_encoding import encode_images
@@ -37,14 +42,58 @@ def test_table_names_every_device_and_class(tmp_path):
     output = run("--classes", "4", "--groups", "2", "--fleet", str(fleet), "--keep", "2/6")
     lines = output.splitlines()
     assert lines[0].startswith("4 classes → 2 sub-models on 2 devices; predicted ")
-    assert "Whole model on pi-3" in lines[1]
-    assert "does not fit" in lines[1]
+    assert "Whole model on pi-1" in lines[1]
+    assert "of 180 MB" in lines[1]
     assert max(len(line) for line in lines[2:-1]) <= 80
     rows = [line.split() for line in lines if line.strip().startswith("pi-")]
     assert [row[0] for row in rows] == ["pi-1", "pi-2", "pi-3"]
     assert any("/4 J" in line for line in lines)
     assert "spare" in output
     assert "100 Mbit/s, shared" in lines[-1]
+
+
+LONG = "jetson-orin-nano-in-the-office-upstairs-1"
+
+
+@pytest.fixture
+def long_names(tmp_path):
+    fleet = tmp_path / "fleet.yaml"
+    fleet.write_text(
+        f"name: f\ndevices:\n  - {{name: {LONG}, memory_mb: 4000, energy_j: 1234.5}}\n  - {{name: b, energy_j: 4}}\n"
+    )
+    return ("--classes", "100", "--fleet", str(fleet))
+
+
+def test_a_table_in_a_pipe_has_a_line_for_each_row(long_names, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    lines = run(*long_names).split("\n\n")[1].splitlines()
+    assert len(lines) == 3
+    (row,) = (line for line in lines if line.startswith(LONG))
+    assert row.rstrip().endswith("/1234.5 J")
+
+
+@pytest.mark.parametrize("columns", [80, 50])
+def test_nothing_is_cut_off_a_narrow_table(long_names, monkeypatch, columns):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    wide = run(*long_names).split("\n\n")[1]
+    monkeypatch.setenv("COLUMNS", str(columns))
+    narrow = run(*long_names).split("\n\n")[1]
+    assert max(len(line) for line in narrow.splitlines()) <= columns
+    assert Counter("".join(narrow.split())) == Counter("".join(wide.split()))
+
+
+def test_the_whole_model_is_put_where_it_fits(tmp_path):
+    fleet = tmp_path / "fleet.yaml"
+
+    def whole(*devices):
+        fleet.write_text(f"name: f\ndevices: [{', '.join(devices)}]\n")
+        return run("--classes", "4", "--fleet", str(fleet)).splitlines()[1].split(" Parameters")[0]
+
+    small, large = "{name: small, memory_mb: 0.5}", "{name: large, memory_mb: 100}"
+    assert whole(small, large).endswith(", 2.71 MB, of 100 MB.")
+    assert whole("{name: fast, gflops: 1000, memory_mb: 0.5}", large).startswith("Whole model on large: ")
+    assert whole("{name: fast, gflops: 1000, memory_mb: 50}", large).startswith("Whole model on fast: ")
+    assert whole(small, "{name: larger, memory_mb: 0.6}").endswith("does not fit 600 kB.")
 
 
 def test_json_is_the_plan_of_the_bundle():
@@ -88,6 +137,10 @@ def test_the_seed_draws_the_groups():
     assert len(outputs) == 2
 
 
+def test_one_class_is_no_plural():
+    assert run("--classes", "1", "--devices", "1").startswith("1 class → 1 sub-model on 1 device; ")
+
+
 def test_more_devices_than_classes():
     assert run("--classes", "3", "--devices", "5").count("spare") == 2
 
@@ -98,6 +151,19 @@ def test_image_size_and_channels():
 
     assert tokens("--img-size", "16", "--channels", "3")["image_size"] == 16
     assert tokens("--img-size", "16", "--channels", "3")["channels"] == 3
+
+
+@pytest.mark.parametrize("data", ["digits", "imagefolder"])
+@pytest.mark.parametrize("model", ["vit_digits_patch4_8", "deit_tiny_patch16_224", "vgg5"])
+def test_channels_are_those_that_build_would_use(tmp_path, data, model):
+    if data == "imagefolder":
+        for folder in (tmp_path / split / name for split in ("train", "test") for name in "ab"):
+            folder.mkdir(parents=True)
+            Image.new("L", (8, 8)).save(folder / "0.png")
+        data = f"imagefolder:{tmp_path}"
+    planned = json.loads(run("--model", model, "--data", data, "--img-size", "32", "--devices", "2", "--json"))
+    source = open_source(make_config(data=data, model=model, image_size=32, fleet=local_fleet(2)))
+    assert planned["base"]["architecture"] == json.loads(source.architecture.model_dump_json())
 
 
 def test_what_was_pruned_beyond_the_ratio_is_said():

@@ -35,6 +35,40 @@ def test_labels_follow_the_sorted_class_folders(fill):
     assert train.image(1).getpixel((0, 0)) == (1, 0, 0)
 
 
+def test_links_to_folders_are_followed_and_loops_end(fill, tmp_path):
+    spec = fill("train", cat=1, dog=1)
+    elsewhere = tmp_path / "elsewhere" / "deep"
+    elsewhere.mkdir(parents=True)
+    Image.new("RGB", (5, 4)).save(elsewhere / "more.png")
+    cat = tmp_path / "train" / "cat"
+    (cat / "linked").symlink_to(tmp_path / "elsewhere")
+    (cat / "again").symlink_to(tmp_path / "elsewhere")
+    (cat / "round").symlink_to(cat)
+    (elsewhere / "up").symlink_to(tmp_path / "train")
+    (tmp_path / "train" / "cow").symlink_to(tmp_path / "train" / "dog")
+    train = read_split(spec, "train")
+    assert train.classes == ("cat", "cow", "dog")
+    # "up" leads to dog's file as well: a folder that is linked into a class belongs to it.
+    assert sorted(path.name for path in train.paths if "cat" in path.parts) == ["0.png", "0.png", "more.png"]
+    assert train.labels.tolist() == [0, 0, 0, 1, 2]
+
+
+def test_a_file_linked_to_is_read_and_a_link_to_nothing_is_none(fill, tmp_path):
+    spec = fill("train", cat=1)
+    Image.new("RGB", (5, 4)).save(tmp_path / "one.png")
+    (tmp_path / "train" / "cat" / "linked.png").symlink_to(tmp_path / "one.png")
+    (tmp_path / "train" / "cat" / "lost.png").symlink_to(tmp_path / "none.png")
+    assert len(read_split(spec, "train")) == 2
+
+
+def test_a_folder_given_without_its_kind_is_named(fill, tmp_path):
+    fill("train", cat=1)
+    with pytest.raises(DataError, match=f"unknown data spec .*; of a folder: imagefolder:{tmp_path}, or audiofolder:"):
+        read_split(str(tmp_path), "train")
+    with pytest.raises(DataError, match="unknown data spec 'parts'; known"):
+        read_split("parts", "train")
+
+
 def test_val_stands_in_only_where_there_is_no_test(fill):
     spec = fill("train", cat=1)
     fill("val", cat=3)

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from fractions import Fraction
 
 import pytest
 from hypothesis import given, settings
@@ -12,6 +13,7 @@ from edvit.errors import ConfigError, InfeasibleError
 from edvit.fleet import Device, Fleet, local_fleet
 from edvit.partition import partition
 from edvit.plan.greedy import assign, place
+from edvit.plan.keep import smallest_keep
 from edvit.plan.placement import Demand
 
 BASE = Architecture(
@@ -220,7 +222,7 @@ def test_a_plan_holds_its_limits(fleet, groups, heads_pruned, mode):
     plan = attempt(fleet, groups, heads_pruned, mode)
     if isinstance(plan, InfeasibleError):
         assert plan.shortfall > 0
-        assert "keep ratio 1/6" in str(plan)
+        assert f"keep ratio {'1/6' if mode == 'heads' else '0.01042'} for all" in str(plan)
         return
     assert [submodel.id for submodel in plan.submodels] == list(range(groups))
     assert sorted(c for submodel in plan.submodels for c in submodel.classes) == list(range(10))
@@ -239,7 +241,49 @@ def test_a_plan_holds_its_limits(fleet, groups, heads_pruned, mode):
 def test_an_infeasible_plan_cannot_be_placed_greedily_even_at_the_smallest_width(fleet, groups):
     plan = attempt(fleet, groups)
     if isinstance(plan, InfeasibleError):
-        assert isinstance(attempt(fleet, groups, heads_pruned=BASE.heads - 1), InfeasibleError)
+        narrowest = BASE.heads * (1 - smallest_keep(BASE))
+        assert isinstance(attempt(fleet, groups, heads_pruned=narrowest), InfeasibleError)
+
+
+@settings(max_examples=60)
+@given(
+    fleets(most=3),
+    st.integers(1, 4),
+    st.floats(1, 8),
+    st.fractions(0, Fraction(191, 32), max_denominator=32),
+    st.fractions(0, Fraction(191, 32), max_denominator=32),
+)
+def test_whether_there_is_a_plan_does_not_depend_on_where_it_starts(fleet, groups, tighter, one, other):
+    devices = (each.model_copy(update={"memory_mb": each.memory_mb / 2**tighter}) for each in fleet.devices)
+    tight = fleet.model_copy(update={"devices": tuple(devices)})
+    first, second = (attempt(tight, groups, heads_pruned) for heads_pruned in (one, other))
+    assert isinstance(first, InfeasibleError) == isinstance(second, InfeasibleError)
+
+
+@given(st.integers(0, 5))
+def test_whether_there_is_a_plan_does_not_depend_on_where_it_starts_in_whole_heads(heads_pruned):
+    fits = assign(BASE, [[0]], local_fleet(1), heads_pruned=5, mode="heads").submodels[0].cost.peak_memory_bytes
+    assert not isinstance(attempt(fleet_of(device("a", fits / 1e6)), 1, heads_pruned, "heads"), InfeasibleError)
+    assert isinstance(attempt(fleet_of(device("a", fits / 1e6 - 0.01)), 1, heads_pruned, "heads"), InfeasibleError)
+
+
+def test_a_model_of_one_head_is_narrowed_as_well():
+    base = BASE.model_copy(update={"widths": Widths(dim=64, blocks=(BlockWidths(heads=1, head_dim=64, hidden=256),))})
+    whole = assign(base, [[0]], local_fleet(1), heads_pruned=0).submodels[0].cost.peak_memory_bytes / 1e6
+    (submodel,) = assign(base, [[0]], fleet_of(device("a", whole - 0.1)), heads_pruned=0).submodels
+    assert 0 < submodel.heads_pruned < 1
+
+
+def test_goes_below_one_head_only_once_nothing_else_helps():
+    """Two on one device, which holds two of one head, but not two of two."""
+    one, two = (
+        assign(BASE, [[0]], local_fleet(1), heads_pruned=h_p).submodels[0].cost.peak_memory_bytes / 1e6
+        for h_p in (5, 4)
+    )
+    roomy = assign(BASE, partition(10, 2), fleet_of(device("only", one + two - 0.01)), heads_pruned=4)
+    assert [submodel.heads_pruned for submodel in roomy.submodels] == [5, 5]
+    tight = assign(BASE, partition(10, 2), fleet_of(device("only", 2 * one - 0.01)), heads_pruned=4)
+    assert [submodel.heads_pruned for submodel in tight.submodels] == [5, Fraction(41, 8)]
 
 
 def test_prunes_nothing_more_where_all_fits():
@@ -264,9 +308,19 @@ def test_prunes_others_when_one_cannot_be_pruned_more():
     assert [submodel.heads_pruned for submodel in plan.submodels] == [5, 5]
 
 
-def test_infeasible_says_what_to_do():
-    with pytest.raises(InfeasibleError, match=r"keep ratio 1/6 for all; raise memory_mb, add devices") as caught:
-        assign(BASE, partition(10, 2), fleet_of(device("a", 1)), heads_pruned=0)
+@pytest.mark.parametrize(
+    ("mode", "advice"),
+    [
+        ("dims", r"keep ratio 0\.01042 for all, whatever --keep starts from; raise memory_mb, add devices"),
+        (
+            "heads",
+            r"keep ratio 1/6 for all, whatever --keep .*; narrow the heads \(--attention dims\), raise memory_mb",
+        ),
+    ],
+)
+def test_infeasible_says_what_to_do(mode, advice):
+    with pytest.raises(InfeasibleError, match=advice) as caught:
+        assign(BASE, partition(10, 2), fleet_of(device("a", 0.1)), heads_pruned=0, mode=mode)
     assert caught.value.exit_code == 2
     assert "\n" not in str(caught.value)
 

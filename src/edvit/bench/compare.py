@@ -22,7 +22,7 @@ from edvit.bench.exchange import AllGather, Chain, Exchange, FanOut, Work
 from edvit.bench.links import LinkSpec, Means, means
 from edvit.bench.namespaces import Network, network
 from edvit.bench.replay import replay
-from edvit.bench.systems import SYSTEMS, UNSPLIT, Measured, measure
+from edvit.bench.systems import SYSTEMS, UNSPLIT, Measured, ensemble_seeds, measure
 from edvit.bench.workshop import Settings, Workshop
 from edvit.builder.progress import Reporter
 from edvit.errors import ConfigError
@@ -148,16 +148,24 @@ class _Kept:
         self._folder = folder
         text = json.dumps(asdict(settings), sort_keys=True, default=str)
         self._settings = hashlib.sha256(text.encode()).hexdigest()[:12]
+        self._devices = settings.devices
         folder.mkdir(parents=True, exist_ok=True)
 
     def measured(self, system: str, seed: int, measure: Callable[[str, int], Measured]) -> Measured:
-        path = self._folder / f"{system}-seed{seed}-{self._settings}.json"
+        path = self._folder / f"{system}-{self._seeds(system, seed)}-{self._settings}.json"
         known = _read(path, measured_from_json)
         if known is not None:
             return known
         found = measure(system, seed)
         _write(path, measured_to_json(found))
         return found
+
+    def _seeds(self, system: str, seed: int) -> str:
+        """An ensemble by its members: those of an earlier version are others, but of seed 0."""
+        if system != "ensemble" or seed == 0:
+            return f"seed{seed}"
+        members = ensemble_seeds(seed, self._devices)
+        return f"seeds{members[0]}-{members[-1]}"
 
     def over_link(self, one: Measured, link: LinkSpec, images: int, how: Means) -> OverLink:
         key = json.dumps([exchange_to_json(one.exchange), images, how.kind], sort_keys=True)
@@ -244,7 +252,10 @@ def measured_to_json(one: Measured) -> dict[str, Any]:
 def measured_from_json(values: Mapping[str, Any]) -> Measured:
     """What `measured_to_json` gave. Raises KeyError, TypeError or ValueError for anything else."""
     rest = {name: value for name, value in values.items() if name not in ("operations", "exchange")}
-    operations = Operations(**values["operations"])
+    counted = dict(values["operations"])
+    if counted.pop("int8", False):
+        raise ValueError("counted by an earlier version, which took all of an int8 file for 8-bit arithmetic")
+    operations = Operations(**counted)
     return Measured(**rest, operations=operations, exchange=exchange_from_json(values["exchange"]))
 
 

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from edvit.builder.conv.network import ConvNet
-from edvit.convnet import ConvArchitecture
+from edvit.convnet import AnyArchitecture, ConvArchitecture
+from edvit.plan.conv_cost import conv_flops
+from edvit.plan.cost import attention_flops, embedding_flops
 from edvit.plan.model_cost import model_cost
 
 ADD_J = 0.9e-12
@@ -31,19 +33,22 @@ class Operations:
     """Of one image, on all devices together."""
 
     multiply_adds: float
+    """Of float32 numbers."""
     additions: float = 0.0
     """That spikes cause."""
-    int8: bool = False
-    """Whether the multiply-adds are of 8-bit numbers."""
+    multiply_adds_int8: float = 0.0
+    """Of 8-bit numbers."""
 
     @property
     def joules(self) -> float:
-        each = MULTIPLY_ADD_INT8_J if self.int8 else MULTIPLY_J + ADD_J
-        return self.multiply_adds * each + self.additions * ADD_J
+        in_float = self.multiply_adds * (MULTIPLY_J + ADD_J) + self.additions * ADD_J
+        return in_float + self.multiply_adds_int8 * MULTIPLY_ADD_INT8_J
 
     def __add__(self, other: Operations) -> Operations:
         return Operations(
-            self.multiply_adds + other.multiply_adds, self.additions + other.additions, self.int8 or other.int8
+            self.multiply_adds + other.multiply_adds,
+            self.additions + other.additions,
+            self.multiply_adds_int8 + other.multiply_adds_int8,
         )
 
 
@@ -85,13 +90,22 @@ def spiking_operations(model: ConvNet, images: Tensor) -> Operations:
     return Operations(multiply_adds, additions)
 
 
-def dense_operations(flops: int, *, int8: bool = False) -> Operations:
+def dense_operations(architecture: AnyArchitecture, *, int8: bool = False) -> Operations:
     """Of a network whose every weight meets a number: half its floating-point operations."""
-    return Operations(flops / 2, int8=int8)
+    total = model_cost(architecture).flops / 2
+    in_float = float_flops(architecture) / 2 if int8 else total
+    return Operations(in_float, multiply_adds_int8=total - in_float)
 
 
-def model_operations(model: Any, architecture: Any, images: Tensor) -> Operations:
-    """Of a model of any family, as a device runs it."""
+def float_flops(architecture: AnyArchitecture) -> int:
+    """Of a model's operations those that its int8 file leaves in float32: convolutions, and what has no weights."""
+    if isinstance(architecture, ConvArchitecture):
+        return conv_flops(architecture.model_copy(update={"classes": 0}))
+    return embedding_flops(architecture) + attention_flops(architecture)
+
+
+def model_operations(model: Any, architecture: AnyArchitecture, images: Tensor, *, int8: bool = False) -> Operations:
+    """Of a model of any family, as a device runs it; of a spiking one in int8 too, as all it counts is in float32."""
     if isinstance(architecture, ConvArchitecture) and architecture.spiking:
         return spiking_operations(model, images)
-    return dense_operations(model_cost(architecture).flops)
+    return dense_operations(architecture, int8=int8)

@@ -147,8 +147,13 @@ def _small(workshop: Workshop, system: str, seed: int) -> Measured:
     )
 
 
+def ensemble_seeds(seed: int, devices: int) -> range:
+    """Of an ensemble's members: no two ensembles share one, else their range over seeds would be too narrow."""
+    return range(seed * devices, (seed + 1) * devices)
+
+
 def _ensemble(workshop: Workshop, system: str, seed: int) -> Measured:
-    copies = [workshop.small(seed + i) for i in range(workshop.settings.devices)]
+    copies = [workshop.small(member) for member in ensemble_seeds(seed, workshop.settings.devices)]
     tests = [built.test for _, built in copies]
     scores = torch.stack([torch.from_numpy(test.fused).softmax(dim=1) for test in tests])
     exchanges = [_fan_out(bundle) for bundle, _ in copies]

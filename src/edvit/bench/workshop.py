@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -241,7 +241,7 @@ def samples(data: prepare.Data) -> Tensor:
 
 def count(extractor: FeatureExtractor, shape: AnyArchitecture, pixels: Tensor, *, int8: bool) -> Operations:
     """Of one image, by a model as a device runs it."""
-    return replace(model_operations(extractor.model, shape, extractor.normalise(pixels)), int8=int8)
+    return model_operations(extractor.model, shape, extractor.normalise(pixels), int8=int8)
 
 
 def encoded_image(images: npt.NDArray[np.uint8], encoding: ImageEncoding) -> EncodedImage:

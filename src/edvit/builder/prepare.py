@@ -33,14 +33,13 @@ from edvit.builder.training import Schedule
 from edvit.builder.weights import load_weights
 from edvit.bundle import sha256_of
 from edvit.convnet import AnyArchitecture, is_convnet
-from edvit.datasets import FileSounds, LabelledImages, read_split
+from edvit.datasets import GREY, FileSounds, LabelledImages, channels_of, read_split
 from edvit.errors import ConfigError, DataError
 from edvit.fleet import first_problem
 from edvit.plan.model_cost import model_cost
 from edvit.preprocess import Preprocessing
 
 DEFAULT_MODELS = {"digits": "vit_digits_patch4_8"}
-GREY = ("digits", "mnist", "fashion-mnist")
 SOUNDS = ("audiofolder", "gtzan", "speech-commands")
 SCRATCH_EPOCHS = 60
 SMALL_FLOPS = 50_000_000
@@ -117,7 +116,7 @@ def open_source(config: BuildConfig) -> Source:
     name = config.model or DEFAULT_MODELS.get(config.data)
     if name is None:
         raise DataError(f"--data {config.data} needs a --model, such as deit_tiny_patch16_224")
-    channels = config.channels or (1 if config.data in GREY else 3)
+    channels = config.channels or channels_of(config.data)
     family = family_of(name)
     shape = family.plan(name, image_size=config.image_size, channels=channels, classes=len(train.classes))
     known = family.input(name)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import typer
 
-from edvit.cli import DATA_HELP, DATA_ROOT_HELP, app
+from edvit.cli import DATA_HELP, DATA_ROOT_HELP, app, finite
 from edvit.errors import ConfigError, MissingExtraError
 
 bench_app = typer.Typer(help="Tables and figures that compare builds.", no_args_is_help=True)
@@ -43,8 +43,23 @@ def paper(
     typer.echo(f"\n{markdown}\nTable and figure: {out / 'table.md'}, {out / 'table.csv'}, {out / 'figure.svg'}")
 
 
+QUICK: dict[str, Any] = {
+    "devices": 2,
+    "convnet": "vgg5",
+    "spiking": "spiking_vgg5",
+    "conv_size": 16,
+    "base_epochs": 8,
+    "conv_epochs": 4,
+    "recover_epochs": 1,
+    "views": 1,
+}
+"""Settings of `bench compare --quick`."""
+QUICK_SEEDS, QUICK_IMAGES = 1, 6
+
+
 @bench_app.command()
 def compare(
+    context: typer.Context,
     *,
     out: Path = typer.Option(..., "--out", "-o", help="Folder of the tables, the figures and all that is built."),
     data: str = typer.Option("digits", help=DATA_HELP),
@@ -52,7 +67,7 @@ def compare(
     devices: int = typer.Option(5, min=1, help="Devices of every system."),
     seeds: int = typer.Option(3, min=1, help="Builds of each system that is trained: seeds 0, 1, ..."),
     budget: float | None = typer.Option(
-        None, help="MB of fp32 weights that a sub-model may have; default: an eighth of the ViT's."
+        None, callback=finite, help="MB of fp32 weights that a sub-model may have; default: an eighth of the ViT's."
     ),
     systems: str | None = typer.Option(None, help="Names separated by commas; default: all (docs/compare.md)."),
     links: list[str] = typer.Option(
@@ -82,9 +97,9 @@ def compare(
     workers: int | None = typer.Option(None, min=1, help="Sub-models trained at a time; default: one per core."),
     quick: bool = typer.Option(False, help="All systems on digits within minutes: a trial of the command, no result."),
 ) -> None:
-    """Compare this project with other ways to use N devices: accuracy, size, latency over links, energy.
+    r"""Compare this project with other ways to use N devices: accuracy, size, latency over links, energy.
 
-    Run again to resume. Needs pip install 'edvit[bench]'.
+    Run again to resume. Needs pip install 'edvit\[bench]'.
     """
     try:
         from edvit.bench import compare_figures
@@ -95,8 +110,12 @@ def compare(
         from edvit.builder.progress import Reporter
     except ModuleNotFoundError as error:
         raise MissingExtraError(f"edvit bench needs {error.name}: pip install 'edvit[bench]'") from None
+    given = {name for name in context.params if _is_given(context, name)}
+    clash = sorted(f"--{name.replace('_', '-')}" for name in given & {*QUICK, "seeds", "images"})
+    if quick and clash:
+        raise ConfigError(f"--quick sets {', '.join(clash)} itself: leave one or the other out")
     wanted = check_systems(list(SYSTEMS) if systems is None else [name.strip() for name in systems.split(",")])
-    specs = [parse_link(text) for text in (links[:1] if quick else links)]
+    specs = [parse_link(text) for text in (links[:1] if quick and "links" not in given else links)]
     settings = Settings(
         data=data,
         data_root=data_root,
@@ -119,18 +138,7 @@ def compare(
         image_encoding=image_encoding,
     )
     if quick:
-        settings = replace(
-            settings,
-            devices=2,
-            convnet="vgg5",
-            spiking="spiking_vgg5",
-            conv_size=16,
-            base_epochs=8,
-            conv_epochs=4,
-            recover_epochs=1,
-            views=1,
-        )
-        seeds, images = 1, 6
+        settings, seeds, images = replace(settings, **QUICK), QUICK_SEEDS, QUICK_IMAGES
     out.mkdir(parents=True, exist_ok=True)
     comparison = compare(
         settings, out, systems=wanted, seeds=seeds, links=specs, images=images, report=Reporter(), tell=typer.echo
@@ -142,6 +150,10 @@ def compare(
     compare_figures.bars(comparison).savefig(out / "bars.svg", metadata={"Date": None})
     written = ("compare.md", "compare.csv", "accuracy.svg", "bars.svg")
     typer.echo(f"\n{markdown}\nTables and figures: {', '.join(str(out / name) for name in written)}")
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    return getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
 
 
 def _numbers(text: str) -> list[int]:

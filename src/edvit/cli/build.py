@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import typer
 
-from edvit.cli import DATA_HELP, DATA_ROOT_HELP, app
+from edvit.cli import DATA_HELP, DATA_ROOT_HELP, app, finite
 from edvit.errors import ConfigError, MissingExtraError
 
 NOT_RECORDED = {"out", "work", "force", "workers", "ray", "memory_limit", "download"}
@@ -31,7 +31,9 @@ def build(
     weights: Path | None = typer.Option(None, help="Base weights: .safetensors, or .pth/.pt without code in it."),
     img_size: int | None = typer.Option(None, "--img-size", min=1, help="Pixels; default: the model's own."),
     channels: int | None = typer.Option(None, min=1, max=3, help="1 or 3; default: what suits the data."),
-    seconds: float | None = typer.Option(None, help="Of each sound, its middle; default: the median length."),
+    seconds: float | None = typer.Option(
+        None, callback=finite, help="Of each sound, its middle; default: the median length."
+    ),
     sample_rate: int | None = typer.Option(None, help="Of sounds, Hz; default: 16000."),
     mels: int | None = typer.Option(None, help="Mel bands of sounds; default: 64."),
     fleet: Path | None = typer.Option(None, help="fleet.yaml that describes the devices."),
@@ -56,20 +58,25 @@ def build(
         help="Equal in all blocks, or spent where a group's output gains most; default: fitted where that can be, by "
         "subspace and with all heads.",
     ),
-    fisher: float = typer.Option(0.3, help="Share of the identity in the Fisher weight of --prune subspace."),
-    foreign: float = typer.Option(1 / 3, min=0, help="Weight of the foreign classes in --prune subspace, own: 1."),
+    fisher: float = typer.Option(
+        0.3, callback=finite, help="Share of the identity in the Fisher weight of --prune subspace."
+    ),
+    foreign: float = typer.Option(
+        1 / 3, callback=finite, min=0, help="Weight of the foreign classes in --prune subspace, own: 1."
+    ),
     calibration: int = typer.Option(300, min=1, help="Images of its own classes that each group is pruned on."),
     augment: Literal["natural", "glyphs", "spectrograms", "none"] | None = typer.Option(
         None, help="Default: what suits the data."
     ),
     base_epochs: int | None = typer.Option(None, min=0, help="Epochs of training the base; default: as needed."),
-    base_lr: float | None = typer.Option(None, help="Peak learning rate of the base."),
+    base_lr: float | None = typer.Option(None, callback=finite, help="Peak learning rate of the base."),
     recover_epochs: int = typer.Option(20, min=0, help="Epochs of training each sub-model; 0 leaves it as pruned."),
     views: int | None = typer.Option(
         None, min=1, help="Augmented views that the base model teaches on; default: one per epoch, at most 20."
     ),
     mix: float | None = typer.Option(
         None,
+        callback=finite,
         min=0,
         max=1,
         help="Share of the views' images that are mixed with another (mix-up, CutMix); default: 0.5 from 16 epochs of "
@@ -77,17 +84,18 @@ def build(
     ),
     strength: float | None = typer.Option(
         None,
+        callback=finite,
         min=0,
         help="Of the views' augmentation, in that of the base's training; default: 1.75 from 16 epochs on, 1 below.",
     ),
     recover_lr: float | None = typer.Option(
-        None, help="Peak learning rate of recovery; default: 1e-3 by subspace, 5e-3 by channels."
+        None, callback=finite, help="Peak learning rate of recovery; default: 1e-3 by subspace, 5e-3 by channels."
     ),
     precision: Literal["fp32", "int8"] = typer.Option(
         "fp32", help="Of the sub-models' weights; int8 is a third of the size, and is measured like fp32."
     ),
     batch_size: int = typer.Option(64, min=2, help="Images a training step."),
-    validation: float = typer.Option(0.1, help="Share of the training data held out for validation."),
+    validation: float = typer.Option(0.1, callback=finite, help="Share of the training data held out for validation."),
     seed: int = typer.Option(0, min=0, help="Of the groups, the draws and the training."),
     baseline: bool = typer.Option(True, help="Also build N = 1 at the same width, to compare."),
     workers: int | None = typer.Option(None, min=1, help="Sub-models trained at a time; default: one per core."),

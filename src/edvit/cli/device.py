@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from edvit.cli import app
+from edvit.cli import app, finite
 
 
 @app.command()
@@ -23,7 +23,10 @@ def device(
         None, metavar="tcp/HOST:PORT", help="Where peers may reach this device; only needed behind some firewalls."
     ),
     memory_mb: float | None = typer.Option(
-        None, min=0.001, help="Memory that sub-models may use, 10^6 bytes; the fleet's limit holds as well."
+        None,
+        callback=finite,
+        min=0.001,
+        help="Memory that sub-models may use, 10^6 bytes; the fleet's limit holds as well.",
     ),
     threads: int = typer.Option(0, min=0, help="CPU threads of one inference; 0 for one per core."),
     cache: Path | None = typer.Option(None, help="Folder for model files; ~/.cache/edvit by default."),

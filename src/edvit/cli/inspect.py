@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from edvit.architecture import Widths
-from edvit.cli import app
+from edvit.cli import app, plain_console
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -23,15 +23,13 @@ def inspect(
     as_json: bool = typer.Option(False, "--json", help="Print the manifest and the digest as JSON."),
 ) -> None:
     """Verify a bundle and show what is inside: sub-models, fusion, plan, metrics."""
-    from rich.console import Console
-
     from edvit.bundle import read_bundle
 
     verified = read_bundle(bundle)
     if as_json:
         typer.echo(to_json(verified))
         return
-    console = Console(highlight=False, markup=False)
+    console = plain_console()
     manifest = verified.manifest
     console.print(f"{bundle}: complete, every file verified", soft_wrap=True)
     console.print(f"sha256 {verified.digest}", soft_wrap=True)
@@ -118,6 +116,8 @@ def _table(*columns: str, header: bool = True) -> Table:
     from rich.table import Table
 
     table = Table(*columns, box=box.SIMPLE, show_header=header)
+    for column in table.columns:
+        column.overflow = "fold"
     if not header:
         table.columns[0].no_wrap = True
     return table

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
-from edvit.cli import DATA_ROOT_HELP, app
+from edvit.cli import DATA_ROOT_HELP, app, plain_console
 from edvit.convnet import convnet, is_convnet
 from edvit.errors import ConfigError, MissingExtraError
 from edvit.plan.keep import format_keep
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from edvit.convnet import AnyArchitecture
     from edvit.datasets import LabelledImages
-    from edvit.fleet import Fleet
+    from edvit.fleet import Device, Fleet
     from edvit.plan.placement import DeviceLoad, Plan
     from edvit.runtime.image_encoding import ImageEncoding
 
@@ -32,7 +32,9 @@ def plan(
     *,
     model: str = typer.Option(..., "--model", help="timm model name, e.g. deit_tiny_patch16_224."),
     img_size: int | None = typer.Option(None, "--img-size", min=1, help="Pixels; default: the model's own."),
-    channels: int | None = typer.Option(None, min=1, max=3, help="Input channels, 1 or 3; default: the model's own."),
+    channels: int | None = typer.Option(
+        None, min=1, max=3, help="1 or 3; default: what suits --data, else the model's own."
+    ),
     data: str | None = typer.Option(None, help="Data spec whose classes are split, e.g. digits or imagefolder:DIR."),
     data_root: Path | None = typer.Option(None, help=DATA_ROOT_HELP),
     classes: int | None = typer.Option(None, min=1, help="Number of classes, in place of --data."),
@@ -49,8 +51,7 @@ def plan(
     as_json: bool = typer.Option(False, "--json", help="Print the plan as JSON."),
 ) -> None:
     """Show what each device would hold, how fast, how large, how many joules, before any training."""
-    from rich.console import Console
-
+    from edvit.datasets import channels_of
     from edvit.partition import partition
     from edvit.plan.greedy import assign
     from edvit.plan.keep import default_keep, heads_pruned_at, parse_keep
@@ -61,6 +62,8 @@ def plan(
         raise ConfigError("--image-encoding needs --data: what images take depends on them")
     chosen = chosen_fleet(fleet, devices)
     rotated = prune == "subspace" or (prune is None and not is_convnet(model))
+    if channels is None and data is not None:
+        channels = channels_of(data)
     base = _architecture(model, img_size, channels, len(names), rotated=rotated)
     ratio = default_keep(base.keep_steps) if keep is None else parse_keep(keep)
     asked = heads_pruned_at(ratio, base.keep_steps, attention)
@@ -71,14 +74,14 @@ def plan(
     if as_json:
         typer.echo(to_json(result, names))
         return
-    console = Console()
+    console = plain_console()
     for line in headline(result):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
     console.print()
     console.print(device_table(result, names))
     console.print()
     for line in remarks(result, asked):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
 
 
 def _images(data: str | None, data_root: Path | None, classes: int | None) -> LabelledImages | None:
@@ -146,22 +149,29 @@ def _architecture(
 
 
 def headline(plan: Plan) -> list[str]:
-    """What splitting buys: the plan's latency next to the whole model's on the fastest device."""
+    """What splitting buys: the plan's latency next to the whole model's on one device, the fastest that holds it.
+
+    Where none holds it, on the fastest of all.
+    """
     from edvit.plan.cost import communication_s, latency_s
     from edvit.plan.model_cost import model_cost
 
-    fastest = max(plan.fleet.devices, key=lambda device: device.gflops)
     whole = model_cost(plan.base)
-    alone = latency_s(whole, fastest) + communication_s(
-        plan.fleet, fastest, devices=1, input_bytes=plan.input_bytes, feature_bytes=plan.base.classes * 4
+
+    def holds(device: Device) -> bool:
+        return whole.peak_memory_bytes <= device.memory_bytes
+
+    best = max(plan.fleet.devices, key=lambda device: (holds(device), device.gflops, device.memory_bytes))
+    alone = latency_s(whole, best) + communication_s(
+        plan.fleet, best, devices=1, input_bytes=plan.input_bytes, feature_bytes=plan.base.classes * 4
     )
-    fits = whole.peak_memory_bytes <= fastest.memory_bytes
-    size = f"{si(whole.peak_memory_bytes, 'B')}, {'of' if fits else 'does not fit'} {si(fastest.memory_bytes, 'B')}"
+    fits = "of" if holds(best) else "does not fit"
+    size = f"{si(whole.peak_memory_bytes, 'B')}, {fits} {si(best.memory_bytes, 'B')}"
     largest = max(submodel.cost.params for submodel in plan.submodels)
     return [
-        f"{plan.base.classes} classes → {_count(len(plan.submodels), 'sub-model')} on "
+        f"{_count(plan.base.classes, 'class', 'es')} → {_count(len(plan.submodels), 'sub-model')} on "
         f"{_count(plan.devices_used, 'device')}; predicted {si(plan.latency_s, 's')} per image",
-        f"Whole model on {fastest.name}: {si(alone, 's')}, {size}. "
+        f"Whole model on {best.name}: {si(alone, 's')}, {size}. "
         f"Parameters: {si(whole.params)} → {si(largest)} at most per sub-model ({whole.params / largest:.1f}x fewer)",
     ]
 
@@ -171,11 +181,11 @@ def device_table(plan: Plan, names: tuple[str, ...]) -> Table:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("device", no_wrap=True)
-    table.add_column("#", justify="right", no_wrap=True)
-    table.add_column("classes", min_width=10, overflow="fold")
+    table.add_column("device", overflow="fold")
+    table.add_column("#", justify="right", overflow="fold")
+    table.add_column("classes", overflow="fold")
     for column in ("keep", "size", "memory", "compute", "wire", "energy"):
-        table.add_column(column, justify="right", no_wrap=True)
+        table.add_column(column, justify="right", overflow="fold")
     for load in plan.loads:
         for row in _device_rows(plan, load, names):
             table.add_row(*row)
@@ -183,8 +193,6 @@ def device_table(plan: Plan, names: tuple[str, ...]) -> Table:
 
 
 def _device_rows(plan: Plan, load: DeviceLoad, names: tuple[str, ...]) -> list[tuple[str, ...]]:
-    from rich.markup import escape
-
     if not load.submodels:
         return [(load.device.name, "–", "spare", "", "", "", "", "", "")]
     heads = plan.base.keep_steps
@@ -201,7 +209,7 @@ def _device_rows(plan: Plan, load: DeviceLoad, names: tuple[str, ...]) -> list[t
             (
                 load.device.name if position == 0 else "",
                 str(index),
-                escape(", ".join(names[c] for c in submodel.classes)),
+                ", ".join(names[c] for c in submodel.classes),
                 format_keep(heads, submodel.heads_pruned),
                 si(submodel.cost.weight_bytes, "B"),
                 *(used if position == 0 else ("", "", "", "")),
@@ -260,5 +268,5 @@ def to_json(plan: Plan, names: tuple[str, ...]) -> str:
     return json.dumps(values, indent=1)
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
+def _count(number: int, noun: str, plural: str = "s") -> str:
+    return f"{number} {noun}" + ("" if number == 1 else plural)

@@ -17,16 +17,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 from edvit.datasets.images import FileSounds, LabelledImages, Split
 from edvit.errors import DataError
 
-__all__ = ["SPECS", "FileSounds", "LabelledImages", "Split", "read_split"]
+__all__ = ["GREY", "SPECS", "FileSounds", "LabelledImages", "Split", "channels_of", "read_split"]
 
 SPECS = (
     "digits", "imagefolder:DIR", "audiofolder:DIR", "cifar10", "mnist", "fashion-mnist", "caltech256", "gtzan",
     "speech-commands",
 )  # fmt: skip
+GREY = ("digits", "mnist", "fashion-mnist")
+"""Specs whose images are all grey."""
+
+
+def channels_of(spec: str) -> Literal[1, 3]:
+    """Channels that a model of the data set has unless it is told otherwise."""
+    return 1 if spec in GREY else 3
 
 
 def read_split(spec: str, split: Split, data_root: Path | None = None) -> LabelledImages:
@@ -66,5 +74,7 @@ def _reader(spec: str) -> Callable[[Split, Path | None], LabelledImages]:
         "speech-commands": speech_commands.read_speech_commands,
     }
     if spec not in readers:
-        raise DataError(f"unknown data spec {spec!r}; known: {', '.join(SPECS)}")
+        folder_like = Path(spec).expanduser().is_dir()
+        hint = f"; of a folder: imagefolder:{spec}, or audiofolder:{spec} for sounds" if folder_like else ""
+        raise DataError(f"unknown data spec {spec!r}{hint}; known: {', '.join(SPECS)}")
     return readers[spec]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TypeVar
 
@@ -80,5 +81,16 @@ def _class_names(folder: Path) -> tuple[str, ...]:
 
 
 def files_under(folder: Path, extensions: frozenset[str]) -> list[Path]:
-    """Files of those kinds at any depth, sorted."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in extensions and path.is_file())
+    """Files of those kinds at any depth, sorted; links to folders are followed, each folder once."""
+    found: list[Path] = []
+    seen: set[str] = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        here, real = Path(place), os.path.realpath(place)
+        if real in seen:  # a link to what was read already, perhaps to a folder around it
+            folders.clear()
+            continue
+        seen.add(real)
+        links = {name for name in folders if (here / name).is_symlink()}
+        folders[:] = [*sorted(set(folders) - links), *sorted(links)]  # a real folder gives its files their names
+        found += (here / name for name in names if Path(name).suffix.lower() in extensions)
+    return sorted(path for path in found if path.is_file())

@@ -100,14 +100,21 @@ def vit_flops(architecture: Architecture) -> int:
     Not counted: biases, norms, softmax, GELU and residual additions, which take no matrix product.
     """
     dim, tokens = architecture.widths.dim, architecture.tokens
-    embed = 2 * _patches(architecture) * architecture.channels * architecture.patch_size**2 * dim
-    embed += 2 * tokens * dim * dim if _mixes(architecture) else 0
-    blocks = sum(
-        2 * tokens * dim * (4 * block.attention + 2 * block.hidden) + 4 * tokens * tokens * block.attention
-        for block in architecture.widths.blocks
-    )
+    mix = 2 * tokens * dim * dim if _mixes(architecture) else 0
+    blocks = sum(2 * tokens * dim * (4 * block.attention + 2 * block.hidden) for block in architecture.widths.blocks)
     head = 2 * dim * architecture.classes
-    return embed + blocks + head
+    return embedding_flops(architecture) + mix + blocks + attention_flops(architecture) + head
+
+
+def embedding_flops(architecture: Architecture) -> int:
+    """Of `vit_flops` those of the patch embedding."""
+    weights = architecture.channels * architecture.patch_size**2 * architecture.widths.dim
+    return 2 * _patches(architecture) * weights
+
+
+def attention_flops(architecture: Architecture) -> int:
+    """Of `vit_flops` those of `q kᵀ` and attention times values, which no weight takes part in."""
+    return sum(4 * architecture.tokens**2 * block.attention for block in architecture.widths.blocks)
 
 
 def peak_activation_bytes(architecture: Architecture) -> int:

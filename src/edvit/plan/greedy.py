@@ -16,7 +16,7 @@ from edvit.architecture import AttentionMode
 from edvit.convnet import AnyArchitecture
 from edvit.errors import ConfigError, InfeasibleError
 from edvit.fleet import Device, Fleet
-from edvit.plan.keep import format_keep
+from edvit.plan.keep import format_keep, steps_below_one_head
 from edvit.plan.model_cost import model_cost
 from edvit.plan.placement import Demand, Placement, Plan, PlannedSubModel
 
@@ -124,7 +124,9 @@ def assign(
     """Widths and a device for the sub-model of each class group, pruning more than asked only where it must.
 
     Every sub-model starts at `heads_pruned`. While one fits nowhere its `h_p` is raised by one; once it cannot rise,
-    that of the sub-model with the largest demand is; once none can, no assignment was found.
+    that of the sub-model with the largest demand is. Once none can, heads that are narrowed go on below one head's
+    worth in the same way, down to the narrowest model there is; only then no assignment was found. So whether there
+    is one does not depend on `heads_pruned`.
 
     Args:
         base: the base model.
@@ -142,18 +144,24 @@ def assign(
     count = base.keep_steps
     if not 0 <= heads_pruned < count:
         raise ConfigError(f"cannot prune {heads_pruned} of {count} heads: give 0 to {count - 1}")
-    steps = [heads_pruned + more for more in range(count) if heads_pruned + more < count]
+    whole = [heads_pruned + more for more in range(count) if heads_pruned + more < count]
+    every = [*whole, *(steps_below_one_head(base, whole[-1]) if mode == "dims" else [])]
     form = base.rotated_form() if rotated else base
-    shapes = {h_p: form.narrowed(h_p, mode).model_copy(update={"classes": 0}) for h_p in steps}
+    shapes = {h_p: form.narrowed(h_p, mode).model_copy(update={"classes": 0}) for h_p in every}
     costs = {h_p: model_cost(shape) for h_p, shape in shapes.items()}
     pruned = [heads_pruned] * len(groups)
+    steps = whole
     while True:
         demands = [Demand(i, costs[h_p].peak_memory_bytes, costs[h_p].flops) for i, h_p in enumerate(pruned)]
         try:
             placement = place(demands, fleet)
             break
         except InfeasibleError as error:
-            _prune_more(pruned, error, count, most=steps[-1])
+            if _prune_more(pruned, error.submodel, steps):
+                continue
+            if steps[-1] == every[-1]:
+                raise _exhausted(error, format_keep(count, every[-1]), mode) from None
+            steps = every
     submodels = tuple(
         PlannedSubModel(
             id=i,
@@ -168,20 +176,24 @@ def assign(
     return Plan(base=base, mode=mode, fleet=fleet, submodels=submodels, fusion_hidden=fusion_hidden)
 
 
-def _prune_more(pruned: list[int | Fraction], error: InfeasibleError, heads: int, most: int | Fraction) -> None:
-    """Raise one entry of `pruned`: of the sub-model that failed, else of the least pruned one."""
-    if pruned[error.submodel] < most:
-        pruned[error.submodel] += 1
-        return
+def _prune_more(pruned: list[int | Fraction], failed: int, steps: Sequence[int | Fraction]) -> bool:
+    """Move one entry of `pruned` on to its next step: of the sub-model that failed, else of the least pruned one."""
     least = min(range(len(pruned)), key=lambda i: (pruned[i], -i))
-    if pruned[least] < most:
-        pruned[least] += 1
-        return
+    for submodel in (failed, least):
+        if pruned[submodel] < steps[-1]:
+            pruned[submodel] = steps[steps.index(pruned[submodel]) + 1]
+            return True
+    return False
+
+
+def _exhausted(error: InfeasibleError, keep: str, mode: AttentionMode) -> InfeasibleError:
+    """`error`, with what was tried and what is left to the user; `keep` is the least ratio."""
     limit = "memory_mb" if error.constraint == "memory" else "energy_j"
-    raise InfeasibleError(
-        f"{error}, even at keep ratio {format_keep(heads, most)} for all; raise {limit}, add devices, "
-        "split into fewer groups, or take a smaller model or image size",
+    narrow = "" if mode == "dims" else "narrow the heads (--attention dims), "
+    return InfeasibleError(
+        f"{error}, even at keep ratio {keep} for all, whatever --keep starts from; {narrow}raise {limit}, "
+        "add devices, split into fewer groups, or take a smaller model or image size",
         submodel=error.submodel,
         constraint=error.constraint,
         shortfall=error.shortfall,
-    ) from None
+    )

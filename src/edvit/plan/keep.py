@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from edvit.architecture import AttentionMode
+from edvit.architecture import WIDTH_MULTIPLE, Architecture, AttentionMode
+from edvit.convnet import AnyArchitecture
 from edvit.errors import ConfigError
+
+PARTS = 8
+"""Steps that take one head's worth away where heads are narrowed: a head of 64 loses a width's multiple in each."""
 
 
 def parse_keep(text: str) -> Fraction:
@@ -42,3 +46,21 @@ def format_keep(heads: int, heads_pruned: Fraction | int) -> str:
 def default_keep(heads: int) -> Fraction:
     """A third of the heads (at least one): about nine times fewer parameters."""
     return 1 - heads_pruned_at(Fraction(1, 3), heads, "heads") / heads
+
+
+def steps_below_one_head(base: AnyArchitecture, heads_pruned: int | Fraction) -> list[Fraction]:
+    """Every `h_p` past `heads_pruned`, at which one head's worth or less is kept, in parts of one head; the narrowest
+    model there is comes last. Only where heads are narrowed."""
+    heads = base.keep_steps
+    parts = [heads - Fraction(kept, PARTS) for kept in range(PARTS - 1, 0, -1)]
+    last = heads * (1 - smallest_keep(base))
+    return [h_p for h_p in (*(part for part in parts if part < last), last) if h_p > heads_pruned]
+
+
+def smallest_keep(base: AnyArchitecture) -> Fraction:
+    """The ratio at which every width is as small as it gets; below it nothing changes."""
+    if isinstance(base, Architecture):
+        widest = max(base.widths.dim, *(max(block.head_dim, block.hidden) for block in base.widths.blocks))
+    else:
+        widest = max(base.widths.filters)
+    return min(Fraction(1), Fraction(WIDTH_MULTIPLE, widest))
