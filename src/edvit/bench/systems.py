@@ -34,12 +34,12 @@ from edvit.builder import checkpoint
 from edvit.builder.backbone import FeatureExtractor
 from edvit.builder.export import export_module, quantise_submodel
 from edvit.builder.family import describe
-from edvit.builder.measure import onnx_session
 from edvit.builder.parallel import torch_threads
 from edvit.builder.pipeline import Built
 from edvit.builder.prepare import weights_path
 from edvit.bundle import Bundle
 from edvit.plan.cost import ACTIVATION_BYTES
+from edvit.runtime.engine import open_session
 from edvit.timing import median_s
 
 
@@ -222,7 +222,7 @@ def _exported(workshop: Workshop, system: str, seed: int, whole: Whole, *, int8:
     export_module(whole.scores, (whole.pixels,), ["image"], "scores", path)
     if int8:
         quantise_submodel(path, whole.pixels)
-    session = onnx_session(path, torch.get_num_threads())
+    session = open_session(path, torch.get_num_threads())
     return Measured(
         system=system,
         seed=seed,

@@ -183,10 +183,6 @@ def _scores(  # noqa: PLR0917
     return {**scores, "labels": test.labels}
 
 
-onnx_session = open_session
-"""A device's own, so that what is measured is what a device runs; by this name for `edvit.bench`."""
-
-
 def latencies_s(
     trained: prepare.Base, exported: Split, data: prepare.Data, *, devices: Sequence[str], baseline: Split | None
 ) -> dict[str, float]:
