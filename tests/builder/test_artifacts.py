@@ -203,7 +203,7 @@ def test_a_file_in_the_way_is_one_line(tmp_path):
     [
         ((), r"\(the work folder is .*work\)"),
         (("/there/manifest.json",), r"\(writing /there/manifest\.json\)"),
-        (("/work/submodel.onnx", None, "/there/submodel-0.onnx"), r"\(writing /there/submodel-0\.onnx\)"),
+        (("/here/submodel.onnx", None, "/there/submodel-0.onnx"), r"\(writing /there/submodel-0\.onnx\)"),
     ],
     ids=["unknown", "file", "copy"],
 )
