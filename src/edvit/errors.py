@@ -7,6 +7,11 @@ to do. What is not an `EdvitError` is a defect, and its detail never leaves the 
 
 from __future__ import annotations
 
+import errno
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""A full disk, a quota, the process's own limit: of a write that nothing in this program could have made succeed."""
+
 
 class EdvitError(Exception):
     """Root of the tree. Raise a subclass."""

@@ -7,7 +7,6 @@ what depends on it exactly when its result has changed.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import json
@@ -22,7 +21,7 @@ from typing import Any
 
 from edvit import __version__
 from edvit.bundle import sha256_of
-from edvit.errors import BuildError, ConfigError
+from edvit.errors import NO_ROOM, BuildError, ConfigError
 
 _DONE = "done.json"
 _LOCK = ".lock"
@@ -171,7 +170,6 @@ def _written(error: Exception) -> str:
 
 def _is_disk_full(error: Exception) -> bool:
     """Also a quota or the process's own limit; safetensors has an exception of its own, with the number in its text."""
-    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     if isinstance(error, OSError):
-        return error.errno in numbers
-    return any(f"os error {number}" in str(error) for number in numbers)
+        return error.errno in NO_ROOM
+    return any(f"os error {number}" in str(error) for number in NO_ROOM)

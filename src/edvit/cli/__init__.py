@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from edvit.errors import EdvitError
+from edvit.errors import NO_ROOM, EdvitError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,8 +30,6 @@ DATA_HELP = (
 )
 PIPE_WIDTH = 10_000
 """Characters; tables take what they need of it."""
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""Of a write that nothing in this program could have made succeed."""
 DATA_ROOT_HELP = "Folder with the files of cifar10, mnist and so on."
 
 

@@ -32,6 +32,14 @@ class Cost:
     feature_bytes: int
     """The fp32 feature that comes back."""
 
+    def within(self, limit: Cost) -> bool:
+        """Whether a plan made for `limit` stays valid: no more parameters, operations and peak memory."""
+        return (
+            self.params <= limit.params
+            and self.flops <= limit.flops
+            and self.peak_memory_bytes <= limit.peak_memory_bytes
+        )
+
 
 def vit_cost(architecture: Architecture, bytes_per_param: int = 4) -> Cost:
     """Cost of a whole or pruned `VisionTransformer`; blocks may differ in their widths.

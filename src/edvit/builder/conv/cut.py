@@ -36,12 +36,7 @@ def fit_widths(base: ConvArchitecture, scores: Activity, budget: FilterWidths) -
         kept = [int((values > step * THRESHOLD_STEP).sum()) for values in scores.sets]
         rounded = tuple(max(WIDTH_MULTIPLE, count // WIDTH_MULTIPLE * WIDTH_MULTIPLE) for count in kept)
         widths = FilterWidths(filters=tuple(map(min, rounded, base.widths.filters)))
-        cost = _cost(base, widths)
-        if (
-            cost.params <= limit.params
-            and cost.flops <= limit.flops
-            and cost.peak_memory_bytes <= limit.peak_memory_bytes
-        ):
+        if _cost(base, widths).within(limit):
             return widths
     return budget
 

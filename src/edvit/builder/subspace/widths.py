@@ -193,12 +193,7 @@ class _Budget:
         return low
 
     def _holds(self, dim: int, heads: Ints, units: Ints) -> bool:
-        cost = vit_cost(_with(self.architecture, dim, heads, units))
-        return (
-            cost.params <= self.cost.params
-            and cost.flops <= self.cost.flops
-            and cost.peak_memory_bytes <= self.cost.peak_memory_bytes
-        )
+        return vit_cost(_with(self.architecture, dim, heads, units)).within(self.cost)
 
 
 def _activation_limits(architecture: Architecture, dim: int) -> list[tuple[int, int, int]]:
