@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import threading
 import time
 
@@ -230,8 +232,8 @@ def test_a_new_bundle_replaces_the_old_one(fleet, bundle, tmp_path):
 def test_devices_tells_what_is_where(fleet, bundle, tmp_path):
     other = fleet_of({"name": "dev-1", "memory_mb": 10}, {"name": "spare", "memory_mb": 20}, {"name": "away"})
     planned = write_tiny_bundle(tmp_path / "planned", submodels=1, classes=2, fleet=other)
-    for name in ("dev-1", "spare", "stranger"):
-        fleet.device(name)
+    for name, limit in (("dev-1", 20_000_000), ("spare", None), ("stranger", 30_000_000)):
+        fleet.device(name, memory_limit_bytes=limit)
     gateway = fleet.gateway(bundle=planned)
     eventually(lambda: all(device.pid for device in gateway.devices() if device.alive) and len(gateway.devices()) == 4)
     one, spare, away, stranger = gateway.devices()
@@ -241,7 +243,7 @@ def test_devices_tells_what_is_where(fleet, bundle, tmp_path):
     assert one.problem is None
     assert (spare.name, spare.alive, spare.planned, spare.submodels) == ("spare", True, (), ())
     assert (away.name, away.alive, away.planned) == ("away", False, ())
-    assert (stranger.name, stranger.alive, stranger.memory_limit_bytes) == ("stranger", True, None)
+    assert (stranger.name, stranger.alive, stranger.memory_limit_bytes) == ("stranger", True, 30_000_000)
     assert [device.in_fleet for device in (one, spare, away, stranger)] == [True, True, True, False]
 
 
@@ -252,7 +254,10 @@ def test_a_refused_load_is_told_and_does_not_stop_the_others(fleet, bundle, loca
     with pytest.raises(UnavailableError, match=r"dev-2 \(sub-model 1\): its sub-models need .* MB"):
         gateway.wait_ready(1.0)
     assert gateway.predict(some_images(bundle)).missing == (1,)
-    assert "limit" in gateway.devices()[1].problem
+    refused = gateway.devices()[1]
+    assert "limit" in refused.problem
+    assert (refused.memory_limit_bytes, refused.memory_bytes, refused.submodels) == (1000, 0, ())
+    assert (refused.host, refused.pid) == (socket.gethostname(), os.getpid())
 
 
 def test_the_older_of_two_devices_keeps_the_name(fleet, bundle):

@@ -71,6 +71,7 @@ class DeviceAnswer(_Answer):
     memory_bytes: int
     """What the sub-models it holds take, as the plan counts it."""
     memory_limit_bytes: int | None
+    """The smaller of its limit in the fleet and the one it was started with."""
     host: str | None
     problem: str | None
     """Why it does not hold what is planned."""

@@ -43,7 +43,7 @@ class DeviceStatus:
     memory_bytes: int
     """Memory of what it holds, as the plan counts it."""
     memory_limit_bytes: int | None
-    """Its limit in the fleet; None for a device that the fleet does not name."""
+    """The smaller of its limit in the fleet and the one it was started with; None where there is neither."""
     host: str | None
     pid: int | None
     problem: str | None
@@ -161,7 +161,7 @@ class Placement:
     def _settle(self, name: str, device: _Device, newcomer: str) -> None:
         """Two processes have one name: the older one keeps it if it answers, else it is dead and not yet missed."""
         older = device.instance
-        if older is not None and older in self._instances(name):
+        if older is not None and older in self._infos(name):
             log.warning("a second device %s was refused", name)
             packet = encode(RefuseRequest(instance=newcomer))
             list(self._transport.ask(REFUSE.key(fleet=self._fleet, device=name), packet, deadline_s=INFO_DEADLINE_S))
@@ -172,13 +172,15 @@ class Placement:
                 self._adopt(name, device, newcomer)
                 self._changed.notify_all()
 
-    def _instances(self, name: str) -> set[str]:
-        found = set()
+    def _infos(self, name: str) -> dict[str, DeviceInfo]:
+        """What each process of that name says of itself, by its instance."""
+        found = {}
         key = INFO.key(fleet=self._fleet, device=name)
         for reply in self._transport.ask(key, encode(InfoRequest()), deadline_s=INFO_DEADLINE_S):
             with contextlib.suppress(WireError):
                 if isinstance(reply, Answer):
-                    found.add(decode(DeviceInfo, reply.packet).instance)
+                    info = decode(DeviceInfo, reply.packet)
+                    found[info.instance] = info
         return found
 
     def _keep_loading(self, name: str, device: _Device, instance: str) -> None:
@@ -212,6 +214,9 @@ class Placement:
             if device.planned:
                 self._try_once(name, device)
         except EdvitError as error:
+            # Whoever reads why it is not ready wants to know where it runs and what its own limit is.
+            with contextlib.suppress(EdvitError):
+                info = info or self._infos(name).get(instance)
             return info, error
         except Exception:
             log.exception("loading device %s failed", name)
@@ -281,13 +286,14 @@ def _spec(manifest: Manifest, submodel_id: int) -> SubModelSpec:
 
 def _status(name: str, device: _Device) -> DeviceStatus:
     info = device.info
+    limits = [device.memory_limit_bytes, info.memory_limit_bytes if info is not None else None]
     return DeviceStatus(
         name=name,
         alive=device.instance is not None,
         planned=device.planned,
         submodels=tuple(submodel.id for submodel in info.submodels) if info is not None and device.ready else (),
         memory_bytes=info.memory_bytes if info is not None else 0,
-        memory_limit_bytes=device.memory_limit_bytes,
+        memory_limit_bytes=min((limit for limit in limits if limit is not None), default=None),
         host=info.host if info is not None else None,
         pid=info.pid if info is not None else None,
         problem=device.problem,
