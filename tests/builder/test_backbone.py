@@ -142,6 +142,19 @@ def test_more_reasons():
     assert "Linear" in (backbone.why_not_splittable(torch.nn.Linear(2, 2)) or "")
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"global_pool": "avg", "fc_norm": False}, r"global_pool of this vit_test_plain is avg, of timm's .* token;"),
+        ({"act_layer": "relu"}, r"act_layer of this vit_test_plain is ReLU, of timm's model of that name GELU;"),
+    ],
+)
+def test_what_the_name_does_not_say_is_not_lost_in_silence(given, said):
+    with pytest.raises(ModelError, match=said):
+        backbone.like(timm.create_model("vit_test_plain", num_classes=5, **given))
+    backbone.like(timm.create_model("vit_test_plain", num_classes=5))
+
+
 @pytest.mark.parametrize("name", ["deit_tiny_patch16", "vit_tiny_patch16_244"])
 def test_an_unknown_model_comes_with_near_matches(name):
     with pytest.raises(ModelError, match=r"did you mean .*tiny_patch16_224"):

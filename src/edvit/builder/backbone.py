@@ -146,6 +146,33 @@ def template(
     return model
 
 
+def like(model: VisionTransformer, *, widths: Widths | None = None, rotated: bool = False) -> VisionTransformer:
+    """The `template` that weights of `model`, cut or converted, are to be put into.
+
+    Raises:
+        ModelError: `model` pools its tokens or has an activation otherwise than timm's model of its name.
+    """
+    shape = describe(model)
+    built = template(
+        shape.name,
+        image_size=shape.image_size,
+        channels=shape.channels,
+        classes=shape.classes,
+        widths=widths or shape.widths,
+        rotated=rotated,
+    )
+    for what, own, named in (
+        ("global_pool", model.global_pool, built.global_pool),
+        ("act_layer", type(model.blocks[0].mlp.act).__name__, type(built.blocks[0].mlp.act).__name__),
+    ):
+        if own != named:
+            raise ModelError(
+                f"{what} of this {shape.name} is {own}, of timm's model of that name {named}; "
+                "register the variant with timm under a name of its own"
+            )
+    return built
+
+
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
 

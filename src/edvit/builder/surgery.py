@@ -114,18 +114,13 @@ def prune(model: VisionTransformer, selection: Selection) -> VisionTransformer:
 
     Raises:
         BuildError: the selection is not of this model, or the result differs in any name or shape from the
-            template that `backbone.template` builds for the widths.
+            template that `backbone.like` builds for the widths.
+        ModelError: the name of the model does not say all, see `backbone.like`.
     """
     architecture = backbone.describe(model)
     _check_selection(selection, architecture)
     state = {name: _cut(name, value, selection, architecture) for name, value in model.state_dict().items()}
-    pruned = backbone.template(
-        architecture.name,
-        image_size=architecture.image_size,
-        channels=architecture.channels,
-        classes=architecture.classes,
-        widths=selection.widths,
-    )
+    pruned = backbone.like(model, widths=selection.widths)
     _check_matches(state, {name: value.shape for name, value in pruned.state_dict().items()})
     pruned.load_state_dict(state, strict=True, assign=True)
     return pruned.train(model.training)

@@ -25,7 +25,8 @@ def to_rms(model: VisionTransformer) -> VisionTransformer:
     Computed in float64; a new model of `model`'s dtype and mode on the CPU. A rotated model is copied.
 
     Raises:
-        ModelError: no such form of the model exists, see `why_not_rotatable`.
+        ModelError: no such form of the model exists, see `why_not_rotatable`, or its name does not say all, see
+            `backbone.like`.
         BuildError: the model is not a whole base model with a head, or its weights are NaN or infinite.
     """
     check_rotatable(model)
@@ -37,14 +38,7 @@ def to_rms(model: VisionTransformer) -> VisionTransformer:
     for name, parameter in model.named_parameters():
         if not bool(parameter.isfinite().all()):
             raise BuildError(f"{name} holds NaN or infinite values; the model's training diverged")
-    converted = backbone.template(
-        architecture.name,
-        image_size=architecture.image_size,
-        channels=architecture.channels,
-        classes=architecture.classes,
-        widths=architecture.widths,
-        rotated=True,
-    )
+    converted = backbone.like(model, rotated=True)
     state = dict(model.state_dict()) if architecture.rotated else _converted_state(model)
     like = model.patch_embed.proj.weight
     cpu = {name: value.detach().to(device="cpu", dtype=like.dtype, copy=True) for name, value in state.items()}
