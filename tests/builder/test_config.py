@@ -62,6 +62,8 @@ def test_what_the_machine_chooses_is_no_setting_of_a_stage_and_what_the_user_cho
         ("seed", -1),
         ("workers", 0),
         ("colour", "blue"),
+        ("fisher", float("inf")),
+        ("foreign", float("nan")),
     ],
 )
 def test_a_wrong_setting_is_named_in_one_line(setting, value):

@@ -37,7 +37,7 @@ RECOVER_LR: dict[Pruner, float] = {"subspace": 1e-3, "channels": 5e-3}
 class BuildConfig(BaseModel):
     """Settings of a build. What is left None is resolved from the data and the model, and recorded resolved."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     data: str = "digits"
     """Data spec, see `edvit.datasets`."""

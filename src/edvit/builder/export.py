@@ -153,9 +153,14 @@ def _compare(module: nn.Module, inputs: tuple[Tensor, ...], names: list[str], pa
         with torch.inference_mode():
             expected = module(*some).numpy()
         found = session.run(None, dict(zip(names, (value.numpy() for value in some), strict=True)))[0]
-        difference, scale = float(np.abs(found - expected).max()), float(np.abs(expected).max())
-        if not (math.isfinite(scale) and difference <= TOLERANCE * max(1.0, scale)):  # also where they are NaN
-            raise BuildError(
-                f"{path.name}: ONNX Runtime differs from PyTorch by {difference:.2g}, in values of up to {scale:.2g}; "
-                "not written: try other versions of onnxruntime and torch"
-            )
+        check_close(found, expected, path.name)
+
+
+def check_close(found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32], what: str) -> None:
+    """Raise BuildError where the two differ by more than `TOLERANCE` of the largest value, 1 at least, or are NaN."""
+    difference, scale = float(np.abs(found - expected).max()), float(np.abs(expected).max())
+    if not (math.isfinite(scale) and difference <= TOLERANCE * max(1.0, scale)):  # also where they are NaN
+        raise BuildError(
+            f"{what}: ONNX Runtime differs from PyTorch by {difference:.2g}, in values of up to {scale:.2g}; "
+            "not written: try other versions of onnxruntime and torch"
+        )
