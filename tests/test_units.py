@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from edvit.units import si, spread
+from edvit.units import counted, si, spread
 
 
 @pytest.mark.parametrize(
@@ -31,3 +31,8 @@ def test_si(value, unit, text):
 def test_a_spread_names_the_range_where_there_is_one():
     assert spread([80, 90], "%") == "85.0% (80.0 – 90.0)"
     assert spread([0.251, 0.252], " M", 2) == "0.25 M"
+
+
+def test_one_thing_is_no_plural():
+    assert [counted(count, "class", "es") for count in (0, 1, 2)] == ["0 classes", "1 class", "2 classes"]
+    assert counted(1200, "image") == "1,200 images"

@@ -1,4 +1,4 @@
-"""Numbers for people: three significant digits and an SI prefix, or a mean and its range."""
+"""Numbers for people: three significant digits and an SI prefix, a mean and its range, or a count of things."""
 
 from __future__ import annotations
 
@@ -27,3 +27,8 @@ def spread(values: Sequence[float], unit: str = "", decimals: int = 1) -> str:
     """The mean, and the range where there is one: `spread([80, 90], "%")` is `85.0% (80.0 – 90.0)`."""
     low, high, mean = (f"{value:.{decimals}f}" for value in (min(values), max(values), statistics.mean(values)))
     return f"{mean}{unit}" if low == high else f"{mean}{unit} ({low} – {high})"
+
+
+def counted(number: int, noun: str, plural: str = "s") -> str:
+    """`counted(1, "class", "es")` is `1 class`, `counted(1200, "image")` is `1,200 images`."""
+    return f"{number:,} {noun}" + ("" if number == 1 else plural)

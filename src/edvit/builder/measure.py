@@ -21,6 +21,7 @@ from edvit.datasets import read_split
 from edvit.errors import DataError
 from edvit.runtime.engine import open_session
 from edvit.timing import median_s
+from edvit.units import counted
 
 Floats = npt.NDArray[np.float32]
 BATCH = 64
@@ -124,7 +125,7 @@ def run_test(
         with context.report.bar("test", "decoding") as bar:
             images.decode_images(source, context.source.preprocessing, folder, bar)
         test = images.open_images(folder)
-        with context.report.bar("test", f"{len(test):,} images") as bar:
+        with context.report.bar("test", counted(len(test), "image")) as bar:
             np.savez(folder / "scores.npz", **_scores(context, trained, exported, devices, baseline, test, bar))
         return {"images": len(test)}
 

@@ -45,6 +45,7 @@ from edvit.plan.greedy import assign
 from edvit.plan.keep import default_keep, format_keep, heads_pruned_at, parse_keep
 from edvit.plan.model_cost import model_cost
 from edvit.plan.placement import Plan
+from edvit.units import counted
 
 REPORT = "report.html"
 LIBRARIES = ("numpy", "onnx", "onnxruntime", "timm", "torch", "torchvision")
@@ -331,7 +332,7 @@ def _describe_data(context: prepare.Context, data: prepare.Data) -> str:
     return " · ".join(
         (
             config.data,
-            f"{len(data.classes)} classes, {sounds}{how.image_size}×{how.image_size}, "
+            f"{counted(len(data.classes), 'class', 'es')}, {sounds}{how.image_size}×{how.image_size}, "
             f"{len(data.train):,} train / {len(data.validation):,} validation",
             *context.source.train.notes,
         )
@@ -340,14 +341,14 @@ def _describe_data(context: prepare.Context, data: prepare.Data) -> str:
 
 def _describe_base(context: prepare.Context, trained: prepare.Base) -> str:
     note = trained.artifact.record()
-    how = f"{note['epochs']} epochs" if note["epochs"] else "as given"
+    how = counted(note["epochs"], "epoch") if note["epochs"] else "as given"
     return f"{context.source.model} · {how} · {note['validation']:.1%} on validation"
 
 
 def _describe_groups(plan: Plan, data: prepare.Data) -> str:
     sizes = sorted({len(submodel.classes) for submodel in plan.submodels})
     per_group = " or ".join(str(size) for size in sizes)
-    return f"{len(data.classes)} classes in {len(plan.submodels)} groups of {per_group}"
+    return f"{counted(len(data.classes), 'class', 'es')} in {counted(len(plan.submodels), 'group')} of {per_group}"
 
 
 def _describe_pruner(config: BuildConfig) -> str:
@@ -374,12 +375,13 @@ def _describe_widths(plan: Plan, config: BuildConfig) -> str:
 
 def _describe_submodels(count: int, with_baseline: bool, context: prepare.Context) -> str:
     more = ", and one for all classes to compare" if with_baseline else ""
-    return f"{count} sub-models{more} · {context.config.recover_epochs} epochs, {context.pool.describe()}"
+    epochs = counted(context.config.recover_epochs, "epoch")
+    return f"{counted(count, 'sub-model')}{more} · {epochs}, {context.pool.describe()}"
 
 
 def _describe_test(test: TestResult) -> str:
     n1 = "" if test.baseline is None else f", N = 1 at the same width {test.accuracy(test.baseline):.1%}"
     return (
-        f"{len(test.labels):,} test images · fused {test.accuracy(test.fused):.1%}, "
+        f"{counted(len(test.labels), 'test image')} · fused {test.accuracy(test.fused):.1%}, "
         f"base {test.accuracy(test.base):.1%}{n1}"
     )

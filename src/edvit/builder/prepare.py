@@ -38,6 +38,7 @@ from edvit.errors import ConfigError, DataError
 from edvit.fleet import first_problem
 from edvit.plan.model_cost import model_cost
 from edvit.preprocess import Preprocessing
+from edvit.units import counted
 
 DEFAULT_MODELS = {"digits": "vit_digits_patch4_8"}
 SOUNDS = ("audiofolder", "gtzan", "speech-commands")
@@ -168,7 +169,7 @@ def prepare_data(context: Context) -> Data:
     counts = np.bincount(every.labels, minlength=len(source.train.classes))
     if counts.min() < 2:
         lacking = source.train.classes[int(counts.argmin())]
-        raise DataError(f"class {lacking!r} has {counts.min()} training images: at least 2 are needed")
+        raise DataError(f"class {lacking!r} has {counted(int(counts.min()), 'training image')}: at least 2 are needed")
     train, validation = split_training(source.train, config.validation)
     return Data(artifact, source.train.classes, every.take(train), every.take(validation))
 
@@ -336,7 +337,7 @@ def run_teacher(context: Context, data: Data, trained: Base) -> Teacher:
                 device=next(turns),
             )
         )
-    with context.report.bar("teacher", f"{count} views") as bar:
+    with context.report.bar("teacher", counted(count, "view")) as bar:
         return Teacher(run_stages(context.work, _teach, jobs, pool=context.pool, progress=bar), blocks)
 
 

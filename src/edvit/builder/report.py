@@ -18,7 +18,7 @@ from edvit.builder import figures
 from edvit.builder.family import AnyWidths, Kept
 from edvit.bundle import Manifest
 from edvit.convnet import FilterWidths
-from edvit.units import si
+from edvit.units import counted, si
 
 RowKind = Literal["base", "fused", "single", "missing", "submodel"]
 
@@ -88,7 +88,7 @@ def result_rows(
     used = [d.name for d in manifest.plan.fleet.devices if any(p.device == d.name for p in manifest.plan.placed)]
     lines: list[tuple[RowKind, str, str, tuple[int, int], float | None]] = [
         ("base", "base", "base, one device", base_size, None),
-        ("fused", "fused", f"fused, {len(used)} devices", largest_size, None),
+        ("fused", "fused", f"fused, {counted(len(used), 'device')}", largest_size, None),
         ("single", "n1", "N = 1, same width", largest_size, None),
         *(("missing", f"fused-without-{name}", f"fused without {name}", largest_size, None) for name in used),
         *(
@@ -160,7 +160,7 @@ def _headlines(report: ReportData) -> list[_Headline]:
     base, fused, single = (_of_kind(report, kind) for kind in ("base", "fused", "single"))
     lines = []
     if fused is not None and fused.accuracy is not None:
-        label = f"fused test accuracy, {len(manifest.submodels)} sub-models"
+        label = f"fused test accuracy, {counted(len(manifest.submodels), 'sub-model')}"
         lines.append(_Headline(_percent(fused.accuracy), label))
         if base is not None and base.accuracy is not None:
             gap = 100 * (fused.accuracy - base.accuracy)

@@ -29,6 +29,7 @@ from edvit.builder.recover import Recovery
 from edvit.builder.training import Schedule
 from edvit.convnet import AnyArchitecture
 from edvit.preprocess import Preprocessing
+from edvit.units import counted
 
 FUSION_VIEWS = 4
 """Views of the training set that the fusion is trained on, at most."""
@@ -131,7 +132,7 @@ def recover_submodels(
                 device=next(turns),
             )
         )
-    with context.report.bar("recover", f"{len(jobs)} sub-models") as bar:
+    with context.report.bar("recover", counted(len(jobs), "sub-model")) as bar:
         return run_stages(context.work, _recover_job, jobs, pool=context.pool, progress=bar)
 
 

@@ -10,6 +10,7 @@ import typer
 
 from edvit.cli import app
 from edvit.errors import MissingExtraError
+from edvit.units import counted
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -62,7 +63,7 @@ def run_demo(config: BuildConfig, out: Path, *, port: int, report: Reporter) -> 
         report.line("serve", f"gateway {service.url}, devices {names[0]} … {names[-1]}", time.monotonic() - start)
         start = time.monotonic()
         result, same = evaluate_over_http(bundle, service.url)
-    report.line("evaluate", f"{result.images:,} images over HTTP", time.monotonic() - start)
+    report.line("evaluate", f"{counted(result.images, 'image')} over HTTP", time.monotonic() - start)
 
     report.console.print()
     report.console.print(results(bundle, built, result))
@@ -121,7 +122,7 @@ def results(bundle: Bundle, built: Built, measured: Evaluation) -> Table:
         table.add_row(name, accuracy, latency, "" if size_bytes is None else f"{size_bytes / 1e6:.2f} MB")
 
     row("base, one device", f"{test.accuracy(test.base):.1%}", seconds["base"], manifest.base.bytes)
-    row(f"fused, {len(without)} devices", f"{measured.accuracy:.1%}", measured.latency_at(50), size)
+    row(f"fused, {counted(len(without), 'device')}", f"{measured.accuracy:.1%}", measured.latency_at(50), size)
     if test.baseline is not None:
         row("N = 1, same width", f"{test.accuracy(test.baseline):.1%}", seconds["n1"], size)
     row("one device lost", f"{min(without):.1%} – {max(without):.1%}", None, None)

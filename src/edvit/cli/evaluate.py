@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from edvit.cli import DATA_HELP, DATA_ROOT_HELP, app
+from edvit.units import counted
 
 if TYPE_CHECKING:
     from edvit.evaluate import Answer, Evaluation
@@ -85,7 +86,7 @@ def to_text(result: Evaluation) -> str:
     """A few readable lines."""
     width = max(len(c.name) for c in result.classes)
     lines = [
-        f"accuracy   {result.accuracy:.2%} of {result.images:,} images",
+        f"accuracy   {result.accuracy:.2%} of {counted(result.images, 'image')}",
         f"latency    p50 {result.latency_at(50) * 1000:.1f} ms, p95 {result.latency_at(95) * 1000:.1f} ms",
         f"degraded   {result.degraded:,}",
         "",

@@ -12,7 +12,7 @@ from edvit.cli import DATA_ROOT_HELP, app, plain_console
 from edvit.convnet import convnet, is_convnet
 from edvit.errors import ConfigError, MissingExtraError
 from edvit.plan.keep import format_keep
-from edvit.units import si
+from edvit.units import counted, si
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -169,8 +169,8 @@ def headline(plan: Plan) -> list[str]:
     size = f"{si(whole.peak_memory_bytes, 'B')}, {fits} {si(best.memory_bytes, 'B')}"
     largest = max(submodel.cost.params for submodel in plan.submodels)
     return [
-        f"{_count(plan.base.classes, 'class', 'es')} → {_count(len(plan.submodels), 'sub-model')} on "
-        f"{_count(plan.devices_used, 'device')}; predicted {si(plan.latency_s, 's')} per image",
+        f"{counted(plan.base.classes, 'class', 'es')} → {counted(len(plan.submodels), 'sub-model')} on "
+        f"{counted(plan.devices_used, 'device')}; predicted {si(plan.latency_s, 's')} per image",
         f"Whole model on {best.name}: {si(alone, 's')}, {size}. "
         f"Parameters: {si(whole.params)} → {si(largest)} at most per sub-model ({whole.params / largest:.1f}x fewer)",
     ]
@@ -233,7 +233,7 @@ def remarks(plan: Plan, asked: Fraction | int) -> list[str]:
         lines.append(f"Pruned beyond the keep ratio of {format_keep(heads, asked)}, to fit the limits: {which}.")
     lines.append(
         f"The gateway's uplink ({plan.fleet.gateway.uplink_mbps:g} Mbit/s, shared) takes {si(plan.uplink_s, 's')} "
-        f"for {_count(plan.devices_used, 'input')} of {si(plan.input_bytes, 'B')}; "
+        f"for {counted(plan.devices_used, 'input')} of {si(plan.input_bytes, 'B')}; "
         f"the fusion takes {si(plan.fusion_s, 's')}."
     )
     return lines
@@ -266,7 +266,3 @@ def to_json(plan: Plan, names: tuple[str, ...]) -> str:
         "fusion_s": plan.fusion_s,
     }
     return json.dumps(values, indent=1)
-
-
-def _count(number: int, noun: str, plural: str = "s") -> str:
-    return f"{number} {noun}" + ("" if number == 1 else plural)

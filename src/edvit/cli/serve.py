@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, NoReturn
 import typer
 
 from edvit.cli import app
+from edvit.units import counted
 
 if TYPE_CHECKING:
     from edvit.bundle import Bundle, PlanInfo
@@ -107,7 +108,8 @@ def announcement(url: str, bundle: Bundle) -> str:
     """Where it answers, and what to try."""
     manifest = bundle.manifest
     return (
-        f"{bundle.path}: {len(manifest.data.classes)} classes, {len(manifest.submodels)} sub-models\n"
+        f"{bundle.path}: {counted(len(manifest.data.classes), 'class', 'es')}, "
+        f"{counted(len(manifest.submodels), 'sub-model')}\n"
         f"Gateway at {url} (API documentation at {url}/docs). Ctrl-C ends it.\n"
         f"Try: edvit predict {url} IMAGE"
     )
