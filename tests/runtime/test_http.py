@@ -1,6 +1,7 @@
 """The HTTP API over a bundle that runs in this process; tests/system has it over real devices."""
 
 import io
+import re
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -222,6 +223,17 @@ def test_openapi_describes_every_body_and_answer(serve):
     assert {"Predicted", "PredictedBatch", "ErrorAnswer", "FleetAnswer", "HealthAnswer"} <= set(
         api["components"]["schemas"]
     )
+
+
+def test_the_documentation_needs_nothing_from_elsewhere(serve):
+    url = serve()
+    page = httpx.get(url + "/docs")
+    assert page.status_code == 200
+    files = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert len(files) >= 3
+    for file in files:
+        assert file.startswith("/")
+        assert httpx.get(url + file).status_code == 200
 
 
 def test_equal_scores_are_ordered_by_class():

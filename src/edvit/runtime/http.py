@@ -18,6 +18,7 @@ import anyio.to_thread
 import numpy as np
 from anyio import CapacityLimiter, fail_after, move_on_after
 from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi_offline import FastAPIOffline
 from PIL import Image
 from pydantic import BaseModel
 from starlette.datastructures import UploadFile
@@ -73,7 +74,13 @@ def create_app(predictor: Predictor, manifest: Manifest) -> FastAPI:
     from edvit import __version__
 
     _warm_up(manifest.preprocessing)
-    app = FastAPI(title="edvit gateway", version=__version__, description="Predictions by a fleet of edge devices.")
+    # A fleet's network need not reach the internet, where FastAPI's own page has its script from.
+    app = FastAPIOffline(
+        redoc_url=None,
+        title="edvit gateway",
+        version=__version__,
+        description="Predictions by a fleet of edge devices.",
+    )
     app.include_router(_router(predictor, manifest))
     app.add_exception_handler(EdvitError, _on_edvit_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
