@@ -12,7 +12,7 @@ from PIL import Image
 
 from edvit.builder import backbone, checkpoint, measure, prepare
 from edvit.builder.pipeline import REPORT, build, make_plan
-from edvit.builder.subspace import cut
+from edvit.builder.subspace import cut, statistics
 from edvit.bundle import MANIFEST, read_bundle
 from edvit.datasets import read_split
 from edvit.errors import BundleError, ConfigError, DataError, InfeasibleError, WeightsError
@@ -287,6 +287,15 @@ def test_too_many_calibration_images_are_refused_before_any_work(tmp_path, monke
     assert list(tmp_path.iterdir()) == []
 
 
+def test_statistics_of_more_groups_than_fit_are_refused_before_any_work(tmp_path, monkeypatch):
+    source = prepare.open_source(tiny_config())
+    of_one = statistics.sums_bytes(source.architecture.rotated_form(), 1, gradients=True)
+    monkeypatch.setattr(statistics, "SUMS_LIMIT_BYTES", 2 * of_one - 1)
+    with pytest.raises(ConfigError, match=r"statistics of 2 class groups take .* at most 1 group, or give --prune"):
+        build(tiny_config(), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_as_many_calibration_images_as_fit_are_cut(work, tmp_path, monkeypatch):
     monkeypatch.setattr(cut, "STATE_LIMIT_BYTES", 40 * 4 * 5 * (2 * 24 + 16))
     bundle, _ = build(tiny_config(calibration=20, recover_epochs=0, views=2), tmp_path / "out", work=work)
@@ -366,7 +375,7 @@ def test_a_class_with_one_image_leaves_none_to_validate_on(tmp_path):
     root = image_folder(tmp_path / "data")
     for path in sorted((root / "train" / "class-1").iterdir())[1:]:
         path.unlink()
-    with pytest.raises(DataError, match="class 'class-1' has 1 training images: at least 2"):
+    with pytest.raises(DataError, match="class 'class-1' has 1 training image: at least 2"):
         build(folder_config(root), tmp_path / "out")
 
 

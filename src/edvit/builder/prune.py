@@ -126,14 +126,17 @@ def subspace_options(config: BuildConfig) -> Options:
 
 
 def check_calibration(config: BuildConfig, source: Source, groups: Sequence[Group]) -> None:
-    """Whether the calibration images' streams of every group fit into memory, told from the labels alone.
+    """Whether what pruning by subspace keeps of the calibration images fits into memory, told from labels and widths.
 
     Raises:
-        ConfigError: those of one do not; the message says with how many images they would.
+        ConfigError: the streams of one group do not, and the message says with how many images they would; or the
+            statistics of all groups do not.
     """
     architecture, options = source.architecture, subspace_options(config)
     if not (config.rotated and isinstance(architecture, Architecture)):
         return
+    parts, gradients = _parts(groups, len(source.train.classes)), options.fisher is not None
+    statistics.check_size(architecture.rotated_form(), len(parts), gradients=gradients)
     train, _ = split_training(source.train, config.validation)
     there = np.bincount(np.asarray(source.train.labels)[train], minlength=len(source.train.classes))
 

@@ -146,7 +146,7 @@ def test_refusals(monkeypatch):
     with pytest.raises(BuildError, match="NaN or infinite"):
         collect(base, calibration)
     monkeypatch.setattr(statistics, "SUMS_LIMIT_BYTES", 1000)
-    with pytest.raises(ConfigError, match="by class group"):
+    with pytest.raises(ConfigError, match="GiB, the limit is 0; give --prune channels"):
         collect(to_rms(model), calibration)
 
 

@@ -24,6 +24,7 @@ from edvit.builder import backbone
 from edvit.builder.subspace import forward
 from edvit.builder.subspace.calibration import Calibration
 from edvit.errors import BuildError, ConfigError
+from edvit.units import counted
 
 SUMS_LIMIT_BYTES = 2 * 1024**3
 """Beyond this, statistics must be collected by class group rather than by class."""
@@ -113,12 +114,7 @@ def collect(
     calibration.check(architecture.channels, architecture.image_size)
     of_image = np.asarray(calibration.labels if bins is None else bins)
     count = max(int(of_image.max()) + 1, architecture.classes if bins is None else 0)
-    needed = sums_bytes(architecture, count, gradients=gradients)
-    if needed > SUMS_LIMIT_BYTES:
-        raise ConfigError(
-            f"statistics of {count} bins take {needed / 1024**3:.1f} GiB, the limit is "
-            f"{SUMS_LIMIT_BYTES / 1024**3:.0f}; collect them by class group, one bin a group"
-        )
+    check_size(architecture, count, gradients=gradients)
     sums = _zeros(architecture, count, gradients=gradients)
     generator = torch.Generator().manual_seed(seed)
     done = 0
@@ -135,6 +131,18 @@ def collect(
     if not all(bool(getattr(sums, f.name).isfinite().all()) for f in fields(sums)):
         raise BuildError("the base model's activations are NaN or infinite on the calibration images")
     return sums
+
+
+def check_size(architecture: Architecture, bins: int, *, gradients: bool = False) -> None:
+    """Raise ConfigError where sums of so many bins would pass `SUMS_LIMIT_BYTES`."""
+    needed = sums_bytes(architecture, bins, gradients=gradients)
+    if needed > SUMS_LIMIT_BYTES:
+        most = int(SUMS_LIMIT_BYTES / needed * bins)
+        fewer = f"split into at most {counted(most, 'group')}, or " if most else ""
+        raise ConfigError(
+            f"statistics of {counted(bins, 'class group')} take {needed / 1024**3:.1f} GiB, the limit is "
+            f"{SUMS_LIMIT_BYTES / 1024**3:.0f}; {fewer}give --prune channels"
+        )
 
 
 def sums_bytes(architecture: Architecture, bins: int, *, gradients: bool = False) -> int:
