@@ -92,6 +92,23 @@ def test_sixteen_bits_are_turned_by_exif_as_well():
     assert np.array_equal(decode_image(encode(image, "PNG", exif=exif), GREY)[0], expected[::-1])
 
 
+def tiff_of_12_bits(pixels):
+    """Two pixels in three bytes, as cameras write them; `pixels`: `[height, even width]`, 0 to 4,095."""
+    first, second = pixels[:, ::2], pixels[:, 1::2]
+    packed = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], axis=-1).astype(np.uint8).tobytes()
+    height, width = pixels.shape
+    tags = {256: width, 257: height, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: height, 279: len(packed)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    where = 8 + len(packed)
+    return struct.pack("<2sHI", b"II", 42, where) + packed + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+def test_twelve_bits_of_a_camera_are_not_dark():
+    values = np.resize([0, 8, 9, 16, 2048, 4094, 4095, 4095], 16)[:, None].repeat(16, axis=1)
+    expected = np.resize(np.array([0, 0, 1, 1, 128, 255, 255, 255], np.uint8), 16)[:, None].repeat(16, axis=1)
+    assert np.array_equal(decode_image(tiff_of_12_bits(values), GREY)[0], expected)
+
+
 @pytest.mark.parametrize(("mode", "kind"), [("I", "signed or 32-bit"), ("F", "floating-point")])
 def test_pixels_on_no_known_scale_are_refused(mode, kind):
     with pytest.raises(ImageError, match=f"{kind} pixels, which have no fixed white: convert it to 8 or 16 bits"):

@@ -26,6 +26,8 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """Pillow's names of what is decoded. It knows forty more, and hands EPS to Ghostscript: no upload may do that."""
 _KINDS = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
 
+_BITS_PER_SAMPLE = 258
+"""TIFF's tag."""
 _RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
@@ -70,10 +72,10 @@ def image_to_array(image: Image.Image, how: Preprocessing) -> UInt8:
     Raises:
         ImageError: the pixels are numbers on no known scale.
     """
-    deep = _has_16_bits(image)  # asked first: the turned copy no longer knows its file's format
+    white = _deep_white(image)  # asked first: the turned copy no longer knows its file's format
     image = ImageOps.exif_transpose(image)
-    if deep:
-        image = Image.fromarray(_to_8_bits(np.asarray(image)))
+    if white is not None:
+        image = Image.fromarray(_to_8_bits(np.asarray(image), white))
     image = image.convert("L" if how.channels == 1 else "RGB")
     if image.size != (how.image_size, how.image_size):
         image = ImageOps.fit(image, (how.image_size, how.image_size), method=_RESAMPLE[how.interpolation])
@@ -82,24 +84,26 @@ def image_to_array(image: Image.Image, how: Preprocessing) -> UInt8:
     return np.ascontiguousarray(array)
 
 
-def _has_16_bits(image: Image.Image) -> bool:
-    """Whether white is 65,535.
+def _deep_white(image: Image.Image) -> int | None:
+    """What white is where pixels have more than 8 bits.
 
     Raises:
         ImageError: the pixels are 32-bit integers or floats; where white is, no file says.
     """
     # These two formats have nothing deeper, and Pillow may open their 16 bits as 32.
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        return True
+        # Pillow opens the 12 bits of an industrial camera's TIFF as 16, and does not scale them.
+        (bits,) = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (16,))
+        return (1 << int(bits)) - 1
     if image.mode in ("I", "F"):
         kind = "floating-point" if image.mode == "F" else "signed or 32-bit"
         raise ImageError(f"the image has {kind} pixels, which have no fixed white: convert it to 8 or 16 bits")
-    return False
+    return None
 
 
-def _to_8_bits(deep: npt.NDArray[Any]) -> UInt8:
-    """0..65,535 to 0..255, rounded; Pillow's own conversion takes everything over 255 for white."""
-    return ((deep.astype(np.uint32) + 128) // 257).astype(np.uint8)
+def _to_8_bits(deep: npt.NDArray[Any], white: int) -> UInt8:
+    """0..`white` to 0..255, rounded; Pillow's own conversion takes everything over 255 for white."""
+    return ((deep.astype(np.uint32) * 255 + white // 2) // white).astype(np.uint8)
 
 
 def decode_file(data: bytes, how: Preprocessing) -> UInt8:
