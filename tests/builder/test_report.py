@@ -278,6 +278,11 @@ def test_minimal():
     assert "What was pruned where" in text
 
 
+def test_one_sub_model_is_no_plural():
+    html = " ".join(render(ReportData(manifest=manifest(groups=1))).split())
+    assert "10 classes in 1 sub-model for the fleet" in html
+
+
 def test_is_the_same_twice(full):
     assert render(realistic()) == full
 

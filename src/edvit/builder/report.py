@@ -129,7 +129,9 @@ def render(report: ReportData) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(si=si, percent=_percent, value=_value, points=_points, duration=_duration)
+    environment.filters.update(
+        si=si, counted=counted, percent=_percent, value=_value, points=_points, duration=_duration
+    )
     manifest = report.manifest
     return environment.get_template("report.html.j2").render(
         report=report,
