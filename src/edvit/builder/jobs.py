@@ -30,8 +30,10 @@ def run_stages(
     found = {job.stage.key: work.find(job.stage) for job in jobs}
     # By key: two sub-models may be the same to the last bit, and are then made once.
     todo = {job.stage.key: job for job in jobs if found[job.stage.key] is None}
-    begun = [replace(job, scratch=work.begin(job.stage)) for job in todo.values()]
+    begun: list[Any] = []
     try:
+        for job in todo.values():  # within the block: Ctrl-C may come while they are made
+            begun.append(replace(job, scratch=work.begin(job.stage)))
         made = pool.run(_Committed(work, run), begun, progress=progress)
     finally:
         for job in begun:
