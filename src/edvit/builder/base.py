@@ -72,17 +72,18 @@ def train_base(
     return kept
 
 
-def features_of(extractor: FeatureExtractor, images: ImageSet, batch: int = 128) -> Tensor:
-    """Features of a set, float32 `[n, dim]`."""
-    with torch.inference_mode():
-        return torch.cat([extractor(torch.from_numpy(pixels)) for pixels in images.batches(batch)])
+def features_of(extractor: FeatureExtractor, images: ImageSet, batch: int = 128, *, device: Device = CPU) -> Tensor:
+    """Features of a set, float32 `[n, dim]`, computed on the device, where the extractor then is."""
+    extractor.to(device.name)
+    with torch.inference_mode(), device.default():
+        return torch.cat([extractor(device.move(torch.from_numpy(pixels))) for pixels in images.batches(batch)]).cpu()
 
 
-def logits_of(extractor: FeatureExtractor, images: ImageSet) -> Tensor:
-    """Scores of a model's own head over a set, float32 `[n, classes]`."""
+def logits_of(extractor: FeatureExtractor, images: ImageSet, *, device: Device = CPU) -> Tensor:
+    """Scores of a model's own head over a set, float32 `[n, classes]`; `device` as in `features_of`."""
     with torch.inference_mode():
-        logits: Tensor = extractor.model.head(features_of(extractor, images))
-        return logits
+        logits: Tensor = extractor.model.head(device.move(features_of(extractor, images, device=device)))
+        return logits.cpu()
 
 
 def accuracy(logits: Tensor, images: ImageSet) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, TypeVar
 
@@ -47,6 +47,20 @@ class Device:
             for module in model.modules():
                 if isinstance(module, Attention):
                     module.fused_attn = False
+
+    def default(self) -> AbstractContextManager[Any]:
+        """Within the block, new tensors are made there, and convolutions of float32 are not rounded to TF32."""
+        if self.name == "cpu":
+            return nullcontext()
+        stack = ExitStack()
+        stack.enter_context(torch.device(self.name))
+        stack.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=False))
+        return stack
+
+    @property
+    def exact(self) -> Device:
+        """The same without mixed precision."""
+        return replace(self, mixed=False)
 
     def move(self, value: Value) -> Value:
         """A tensor, or a tuple, list or dataclass with tensors in it, with these on the device."""

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edvit.builder.device import CPU, Device
 from edvit.builder.recover import label_loss, soft_loss
 from edvit.builder.training import Schedule, train
 
@@ -108,6 +109,7 @@ def train_fusion(
     hidden: int,
     how: FusionTraining,
     seed: int,
+    device: Device = CPU,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Fusion:
     """Train a fusion on frozen features.
@@ -118,12 +120,14 @@ def train_fusion(
         held_out: of images that nothing was trained on; decide after which epoch to stop.
         heads: each sub-model's, over all classes.
         hidden: width of the hidden layer.
+        device: where it trains, in float32.
     """
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    features, labels = seen.features, seen.labels
     fusion = Fusion([head.in_features for head in heads], hidden, teacher_logits.shape[1])
-    fusion.start(features, heads)
+    fusion.start(seen.features, heads)
+    seen, held_out, teacher_logits = device.move((seen, held_out, teacher_logits))
+    features, labels = seen.features, seen.labels
     steps = max(1, len(features) // how.batch_size)
 
     def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -140,11 +144,18 @@ def train_fusion(
 
     @torch.inference_mode()
     def judge(module: nn.Module) -> float:
-        present = torch.ones(len(held_out.labels), len(heads))
+        present = torch.ones(len(held_out.labels), len(heads), device=device.name)
         return F.cross_entropy(module(held_out.features, present), held_out.labels).item()
 
     trained = train(
-        fusion, batches, loss_of, steps_per_epoch=steps, schedule=how.schedule, judge=judge, progress=progress
+        fusion,
+        batches,
+        loss_of,
+        steps_per_epoch=steps,
+        schedule=how.schedule,
+        judge=judge,
+        device=device.exact,
+        progress=progress,
     )
     if not isinstance(trained, Fusion):
         raise TypeError("training returned another module")

@@ -155,7 +155,9 @@ def _scores(  # noqa: PLR0917
     test: ImageSet,
     progress: Any,
 ) -> dict[str, Any]:
-    heads = [prepare.load_extractor(a, context.source.preprocessing).model.head for a in exported.submodels]
+    how, where = context.source.preprocessing, context.devices[0]
+    whole = prepare.load_extractor(trained.artifact, how).to(where.name)
+    heads = [prepare.load_extractor(a, how).model.head for a in exported.submodels]
     sessions = Sessions(exported, torch.get_num_threads())
     alone = Sessions(baseline, torch.get_num_threads()) if baseline else None
     batches = list(range(0, len(test), BATCH))
@@ -166,8 +168,8 @@ def _scores(  # noqa: PLR0917
 
     for step, start in enumerate(batches):
         pixels = test.pixels(slice(start, start + BATCH))
-        with torch.inference_mode():
-            keep("base", trained.model.head(trained.extractor(torch.from_numpy(pixels))).numpy())
+        with torch.inference_mode(), where.default():
+            keep("base", whole.model.head(whole(where.move(torch.from_numpy(pixels)))).cpu().numpy())
         features = sessions.features(pixels)
         keep("fused", sessions.fuse(features))
         for device in dict.fromkeys(devices):

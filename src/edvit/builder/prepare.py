@@ -240,7 +240,8 @@ def prepare_base(context: Context, data: Data) -> Base:
                 progress=bar,
             )
             checkpoint.save_model(folder / WEIGHTS, trained)
-            logits = base.logits_of(FeatureExtractor(trained, how_seen.mean, how_seen.std), data.validation)
+            extractor = FeatureExtractor(trained, how_seen.mean, how_seen.std)
+            logits = base.logits_of(extractor, data.validation, device=context.devices[0])
             validation = base.accuracy(logits, data.validation)
             return {"validation": validation, "epochs": epochs, "lr": how.schedule.lr}
 

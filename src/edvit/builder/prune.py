@@ -26,6 +26,7 @@ from edvit.builder import backbone, base, checkpoint, parallel
 from edvit.builder.artifacts import Artifact, Stage
 from edvit.builder.backbone import FeatureExtractor
 from edvit.builder.config import BuildConfig, Fit
+from edvit.builder.device import CPU, Device
 from edvit.builder.family import AnyWidths, Classifier, Kept, Scored, Scoring, family_for, vit_widths
 from edvit.builder.images import ImageSet
 from edvit.builder.importance import UNSEEING
@@ -93,8 +94,10 @@ def _save(folder: Path, model: Classifier, rotation: Tensor) -> None:
     save_file({"rotation": rotation.float().contiguous()}, folder / ROTATION)
 
 
-def _note(model: Classifier, kept: Kept, how: Preprocessing, validation: ImageSet) -> dict[str, Any]:
-    logits = base.logits_of(FeatureExtractor(model, how.mean, how.std), validation)
+def _note(
+    model: Classifier, kept: Kept, how: Preprocessing, validation: ImageSet, device: Device = CPU
+) -> dict[str, Any]:
+    logits = base.logits_of(FeatureExtractor(model, how.mean, how.std), validation, device=device)
     return {"validation": base.accuracy(logits, validation), "kept": asdict(kept)}
 
 
@@ -204,12 +207,13 @@ def _by_subspace(context: Context, data: Data, trained: Base, groups: Sequence[G
     done = [None if work.forces("statistics") else work.find(stage) for stage in stages]
     missing = [i for i, artifact in enumerate(done) if artifact is None]
     if missing:
-        rotated = to_rms(trained.model)
+        device = context.devices[0]
+        rotated = to_rms(trained.model).to(device.name)
         calibration = Calibration(data.train.take(rows), how.mean, how.std)
         gradients = options.fisher is not None
         bins = _bins(backbone.describe(rotated), parts, gradients=gradients)
         measured = _statistics(context, rotated, calibration, {**shared, "gradients": gradients, "bins": bins})
-        sums = statistics.Sums.load(measured.folder / SUMS)
+        sums = device.move(statistics.Sums.load(measured.folder / SUMS))
         to_cut = [
             CutGroup(
                 group.classes, vit_widths(group.widths), bins=tuple(sorted({bins[label] for label in group.classes}))
@@ -217,9 +221,9 @@ def _by_subspace(context: Context, data: Data, trained: Base, groups: Sequence[G
             for group in (groups[i] for i in missing)
         ]
         if config.resolved_widths == "fitted":
-            with context.report.bar("prune", "widths") as bar:
+            with context.report.bar("prune", "widths") as bar, device.default():
                 to_cut = fit_groups(rotated, sums, calibration, to_cut, options, seed=config.seed, progress=bar)
-        with context.report.bar("prune", "subspaces") as bar:
+        with context.report.bar("prune", "subspaces") as bar, device.default():
             cuts = cut(
                 rotated,
                 sums,
@@ -230,14 +234,14 @@ def _by_subspace(context: Context, data: Data, trained: Base, groups: Sequence[G
                 progress=bar,
             )
         for i, made in zip(missing, cuts, strict=True):
-            done[i] = work.remake(stages[i], partial(_keep_cut, made, how, data.validation))
+            done[i] = work.remake(stages[i], partial(_keep_cut, made, how, data.validation, device))
     return tuple(artifact for artifact in done if artifact is not None)
 
 
-def _keep_cut(made: Cut, how: Preprocessing, validation: ImageSet, folder: Path) -> dict[str, Any]:
-    _save(folder, made.model, made.rotation)
+def _keep_cut(made: Cut, how: Preprocessing, validation: ImageSet, device: Device, folder: Path) -> dict[str, Any]:
+    _save(folder, made.model.cpu(), made.rotation.cpu())
     kept = Kept(attention=made.after_attention, ffn=made.after_ffn, energy=made.energy)
-    return _note(made.model, kept, how, validation)
+    return _note(made.model, kept, how, validation, device)
 
 
 def _statistics(
@@ -250,7 +254,7 @@ def _statistics(
 
     def fill(folder: Path) -> dict[str, Any]:
         of_image = [bins[label] for label in calibration.labels.tolist()]
-        with context.report.bar("prune", "statistics of the base model") as bar:
+        with context.report.bar("prune", "statistics of the base model") as bar, context.devices[0].default():
             sums = statistics.collect(rotated, calibration, of_image, gradients=gradients, seed=seed, progress=bar)
         sums.save(folder / SUMS)
         return {"images": len(calibration.images)}

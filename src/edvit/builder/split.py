@@ -153,8 +153,8 @@ def _recover_job(job: _RecoverJob, progress: parallel.Progress) -> dict[str, Any
         progress=progress,
     )
     checkpoint.save_model(job.scratch / WEIGHTS, trained)
-    after = base.accuracy(base.logits_of(FeatureExtractor(trained, mean, std), job.validation), job.validation)
-    return {"validation": after}
+    logits = base.logits_of(FeatureExtractor(trained, mean, std), job.validation, device=job.device)
+    return {"validation": base.accuracy(logits, job.validation)}
 
 
 @dataclass(frozen=True)
@@ -282,16 +282,20 @@ def fuse(
         labels = np.concatenate([views.labels(view) for view in range(len(outputs))])
         extractors = [load_extractor(artifact, context.source.preprocessing) for artifact in submodels]
         seen = np.concatenate([np.load(artifact.folder / FEATURES) for artifact in features], axis=1)
-        held_out = torch.cat([features_of(extractor, data.validation) for extractor in extractors], dim=1)
+        device = context.devices[0]
+        held_out = torch.cat(
+            [features_of(extractor, data.validation, device=device) for extractor in extractors], dim=1
+        )
         with context.report.bar("fuse", "training") as bar:
             fusion = train_fusion(
                 Samples(torch.from_numpy(seen), torch.from_numpy(labels)),
                 torch.from_numpy(np.concatenate([view.logits for view in outputs])),
                 Samples(held_out, torch.from_numpy(data.validation.labels)),
-                heads=[extractor.model.head for extractor in extractors],
+                heads=[extractor.model.head.cpu() for extractor in extractors],
                 hidden=hidden,
                 how=how,
                 seed=config.seed,
+                device=device,
                 progress=bar,
             )
         export.export_fusion(fusion, held_out[:SAMPLES], folder / FUSION_FILE)

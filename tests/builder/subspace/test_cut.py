@@ -12,6 +12,7 @@ import calibration_images
 import vit_variants
 from edvit.architecture import BlockWidths, Widths
 from edvit.builder import backbone, checkpoint
+from edvit.builder.device import CPU, Device
 from edvit.builder.subspace import cut as cut_module
 from edvit.builder.subspace.cut import (
     Group,
@@ -24,6 +25,7 @@ from edvit.builder.subspace.cut import (
 )
 from edvit.builder.subspace.rms import to_rms
 from edvit.builder.subspace.statistics import collect
+from edvit.builder.subspace.widths import fit_groups
 from edvit.errors import BuildError, ConfigError, DataError
 
 CONVERTIBLE = [variant for variant in vit_variants.VARIANTS if variant != "no_final_norm"]
@@ -295,3 +297,24 @@ def test_refusals():
         base.blocks[0].mlp.fc2.weight[0, 0] = float("nan")
     with pytest.raises(BuildError, match="NaN or infinite"):
         cut(base, sums, calibration, [Group((0, 1), NARROW)])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("variant", CONVERTIBLE)
+def test_a_gpu_cuts_what_the_cpu_cuts(variant):
+    """Statistics, fitted widths and cut, all of them on either."""
+    calibration, cuts = calibration_images.calibration(), []
+    for where in (CPU, Device("cuda:0")):
+        base = to_rms(vit_variants.make(variant)).to(where.name)
+        with where.default():
+            sums = collect(base, calibration, gradients=True)
+            groups = [Group((0, 1), NARROW), Group((2, 3, 4), NARROW)]
+            fitted = Widths(dim=16, blocks=(BlockWidths(heads=3, head_dim=4, hidden=16),) * 3)
+            groups += fit_groups(base, sums, calibration, [Group((0, 1), fitted)], Options(fisher=0.3))
+            cuts.append(cut(base, sums, calibration, groups, Options(fisher=0.3)))
+    for cpu, gpu in zip(*cuts, strict=True):
+        assert {parameter.device.type for parameter in gpu.model.parameters()} == {"cuda"}
+        assert backbone.describe(cpu.model) == backbone.describe(gpu.model)
+        torch.testing.assert_close(logits(gpu.model.cpu()), logits(cpu.model), atol=1e-3, rtol=1e-3)
+        assert gpu.energy == pytest.approx(cpu.energy, abs=1e-5)
+        assert gpu.after_ffn == pytest.approx(cpu.after_ffn, abs=1e-4)

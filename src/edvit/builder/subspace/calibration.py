@@ -48,12 +48,12 @@ class Calibration:
         return self.images.labels
 
     def batches(self, rows: npt.NDArray[np.int64]) -> Iterator[tuple[npt.NDArray[np.int64], Tensor]]:
-        """Rows, and their images normalised, float32 `[batch, channels, H, W]`."""
+        """Rows, and their images normalised, float32 `[batch, channels, H, W]`, on torch's default device."""
         mean = torch.tensor(self.mean).view(1, -1, 1, 1)
         std = torch.tensor(self.std).view(1, -1, 1, 1)
         for start in range(0, len(rows), self.batch_size):
             chosen = rows[start : start + self.batch_size]
-            yield chosen, (torch.from_numpy(self.images.pixels(chosen)).float() / 255.0 - mean) / std
+            yield chosen, (torch.as_tensor(self.images.pixels(chosen)).float() / 255.0 - mean) / std
 
     def check(self, channels: int, size: int) -> None:
         """Raise DataError unless there are images, of a model's shape."""

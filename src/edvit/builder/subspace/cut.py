@@ -180,7 +180,7 @@ def _cut_together(
             base,
             sums.weighted(bin_weights(sums, one.group.bins or one.group.classes, options.foreign)),
             one.group.widths,
-            rows=torch.from_numpy(np.searchsorted(used, one.rows)),
+            rows=torch.as_tensor(np.searchsorted(used, one.rows)),
             weights=one.weights,
             options=options,
             batch_size=calibration.batch_size,
@@ -262,7 +262,7 @@ def group_rows(labels: Ints, classes: Sequence[int], options: Options, seed: int
     drawn = np.random.default_rng(seed).permutation(others)[:count]
     rows = np.sort(np.concatenate([own, drawn]))
     weight = options.foreign * len(own) / max(count, 1)
-    return rows, torch.from_numpy(np.where(np.isin(rows, own), 1.0, weight))
+    return rows, torch.as_tensor(np.where(np.isin(rows, own), 1.0, weight))
 
 
 def _foreign_count(own: int, others: int, options: Options) -> int:

@@ -90,6 +90,7 @@ class Cutting:
             widths=widths,
             rotated=True,
         ).eval()
+        self.model.to(base.head.weight.device)
         self.tokens = architecture.tokens
         self.stream = torch.empty(0)
         self.explained: list[float] = []

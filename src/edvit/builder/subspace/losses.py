@@ -22,7 +22,7 @@ from edvit.builder.subspace import attention, forward, rotation
 from edvit.builder.subspace.calibration import Calibration
 from edvit.builder.subspace.group import Options
 from edvit.builder.subspace.refit import penalised_cholesky
-from edvit.builder.subspace.statistics import Sums
+from edvit.builder.subspace.statistics import Sums, drawn
 from edvit.errors import BuildError, ConfigError
 
 Floats = npt.NDArray[np.float64]
@@ -132,7 +132,7 @@ def estimate_losses(
         raise ConfigError("these are statistics without gradients: no Fisher-weighted rotation")
     calibration.check(architecture.channels, architecture.image_size)
     parts = _parts(base, sums, fisher, architecture.tokens)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     share = (weights / weights.sum()).double()
     squares: list[Tensor] = []
     done = 0
@@ -146,7 +146,7 @@ def estimate_losses(
         done += len(batch)
     if not all(bool(square.isfinite().all()) for square in squares):
         raise BuildError("the base model's gradients are NaN or infinite on the calibration images")
-    stream, heads, units = (_curves(0.5 * square.numpy()) for square in squares)
+    stream, heads, units = (_curves(0.5 * square.cpu().numpy()) for square in squares)
     return Losses(stream, HEADS * _shared(heads), UNITS * _shared(units))
 
 
@@ -182,8 +182,7 @@ def _squared_effects(
         feature = base.forward_head(normal, pre_logits=True)
         normals.append(feature if isinstance(base.norm, torch.nn.Identity) else normal)
         log_p = base.head(feature).log_softmax(dim=-1)
-        drawn = torch.multinomial(log_p.detach().exp().nan_to_num(1.0), 1, generator=generator)
-        gradients = torch.autograd.grad(log_p.gather(1, drawn).sum(), [*normals, *inside])
+        gradients = torch.autograd.grad(drawn(log_p, generator).sum(), [*normals, *inside])
     of_normals, of_inside = gradients[: len(normals)], gradients[len(normals) :]
     with torch.no_grad():
         in_stream = sum(_per_image(parts.stream.effects(x, g)) for x, g in zip(normals, of_normals, strict=True))

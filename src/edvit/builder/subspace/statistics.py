@@ -32,7 +32,7 @@ SUMS_LIMIT_BYTES = 2 * 1024**3
 
 @dataclass(frozen=True)
 class Sums:
-    """Sums over the images of each bin (a class, or a group of classes); float64 on the CPU."""
+    """Sums over the images of each bin (a class, or a group of classes); float64."""
 
     images: Tensor
     """`[bins]`, how many."""
@@ -116,7 +116,7 @@ def collect(
     count = max(int(of_image.max()) + 1, architecture.classes if bins is None else 0)
     check_size(architecture, count, gradients=gradients)
     sums = _zeros(architecture, count, gradients=gradients)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     done = 0
     for index in np.unique(of_image):
         into = Sums(**{f.name: getattr(sums, f.name)[index] for f in fields(sums)})
@@ -151,7 +151,7 @@ def sums_bytes(architecture: Architecture, bins: int, *, gradients: bool = False
     return sum(getattr(sums, f.name).numel() * 8 for f in fields(sums))
 
 
-def _zeros(architecture: Architecture, bins: int, *, gradients: bool, device: str = "cpu") -> Sums:
+def _zeros(architecture: Architecture, bins: int, *, gradients: bool, device: str | None = None) -> Sums:
     def zeros(*shape: int) -> Tensor:
         return torch.zeros(bins, *shape, dtype=torch.float64, device=device)
 
@@ -222,10 +222,15 @@ def _add_units(units: Tensor, into: Sums, block: int) -> None:
 
 def _add_gradients(normals: list[Tensor], logits: Tensor, into: Sums, generator: torch.Generator) -> None:
     log_p = logits.log_softmax(dim=-1)
-    drawn = torch.multinomial(log_p.detach().exp().nan_to_num(1.0), 1, generator=generator)
-    gradients = torch.autograd.grad(log_p.gather(1, drawn).sum(), normals)
+    gradients = torch.autograd.grad(drawn(log_p, generator).sum(), normals)
     for gradient in gradients:
         into.gradient.add_(second_moment(gradient))
+
+
+def drawn(log_p: Tensor, generator: torch.Generator) -> Tensor:
+    """`log p` of a class drawn for each image, `[n, 1]` of `[n, classes]`; on a GPU the one that the CPU draws."""
+    p = log_p.detach().exp().nan_to_num(1.0).cpu()
+    return log_p.gather(1, torch.multinomial(p, 1, generator=generator).to(log_p.device))
 
 
 def second_moment(rows: Tensor) -> Tensor:
