@@ -77,6 +77,15 @@ def test_int8_counted_by_an_earlier_version_is_measured_again_and_nothing_else()
         measured_from_json({**values, "operations": {**before, "int8": True}})
 
 
+def test_no_gpu_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ConfigError, match="--device cuda: PyTorch sees no CUDA GPU here"):
+        compare(
+            replace(SETTINGS, device="cuda"), tmp_path, systems=["small"], seeds=1, links=[], images=2,
+            report=Reporter(quiet=True), tell=print,
+        )  # fmt: skip
+
+
 @pytest.mark.parametrize("change", [{"kind": "Ring"}, {"work": None}, {"input_bytes": 0}])
 def test_damaged_json_is_noticed(change):
     with pytest.raises((ValueError, TypeError, ConfigError)):

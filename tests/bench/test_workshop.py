@@ -31,3 +31,9 @@ def test_raw_images_change_nothing(tmp_path):
         assert (sent == EXCHANGE) is not shrinks
         assert (sent.wire_bytes < EXCHANGE.wire_bytes) is shrinks
         assert (sent.work[0].seconds > 0.1) is shrinks
+
+
+def test_every_build_trains_on_the_device_that_was_asked_for(tmp_path):
+    workshop = Workshop(replace(SETTINGS, device="cuda"), tmp_path, Reporter(quiet=True))
+    for changes in ({}, workshop.convnet("vgg5"), {"prune": "channels"}):
+        assert workshop.config(devices=2, seed=0, **changes).device == "cuda"

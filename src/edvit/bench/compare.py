@@ -24,9 +24,13 @@ from edvit.bench.namespaces import Network, network
 from edvit.bench.replay import replay
 from edvit.bench.systems import SYSTEMS, UNSPLIT, Measured, ensemble_seeds, measure
 from edvit.bench.workshop import Settings, Workshop
+from edvit.builder.device import devices
 from edvit.builder.progress import Reporter
 from edvit.errors import ConfigError
 from edvit.units import si, spread
+
+OF_MACHINES = {"device", "workers"}
+"""Settings that do not change what is compared."""
 
 
 @dataclass(frozen=True)
@@ -104,10 +108,11 @@ def compare(
         images: of each replay over a link.
 
     Raises:
-        ConfigError: no system fits the budget.
+        ConfigError: no system fits the budget, or the device that was asked for is not here.
         EdvitError: a build failed.
     """
     wanted = check_systems(systems)
+    devices(settings.device)
     workshop = Workshop(settings, out, report)
     kept = _Kept(out / "measured", settings)
     measured: list[Measured] = []
@@ -146,7 +151,8 @@ class _Kept:
 
     def __init__(self, folder: Path, settings: Settings) -> None:
         self._folder = folder
-        text = json.dumps(asdict(settings), sort_keys=True, default=str)
+        counted = {name: value for name, value in asdict(settings).items() if name not in OF_MACHINES}
+        text = json.dumps(counted, sort_keys=True, default=str)
         self._settings = hashlib.sha256(text.encode()).hexdigest()[:12]
         self._devices = settings.devices
         folder.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ from edvit.bench.exchange import EncodedImage, Exchange, Work, alone
 from edvit.builder import prepare
 from edvit.builder.artifacts import WorkFolder
 from edvit.builder.backbone import FeatureExtractor
-from edvit.builder.config import BuildConfig, make_config
+from edvit.builder.config import BuildConfig, DeviceKind, make_config
 from edvit.builder.family import describe
 from edvit.builder.images import decode_images as decode_files
 from edvit.builder.images import open_images
@@ -65,6 +65,8 @@ class Settings:
     recover_epochs: int
     views: int | None
     augment: str | None
+    device: DeviceKind
+    """What trains; whatever is measured runs on the CPU."""
     workers: int | None
     image_encoding: ImageEncoding
     """Of images on their way to devices, in every system."""
@@ -98,6 +100,7 @@ class Workshop:
             "recover_epochs": asked.recover_epochs,
             "views": asked.views,
             "augment": asked.augment,
+            "device": asked.device,
             "fleet": local_fleet(devices),
             "seed": seed,
             "baseline": False,

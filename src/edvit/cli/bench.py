@@ -94,6 +94,7 @@ def compare(
     image_encoding: Literal["raw", "webp", "jpeg"] = typer.Option(
         "raw", help="Images on their way to devices, as edvit serve sends them; accuracies are those of raw images."
     ),
+    device: Literal["cpu", "cuda"] = typer.Option("cpu", help="What trains; everything is measured on the CPU."),
     workers: int | None = typer.Option(None, min=1, help="Sub-models trained at a time; default: one per core."),
     quick: bool = typer.Option(False, help="All systems on digits within minutes: a trial of the command, no result."),
 ) -> None:
@@ -134,6 +135,7 @@ def compare(
         recover_epochs=recover_epochs,
         views=views,
         augment=augment,
+        device=device,
         workers=workers,
         image_encoding=image_encoding,
     )
