@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, TypeVar
 
@@ -48,14 +48,14 @@ class Device:
                 if isinstance(module, Attention):
                     module.fused_attn = False
 
-    def default(self) -> AbstractContextManager[Any]:
+    @contextmanager
+    def default(self) -> Iterator[None]:
         """Within the block, new tensors are made there, and convolutions of float32 are not rounded to TF32."""
         if self.name == "cpu":
-            return nullcontext()
-        stack = ExitStack()
-        stack.enter_context(torch.device(self.name))
-        stack.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=False))
-        return stack
+            yield
+            return
+        with torch.device(self.name), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            yield
 
     @property
     def exact(self) -> Device:

@@ -156,7 +156,7 @@ def _scores(  # noqa: PLR0917
     progress: Any,
 ) -> dict[str, Any]:
     how, where = context.source.preprocessing, context.devices[0]
-    whole = prepare.load_extractor(trained.artifact, how).to(where.name)
+    whole = trained.extractor.to(where.name)
     heads = [prepare.load_extractor(a, how).model.head for a in exported.submodels]
     sessions = Sessions(exported, torch.get_num_threads())
     alone = Sessions(baseline, torch.get_num_threads()) if baseline else None
@@ -183,6 +183,7 @@ def _scores(  # noqa: PLR0917
             keep("baseline", alone.fuse(alone.features(pixels)))
         progress(step + 1, len(batches))
     scores = {name: np.concatenate(parts, axis=1 if name == "alone" else 0) for name, parts in found.items()}
+    whole.cpu()  # latencies are measured there
     return {**scores, "labels": test.labels}
 
 

@@ -82,15 +82,15 @@ class Cutting:
         self.rows, self.weights, self.batch_size = rows, weights, batch_size
         self.rotation = self._directions(sums.stream[0], sums.gradient[0])
         architecture = backbone.describe(base)
-        self.model = backbone.create(
+        model = backbone.create(
             architecture.name,
             image_size=architecture.image_size,
             channels=architecture.channels,
             classes=architecture.classes,
             widths=widths,
             rotated=True,
-        ).eval()
-        self.model.to(base.head.weight.device)
+        )
+        self.model = model.eval().to(base.head.weight.device)
         self.tokens = architecture.tokens
         self.stream = torch.empty(0)
         self.explained: list[float] = []
