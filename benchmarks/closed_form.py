@@ -19,11 +19,12 @@ import torch
 import torch.nn.functional as F
 from validation_trial import arguments, configure, open_build, settings
 
-from edvit.builder import base, prepare
 from edvit.builder.config import BuildConfig
-from edvit.builder.fusion import FusionTraining, Samples, train_fusion
-from edvit.builder.prune import Group, prune
-from edvit.builder.training import Schedule
+from edvit.builder.stages import prepare
+from edvit.builder.stages.prune import Group, prune
+from edvit.builder.train import base
+from edvit.builder.train.fusion import FusionTraining, Samples, train_fusion
+from edvit.builder.train.training import Schedule
 
 FUSION_IMAGES = 3000
 FUSION = FusionTraining(Schedule(epochs=30, lr=1e-3, weight_decay=0.05, warmup_epochs=1.0, ema_decay=0.99))

@@ -26,8 +26,8 @@ import psutil
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from edvit.bundle import Bundle
-from edvit.runtime.gateway import Gateway
-from edvit.runtime.zenoh_transport import ZenohTransport
+from edvit.runtime.gateway.gateway import Gateway
+from edvit.runtime.wire.zenoh_transport import ZenohTransport
 from free_port import free_endpoint
 from tiny_bundle import write_tiny_bundle
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edvit.datasets import LabelledImages, read_split
+from edvit.inputs.datasets import LabelledImages, read_split
 
 
 def main() -> None:

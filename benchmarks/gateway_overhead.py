@@ -32,8 +32,8 @@ import numpy as np
 from PIL import Image
 
 from edvit.bundle import Bundle, read_bundle
-from edvit.runtime.body import NPY, to_npy
-from edvit.runtime.image_encoding import ENCODINGS
+from edvit.runtime.http.body import NPY, to_npy
+from edvit.runtime.wire.image_encoding import ENCODINGS
 
 WARM_UP = 30
 

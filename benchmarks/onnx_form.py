@@ -19,11 +19,12 @@ import numpy as np
 import onnx
 import torch
 
-from edvit.architecture import pruned_widths
-from edvit.builder import backbone, export
-from edvit.builder.backbone import FeatureExtractor
+from edvit.builder.export import onnx_file as export
+from edvit.builder.vit import backbone
+from edvit.builder.vit.backbone import FeatureExtractor
 from edvit.plan.keep import heads_pruned_at, parse_keep
-from edvit.runtime.engine import SubModelEngine
+from edvit.runtime.device.engine import SubModelEngine
+from edvit.shape.vit import pruned_widths
 
 GREY = (0.5, 0.5, 0.5)
 PLAIN_OPSET = 20

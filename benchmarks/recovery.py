@@ -18,13 +18,15 @@ import torch
 import torch.nn.functional as F
 from validation_trial import arguments, configure, open_build, settings
 
-from edvit.builder import base, checkpoint, prepare, split
-from edvit.builder.backbone import FeatureExtractor
 from edvit.builder.config import BuildConfig
-from edvit.builder.device import devices
-from edvit.builder.parallel import torch_threads
-from edvit.builder.prune import Group, load_rotation, prune
-from edvit.builder.recover import recover, soft_loss
+from edvit.builder.jobs.parallel import torch_threads
+from edvit.builder.models import checkpoint
+from edvit.builder.stages import prepare, split
+from edvit.builder.stages.prune import Group, load_rotation, prune
+from edvit.builder.train import base
+from edvit.builder.train.device import devices
+from edvit.builder.train.recover import recover, soft_loss
+from edvit.builder.vit.backbone import FeatureExtractor
 
 
 @dataclass(frozen=True)

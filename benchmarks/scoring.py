@@ -18,8 +18,8 @@ import time
 import numpy as np
 import torch
 
-from edvit.architecture import Architecture
-from edvit.builder import backbone, importance
+from edvit.builder.vit import backbone, importance
+from edvit.shape.vit import Architecture
 
 
 def main() -> None:

@@ -47,10 +47,10 @@ def export(name: str, heads_pruned: int, path: Path) -> int:
     """Write a sub-model with random weights; its predicted peak memory, bytes."""
     import torch
 
-    from edvit.architecture import pruned_widths
-    from edvit.builder import backbone
-    from edvit.builder.export import export_submodel
+    from edvit.builder.export.onnx_file import export_submodel
+    from edvit.builder.vit import backbone
     from edvit.plan.cost import vit_cost
+    from edvit.shape.vit import pruned_widths
 
     torch.set_num_threads(1)
     base = backbone.describe(backbone.template(name, classes=0))

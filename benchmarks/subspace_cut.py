@@ -13,15 +13,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from edvit.architecture import pruned_widths
-from edvit.builder import backbone
 from edvit.builder.subspace.calibration import Calibration
 from edvit.builder.subspace.cut import Group, Options, cut
 from edvit.builder.subspace.rms import to_rms
 from edvit.builder.subspace.statistics import collect
 from edvit.builder.subspace.widths import fit_groups
-from edvit.partition import partition
+from edvit.builder.vit import backbone
 from edvit.plan.keep import default_keep, heads_pruned_at
+from edvit.plan.partition import partition
+from edvit.shape.vit import pruned_widths
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from edvit.architecture import pruned_widths
-from edvit.builder import backbone
-from edvit.builder.device import Device, cpu_has_bfloat16
-from edvit.builder.training import Schedule, train
+from edvit.builder.train.device import Device, cpu_has_bfloat16
+from edvit.builder.train.training import Schedule, train
+from edvit.builder.vit import backbone
 from edvit.plan.keep import heads_pruned_at, parse_keep
+from edvit.shape.vit import pruned_widths
 
 PRECISIONS = {"float32": Device("cpu"), "bfloat16": Device("cpu", mixed=True)}
 CLASSES = 10

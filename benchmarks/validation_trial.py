@@ -6,14 +6,14 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from edvit.builder import prepare
-from edvit.builder.artifacts import WorkFolder
 from edvit.builder.config import BuildConfig, make_config
-from edvit.builder.parallel import Processes
+from edvit.builder.jobs.artifacts import WorkFolder
+from edvit.builder.jobs.parallel import Processes
+from edvit.builder.jobs.progress import Reporter
 from edvit.builder.pipeline import make_plan
-from edvit.builder.progress import Reporter
+from edvit.builder.stages import prepare
 from edvit.fleet import local_fleet
-from edvit.plan.placement import Plan
+from edvit.plan.plan import Plan
 
 
 def arguments(doc: str | None) -> argparse.ArgumentParser:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edvit.bench.workshop import Settings
+from benchmarks.compare.workshop import Settings
 
 SETTINGS = Settings(
     data="digits", data_root=None, devices=2, model=None, weights=None, image_size=None, convnet="vgg5",

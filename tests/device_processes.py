@@ -9,8 +9,8 @@ import sys
 import threading
 from pathlib import Path
 
-from edvit.runtime.gateway import Gateway
-from edvit.runtime.zenoh_transport import ZenohTransport
+from edvit.runtime.gateway.gateway import Gateway
+from edvit.runtime.wire.zenoh_transport import ZenohTransport
 from free_port import free_endpoint
 from waiting import eventually
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from edvit.builder.images import decode_images, open_images, split_validation
-from edvit.datasets import read_split
-from edvit.preprocess import Preprocessing
+from edvit.inputs.datasets import read_split
+from edvit.inputs.preprocess import Preprocessing
 
 HOW = Preprocessing(image_size=8, channels=1, mean=(0.5,), std=(0.5,))
 

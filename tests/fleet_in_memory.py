@@ -6,9 +6,9 @@ import contextlib
 
 import numpy as np
 
-from edvit.runtime.device import DeviceAgent
-from edvit.runtime.gateway import Gateway
-from edvit.runtime.memory_transport import MemoryNetwork, MemoryTransport
+from edvit.runtime.device.agent import DeviceAgent
+from edvit.runtime.gateway.gateway import Gateway
+from edvit.runtime.wire.memory_transport import MemoryNetwork, MemoryTransport
 
 
 class MemoryFleet:

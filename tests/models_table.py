@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from edvit.architecture import pruned_widths
-from edvit.builder import backbone
-from edvit.convnet import NAMES as CONV_NAMES
-from edvit.convnet import convnet
+from edvit.builder.vit import backbone
 from edvit.plan.conv_cost import conv_cost
 from edvit.plan.cost import vit_cost
 from edvit.plan.keep import default_keep, heads_pruned_at
+from edvit.shape.conv import NAMES as CONV_NAMES
+from edvit.shape.conv import convnet
+from edvit.shape.vit import pruned_widths
 
 NAMES = (
     "vit_tiny_patch16_224",

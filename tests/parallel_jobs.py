@@ -1,4 +1,4 @@
-"""Jobs for `edvit.builder.parallel`, in a module that a fresh process can import."""
+"""Jobs for `edvit.builder.jobs.parallel`, in a module that a fresh process can import."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from edvit.builder.parallel import run_jobs
+from edvit.builder.jobs.parallel import run_jobs
 from edvit.errors import BuildError
 
 

@@ -12,7 +12,7 @@ import yaml
 import edvit
 from edvit.cli import app, commands
 from edvit.fleet import Fleet
-from edvit.runtime.answers import Predicted, Timings
+from edvit.runtime.http.answers import Predicted, Timings
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "docs" / "compare.md", *sorted((ROOT / "docs" / "guide").glob("*.md"))]

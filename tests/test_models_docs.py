@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import models_table
-from edvit.builder import backbone
 from edvit.builder.subspace import rms
+from edvit.builder.vit import backbone
 
 PAGE = (Path(__file__).parents[1] / "docs" / "models.md").read_text()
 GREY_TOO = [name for name in models_table.NAMES if "base" not in name and "large" not in name]

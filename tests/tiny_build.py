@@ -13,12 +13,12 @@ import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.vision_transformer import VisionTransformer
 
-from edvit.builder import prepare
-from edvit.builder.artifacts import WorkFolder
 from edvit.builder.config import make_config
-from edvit.builder.parallel import Processes
+from edvit.builder.jobs.artifacts import WorkFolder
+from edvit.builder.jobs.parallel import Processes
+from edvit.builder.jobs.progress import Reporter
 from edvit.builder.pipeline import Built, build
-from edvit.builder.progress import Reporter
+from edvit.builder.stages import prepare
 from edvit.bundle import Bundle
 from edvit.fleet import local_fleet
 

@@ -12,7 +12,6 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from edvit.architecture import BlockWidths, Widths
 from edvit.bundle import (
     BaseModelInfo,
     Bundle,
@@ -26,7 +25,8 @@ from edvit.bundle import (
     write_bundle,
 )
 from edvit.fleet import Fleet, local_fleet
-from edvit.preprocess import Preprocessing
+from edvit.inputs.preprocess import Preprocessing
+from edvit.shape.vit import BlockWidths, Widths
 
 FEATURE_DIM = 8
 

@@ -7,7 +7,7 @@ from timm.layers import LayerNorm, RmsNorm
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.vision_transformer import VisionTransformer
 
-from edvit.builder import backbone
+from edvit.builder.vit import backbone
 
 CLASSES = 5
 

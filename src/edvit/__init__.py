@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from edvit.bundle import Bundle, read_bundle
     from edvit.errors import EdvitError
     from edvit.fleet import Fleet, load_fleet, local_fleet
-    from edvit.runtime.engine import LocalPredictor
-    from edvit.runtime.gateway import Gateway
-    from edvit.runtime.zenoh_transport import ZenohTransport
+    from edvit.runtime.device.engine import LocalPredictor
+    from edvit.runtime.gateway.gateway import Gateway
+    from edvit.runtime.wire.zenoh_transport import ZenohTransport
 
 __version__ = "0.1.0"
 
@@ -28,9 +28,9 @@ _WHERE = {
     "Bundle": "edvit.bundle",
     "EdvitError": "edvit.errors",
     "Fleet": "edvit.fleet",
-    "Gateway": "edvit.runtime.gateway",
-    "LocalPredictor": "edvit.runtime.engine",
-    "ZenohTransport": "edvit.runtime.zenoh_transport",
+    "Gateway": "edvit.runtime.gateway.gateway",
+    "LocalPredictor": "edvit.runtime.device.engine",
+    "ZenohTransport": "edvit.runtime.wire.zenoh_transport",
     "build": "edvit.api",
     "load_fleet": "edvit.fleet",
     "local_fleet": "edvit.fleet",

@@ -22,7 +22,7 @@ def build(
     """Build a bundle at `out`, as `edvit build` does, and return it verified.
 
     Args:
-        data: data spec, see `edvit.datasets`.
+        data: data spec, see `edvit.inputs.datasets`.
         fleet: the devices; `local_fleet(n)` for n equal ones.
         out: the bundle's folder; replaced if it holds a bundle.
         work: where stages are kept for resuming; `OUT-work` by default.
@@ -35,8 +35,8 @@ def build(
     """
     try:
         from edvit.builder.config import make_config
+        from edvit.builder.jobs.progress import Reporter
         from edvit.builder.pipeline import build as run
-        from edvit.builder.progress import Reporter
     except ModuleNotFoundError as error:
         raise MissingExtraError(f"building needs {error.name}: pip install 'edvit[build]'") from None
     flags = {"data": data, **settings}

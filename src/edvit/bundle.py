@@ -27,11 +27,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from edvit.architecture import Widths
-from edvit.convnet import FilterWidths
 from edvit.errors import BundleError
 from edvit.fleet import Fleet, first_problem
-from edvit.preprocess import Preprocessing
+from edvit.inputs.preprocess import Preprocessing
+from edvit.shape.conv import FilterWidths
+from edvit.shape.vit import Widths
 
 FORMAT = "edvit-bundle"
 VERSION = 1

@@ -11,9 +11,9 @@ import pytest
 import torchvision
 
 from edvit.builder.download import download
-from edvit.datasets import read_split
-from edvit.datasets.cifar import BATCHES
 from edvit.errors import ConfigError, DataError, MissingExtraError
+from edvit.inputs.datasets import read_split
+from edvit.inputs.datasets.cifar import BATCHES
 
 CIFAR = torchvision.datasets.CIFAR10
 

@@ -10,9 +10,9 @@ from PIL import Image
 
 from digit_images import HOW, digit_images
 from edvit.builder.images import ImageSet, decode_images, open_images, split_validation
-from edvit.datasets import read_split
 from edvit.errors import DataError
-from edvit.preprocess import Preprocessing, decode_image
+from edvit.inputs.datasets import read_split
+from edvit.inputs.preprocess import Preprocessing, decode_image
 
 labels_of_a_set = st.lists(st.integers(2, 40), min_size=1, max_size=6).flatmap(
     lambda counts: st.permutations([label for label, count in enumerate(counts) for _ in range(count)])

@@ -10,15 +10,18 @@ import pytest
 import torch
 from PIL import Image
 
-from edvit.builder import backbone, checkpoint, measure, prepare
+from edvit.builder.models import checkpoint
 from edvit.builder.pipeline import REPORT, build, make_plan
+from edvit.builder.stages import prepare
+from edvit.builder.stages import test as measure
 from edvit.builder.subspace import cut, statistics
+from edvit.builder.vit import backbone
 from edvit.bundle import MANIFEST, read_bundle
-from edvit.datasets import read_split
 from edvit.errors import BundleError, ConfigError, DataError, InfeasibleError, WeightsError
 from edvit.fleet import Device, Fleet, local_fleet
-from edvit.preprocess import decode_image
-from edvit.runtime.engine import LocalPredictor
+from edvit.inputs.datasets import read_split
+from edvit.inputs.preprocess import decode_image
+from edvit.runtime.device.engine import LocalPredictor
 from tiny_build import tiny_config
 
 torch.set_num_threads(1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edvit.bench import compare as compare_module
+from benchmarks.compare import comparison as compare_module
 from edvit.errors import ConfigError
 
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from edvit.builder import backbone
+from edvit.builder.vit import backbone
 from edvit.bundle import read_bundle
 from serving import run
 

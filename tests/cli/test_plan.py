@@ -9,15 +9,15 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from edvit.builder.config import make_config
-from edvit.builder.prepare import open_source
+from edvit.builder.stages.prepare import open_source
 from edvit.bundle import PlanInfo
 from edvit.cli import app, commands  # noqa: F401  (registers the commands)
-from edvit.datasets import read_split
 from edvit.errors import ConfigError, InfeasibleError, MissingExtraError, ModelError
 from edvit.fleet import local_fleet
+from edvit.inputs.datasets import read_split
+from edvit.inputs.preprocess import Preprocessing
 from edvit.plan.cost import vit_cost
-from edvit.preprocess import Preprocessing
-from edvit.runtime.image_encoding import encode_images
+from edvit.runtime.wire.image_encoding import encode_images
 from sounds import encoded, tone
 from tiny_build import MAX_MODEL
 
@@ -220,7 +220,7 @@ def test_without_the_build_extra(monkeypatch):
 
 
 def test_the_predicted_base_is_the_models_own():
-    from edvit.builder.backbone import create, describe
+    from edvit.builder.vit.backbone import create, describe
 
     model = create("vit_digits_patch4_8", channels=1, classes=10)
     values = json.loads(run("--data", "digits", "--devices", "2", "--json"))

@@ -6,7 +6,7 @@ import pytest
 from edvit.cli.serve import announcement, check_fleet, device_commands, reachable, state_line
 from edvit.errors import ConfigError
 from edvit.fleet import Device, Fleet
-from edvit.runtime.placement import DeviceStatus
+from edvit.runtime.gateway.reconcile import DeviceStatus
 from tiny_bundle import write_tiny_bundle
 
 
@@ -99,7 +99,7 @@ def test_state_line(changes, line):
 )
 def test_a_missing_extra_is_named(edvit, bundle, monkeypatch, command, module):
     monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
-    monkeypatch.delitem(sys.modules, "edvit.runtime.http", raising=False)
+    monkeypatch.delitem(sys.modules, "edvit.runtime.http.app", raising=False)
     code, out, err = edvit(*[bundle.path if word == "BUNDLE" else word for word in command])
     assert (code, out) == (2, "")
     assert err == 'edvit: this command needs the serve extra: pip install "edvit[serve]"\n'

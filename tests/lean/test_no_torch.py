@@ -16,7 +16,7 @@ import edvit.runtime
 if importlib.util.find_spec("torch") is not None:
     pytest.skip("torch is installed here; `make lean` runs these where it is not", allow_module_level=True)
 
-NEEDS_SERVE = {"edvit.runtime.http", "edvit.runtime.server", "edvit.runtime.service", "edvit.runtime.local"}
+NEEDS_SERVE = {"edvit.runtime.http.app", "edvit.runtime.http.server", "edvit.runtime.service", "edvit.runtime.local"}
 RUNTIME = [
     module.name
     for package in (edvit.runtime, edvit.plan)

@@ -5,9 +5,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from edvit.builder.conv import network
-from edvit.convnet import NAMES, convnet
 from edvit.plan.conv_cost import conv_cost
 from edvit.plan.model_cost import model_cost
+from edvit.shape.conv import NAMES, convnet
 
 torch.set_num_threads(1)
 

@@ -6,10 +6,10 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch.utils.flop_counter import FlopCounterMode
 
-from edvit.architecture import Architecture, BlockWidths, Widths, pruned_widths
-from edvit.builder import backbone
+from edvit.builder.vit import backbone
 from edvit.fleet import Device, Fleet
 from edvit.plan import cost as costs
+from edvit.shape.vit import Architecture, BlockWidths, Widths, pruned_widths
 
 
 def uniform(dim: int, heads: int, head_dim: int, hidden: int, depth: int) -> Widths:

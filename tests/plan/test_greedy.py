@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edvit.architecture import Architecture, BlockWidths, Widths
 from edvit.errors import ConfigError, InfeasibleError
 from edvit.fleet import Device, Fleet, local_fleet
-from edvit.partition import partition
 from edvit.plan.greedy import assign, place
 from edvit.plan.keep import smallest_keep
-from edvit.plan.placement import Demand
+from edvit.plan.partition import partition
+from edvit.plan.plan import Demand
+from edvit.shape.vit import Architecture, BlockWidths, Widths
 
 BASE = Architecture(
     name="deit_tiny_patch16_224",

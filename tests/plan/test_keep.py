@@ -6,8 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edvit.architecture import Architecture, BlockWidths, Widths, pruned_widths
-from edvit.convnet import convnet
 from edvit.plan.keep import (
     default_keep,
     format_keep,
@@ -16,6 +14,8 @@ from edvit.plan.keep import (
     smallest_keep,
     steps_below_one_head,
 )
+from edvit.shape.conv import convnet
+from edvit.shape.vit import Architecture, BlockWidths, Widths, pruned_widths
 
 BASE = Architecture(
     name="deit_tiny_patch16_224",

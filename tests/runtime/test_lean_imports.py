@@ -13,15 +13,15 @@ NOT_ON_A_DEVICE = BUILD_WORLD | {"rich", "fastapi", "uvicorn", "httpx", "starlet
 DEVICE_MODULES = [
     "edvit.cli.commands",
     "edvit.cli.device",
-    "edvit.runtime.blobs",
-    "edvit.runtime.device",
-    "edvit.runtime.engine",
-    "edvit.runtime.memory_transport",
-    "edvit.runtime.messages",
+    "edvit.runtime.wire.blobs",
+    "edvit.runtime.device.agent",
+    "edvit.runtime.device.engine",
+    "edvit.runtime.wire.memory_transport",
+    "edvit.runtime.wire.messages",
     "edvit.runtime.prediction",
-    "edvit.runtime.topics",
-    "edvit.runtime.transport",
-    "edvit.runtime.zenoh_transport",
+    "edvit.runtime.wire.topics",
+    "edvit.runtime.wire.transport",
+    "edvit.runtime.wire.zenoh_transport",
 ]
 
 
@@ -41,14 +41,14 @@ def test_a_device_loads_no_more_than_it_needs():
 @pytest.mark.parametrize(
     "module",
     [
-        "edvit.runtime.gateway",
-        "edvit.runtime.placement",
-        "edvit.runtime.gather",
-        "edvit.runtime.http",
+        "edvit.runtime.gateway.gateway",
+        "edvit.runtime.gateway.reconcile",
+        "edvit.runtime.gateway.gather",
+        "edvit.runtime.http.app",
         "edvit.runtime.local",
-        "edvit.runtime.client",
-        "edvit.datasets",
-        "edvit.evaluate",
+        "edvit.runtime.http.client",
+        "edvit.inputs.datasets",
+        "edvit.runtime.evaluation",
     ],
 )
 def test_the_gateway_loads_nothing_of_the_build_world(module):

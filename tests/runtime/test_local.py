@@ -8,10 +8,10 @@ import pytest
 
 from edvit.errors import PortInUseError, UnavailableError
 from edvit.fleet import Device, Fleet
-from edvit.runtime.client import Client
-from edvit.runtime.engine import LocalPredictor
+from edvit.runtime.device.engine import LocalPredictor
+from edvit.runtime.http.client import Client
+from edvit.runtime.http.server import bind
 from edvit.runtime.local import device_processes, free_port, last_line, serve_locally
-from edvit.runtime.server import bind
 from serving import alive
 from tiny_bundle import write_tiny_bundle
 

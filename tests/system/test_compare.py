@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 import pytest
+from benchmarks.compare.systems import SYSTEMS
 
-from edvit.bench.systems import SYSTEMS
 from serving import run
 
 

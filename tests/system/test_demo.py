@@ -8,7 +8,7 @@ import psutil
 import pytest
 from rich.console import Console
 
-from edvit.builder.progress import Reporter
+from edvit.builder.jobs.progress import Reporter
 from edvit.bundle import read_bundle
 from edvit.cli.demo import run_demo
 from edvit.errors import PortInUseError

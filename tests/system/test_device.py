@@ -14,10 +14,10 @@ import pytest
 
 from device_processes import EDVIT, process_fleet
 from edvit.errors import UnavailableError, WireError
-from edvit.runtime.engine import LocalPredictor
-from edvit.runtime.messages import InferRequest, InfoRequest, encode
-from edvit.runtime.topics import INFER, INFO, LOAD
-from edvit.runtime.transport import Answer, Failure, Packet
+from edvit.runtime.device.engine import LocalPredictor
+from edvit.runtime.wire.messages import InferRequest, InfoRequest, encode
+from edvit.runtime.wire.topics import INFER, INFO, LOAD
+from edvit.runtime.wire.transport import Answer, Failure, Packet
 from fleet_in_memory import some_images
 from free_port import free_endpoint
 from tiny_bundle import write_tiny_bundle

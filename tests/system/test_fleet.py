@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from edvit.fleet import Device, Fleet
-from edvit.runtime.client import Client
-from edvit.runtime.engine import LocalPredictor
+from edvit.runtime.device.engine import LocalPredictor
+from edvit.runtime.http.client import Client
 from edvit.runtime.local import free_port
 from serving import EDVIT, run, serving, wait_for
 from tiny_bundle import write_tiny_bundle

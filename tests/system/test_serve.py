@@ -17,10 +17,10 @@ from PIL import Image
 
 from edvit.errors import EdvitError
 from edvit.fleet import Device, Fleet
-from edvit.preprocess import decode_image
-from edvit.runtime.body import NPY, to_npy
-from edvit.runtime.client import Client
-from edvit.runtime.engine import LocalPredictor
+from edvit.inputs.preprocess import decode_image
+from edvit.runtime.device.engine import LocalPredictor
+from edvit.runtime.http.body import NPY, to_npy
+from edvit.runtime.http.client import Client
 from serving import EDVIT, alive, run, serving, wait_for
 from tiny_bundle import write_tiny_bundle
 

@@ -9,10 +9,10 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from edvit.architecture import AttentionMode
-from edvit.convnet import is_convnet
 from edvit.errors import ConfigError
 from edvit.fleet import Fleet, first_problem
+from edvit.shape.conv import is_convnet
+from edvit.shape.vit import AttentionMode
 
 T = TypeVar("T")
 Pruner = Literal["subspace", "channels"]
@@ -40,7 +40,7 @@ class BuildConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     data: str = "digits"
-    """Data spec, see `edvit.datasets`."""
+    """Data spec, see `edvit.inputs.datasets`."""
     data_root: Path | None = None
     model: str | None = None
     """timm name; for digits `vit_digits_patch4_8`."""
@@ -110,7 +110,7 @@ class BuildConfig(BaseModel):
     memory_limit_mb: int | None = Field(default=None, gt=0)
     """Of scoring a ViT by `channels`, all `workers` together; None: as 32 images at a time need."""
     ray: str | None = None
-    """Address of a Ray cluster to train them on, in place of `workers`; see `edvit.builder.ray_cluster`."""
+    """Address of a Ray cluster to train them on, in place of `workers`; see `edvit.builder.jobs.ray_cluster`."""
 
     @field_validator("prune")
     @classmethod

@@ -19,7 +19,7 @@ DOWNLOADERS = {
 
 
 def download(spec: str, root: Path | None) -> None:
-    """Fetch and unpack what is not there yet, to where `edvit.datasets` looks for it.
+    """Fetch and unpack what is not there yet, to where `edvit.inputs.datasets` looks for it.
 
     Raises:
         ConfigError: there is nothing to download for this data spec, or no folder for it.

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edvit.builder.arrays import create_array
-from edvit.datasets import LabelledImages
-from edvit.preprocess import Preprocessing
+from edvit.inputs.datasets import LabelledImages
+from edvit.inputs.preprocess import Preprocessing
 
 PIXELS = "pixels.npy"
 LABELS = "labels.npy"

@@ -15,18 +15,21 @@ from typing import Any
 import numpy as np
 
 from edvit import __version__
-from edvit.builder import backbone, measure, parallel, prepare, ray_cluster, split
-from edvit.builder.artifacts import WorkFolder
 from edvit.builder.config import BuildConfig
-from edvit.builder.device import devices
-from edvit.builder.family import vit_widths
-from edvit.builder.measure import TestResult
-from edvit.builder.progress import Reporter
-from edvit.builder.prune import Group, check_calibration, load_kept, prune
-from edvit.builder.report import ReportData, result_rows, write_report
-from edvit.builder.split import Split
+from edvit.builder.jobs import parallel, ray_cluster
+from edvit.builder.jobs.artifacts import WorkFolder
+from edvit.builder.jobs.progress import Reporter
+from edvit.builder.models.family import vit_widths
+from edvit.builder.models.weights import check_weights
+from edvit.builder.report.page import ReportData, result_rows, write_report
+from edvit.builder.stages import prepare, split
+from edvit.builder.stages import test as measure
+from edvit.builder.stages.prune import Group, check_calibration, load_kept, prune
+from edvit.builder.stages.split import Split
+from edvit.builder.stages.test import TestResult
 from edvit.builder.subspace import rms
-from edvit.builder.weights import check_weights
+from edvit.builder.train.device import devices
+from edvit.builder.vit import backbone
 from edvit.bundle import (
     BaseModelInfo,
     Bundle,
@@ -39,12 +42,12 @@ from edvit.bundle import (
     sha256_of,
     write_bundle,
 )
-from edvit.convnet import FilterWidths
-from edvit.partition import partition
 from edvit.plan.greedy import assign
 from edvit.plan.keep import default_keep, format_keep, heads_pruned_at, parse_keep
 from edvit.plan.model_cost import model_cost
-from edvit.plan.placement import Plan
+from edvit.plan.partition import partition
+from edvit.plan.plan import Plan
+from edvit.shape.conv import FilterWidths
 from edvit.units import counted
 
 REPORT = "report.html"

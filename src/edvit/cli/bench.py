@@ -28,8 +28,8 @@ def paper(
     The table is written after each build. Every other option is one of edvit build, the same in all builds.
     """
     try:
-        from edvit.bench.figures import figure
-        from edvit.bench.paper import cells, run_all, to_csv, to_markdown
+        from benchmarks.paper.builds import cells, run_all, to_csv, to_markdown
+        from benchmarks.paper.figure import figure
     except ModuleNotFoundError as error:
         raise MissingExtraError(f"edvit bench needs {error.name}: pip install 'edvit[build]'") from None
     planned = cells(out, _numbers(devices), seeds, context.args)
@@ -103,12 +103,13 @@ def compare(
     Run again to resume. Needs pip install 'edvit\[bench]'.
     """
     try:
-        from edvit.bench import compare_figures
-        from edvit.bench.compare import check_systems, compare, to_csv, to_markdown
-        from edvit.bench.links import parse_link
-        from edvit.bench.systems import SYSTEMS
-        from edvit.bench.workshop import Settings
-        from edvit.builder.progress import Reporter
+        from benchmarks.compare.comparison import check_systems, compare, to_csv, to_markdown
+        from benchmarks.compare.links import parse_link
+        from benchmarks.compare.systems import SYSTEMS
+        from benchmarks.compare.workshop import Settings
+
+        from benchmarks.compare import figures as compare_figures
+        from edvit.builder.jobs.progress import Reporter
     except ModuleNotFoundError as error:
         raise MissingExtraError(f"edvit bench needs {error.name}: pip install 'edvit[bench]'") from None
     given = {name for name in context.params if _is_given(context, name)}

@@ -120,8 +120,8 @@ def build(
     """Build a bundle: train, split, prune, recover, assign, fuse, export, measure. Run again to resume."""
     try:
         from edvit.builder.config import STAGES, make_config
+        from edvit.builder.jobs.progress import Reporter
         from edvit.builder.pipeline import build as run
-        from edvit.builder.progress import Reporter
     except ModuleNotFoundError as error:
         raise MissingExtraError(f"edvit build needs {error.name}: pip install 'edvit[build]'") from None
     from edvit.cli.plan import chosen_fleet

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from edvit.builder.config import BuildConfig
+    from edvit.builder.jobs.progress import Reporter
     from edvit.builder.pipeline import Built
-    from edvit.builder.progress import Reporter
     from edvit.bundle import Bundle
-    from edvit.evaluate import Evaluation
+    from edvit.runtime.evaluation import Evaluation
 
 DEVICES = 5
 KEEP = "2/6"
@@ -37,7 +37,7 @@ def demo(
     try:
         import edvit.builder.pipeline  # noqa: F401  (asks for all of the build world)
         from edvit.builder.config import make_config
-        from edvit.builder.progress import Reporter
+        from edvit.builder.jobs.progress import Reporter
     except ModuleNotFoundError as error:
         raise MissingExtraError(f"the demo needs {error.name}: pip install 'edvit[build,serve]'") from None
     from edvit.fleet import local_fleet
@@ -79,11 +79,11 @@ def run_demo(config: BuildConfig, out: Path, *, port: int, report: Reporter) -> 
 
 def evaluate_over_http(bundle: Bundle, url: str) -> tuple[Evaluation, int]:
     """The whole test set through the gateway, and how many answers equal those of one process."""
-    from edvit.datasets import read_split
-    from edvit.evaluate import Answer, evaluate
-    from edvit.preprocess import decode_file
-    from edvit.runtime.client import Client
-    from edvit.runtime.engine import LocalPredictor
+    from edvit.inputs.datasets import read_split
+    from edvit.inputs.preprocess import decode_file
+    from edvit.runtime.device.engine import LocalPredictor
+    from edvit.runtime.evaluation import Answer, evaluate
+    from edvit.runtime.http.client import Client
 
     manifest = bundle.manifest
     images = read_split(manifest.data.spec, "test").with_classes(manifest.data.classes)
@@ -106,7 +106,7 @@ def results(bundle: Bundle, built: Built, measured: Evaluation) -> Table:
     """The demo's table."""
     from rich.table import Table
 
-    from edvit.builder.measure import latencies_s
+    from edvit.builder.stages.test import latencies_s
 
     manifest, test = bundle.manifest, built.test
     seconds = latencies_s(built.base, built.split, built.data, devices=built.devices, baseline=built.baseline)

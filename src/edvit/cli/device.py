@@ -45,8 +45,8 @@ def device(
 
     from edvit.errors import ConfigError
     from edvit.fleet import NAME_PATTERN
-    from edvit.runtime.device import DeviceAgent
-    from edvit.runtime.zenoh_transport import ZenohTransport
+    from edvit.runtime.device.agent import DeviceAgent
+    from edvit.runtime.wire.zenoh_transport import ZenohTransport
 
     for option, value in (("--name", name), ("--fleet", fleet)):
         if re.match(NAME_PATTERN, value) is None:

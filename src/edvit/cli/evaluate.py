@@ -13,7 +13,7 @@ from edvit.cli import DATA_HELP, DATA_ROOT_HELP, app
 from edvit.units import counted
 
 if TYPE_CHECKING:
-    from edvit.evaluate import Answer, Evaluation
+    from edvit.runtime.evaluation import Answer, Evaluation
 
     Ask = Callable[[bytes], Answer]
 
@@ -35,9 +35,9 @@ def evaluate(
     from rich.console import Console
     from rich.progress import Progress
 
-    from edvit.datasets import read_split
     from edvit.errors import ConfigError
-    from edvit.evaluate import evaluate as measure
+    from edvit.inputs.datasets import read_split
+    from edvit.runtime.evaluation import evaluate as measure
 
     if split not in ("test", "train"):
         raise ConfigError(f"--split {split}: must be test or train")
@@ -55,10 +55,10 @@ def evaluate(
 @contextmanager
 def answering(target: str) -> Iterator[tuple[tuple[str, ...], Ask]]:
     """The class names of a gateway or a bundle, and a function that classifies the bytes of an image or sound file."""
-    from edvit.evaluate import Answer
+    from edvit.runtime.evaluation import Answer
 
     if target.startswith(("http://", "https://")):
-        from edvit.runtime.client import Client
+        from edvit.runtime.http.client import Client
 
         with Client(target) as client:
 
@@ -69,8 +69,8 @@ def answering(target: str) -> Iterator[tuple[tuple[str, ...], Ask]]:
             yield client.fleet().classes, ask_gateway
     else:
         from edvit.bundle import read_bundle
-        from edvit.preprocess import decode_file
-        from edvit.runtime.engine import LocalPredictor
+        from edvit.inputs.preprocess import decode_file
+        from edvit.runtime.device.engine import LocalPredictor
 
         bundle = read_bundle(Path(target))
         predictor = LocalPredictor(bundle)

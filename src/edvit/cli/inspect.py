@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from edvit.architecture import Widths
 from edvit.cli import app, plain_console
+from edvit.shape.vit import Widths
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from edvit.bundle import Bundle, Manifest
-    from edvit.convnet import FilterWidths
+    from edvit.shape.conv import FilterWidths
 
 
 @app.command()

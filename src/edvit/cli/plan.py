@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any, Literal
 import typer
 
 from edvit.cli import DATA_ROOT_HELP, app, plain_console
-from edvit.convnet import convnet, is_convnet
 from edvit.errors import ConfigError, MissingExtraError
 from edvit.plan.keep import format_keep
+from edvit.shape.conv import convnet, is_convnet
 from edvit.units import counted, si
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from edvit.convnet import AnyArchitecture
-    from edvit.datasets import LabelledImages
     from edvit.fleet import Device, Fleet
-    from edvit.plan.placement import DeviceLoad, Plan
-    from edvit.runtime.image_encoding import ImageEncoding
+    from edvit.inputs.datasets import LabelledImages
+    from edvit.plan.plan import DeviceLoad, Plan
+    from edvit.runtime.wire.image_encoding import ImageEncoding
+    from edvit.shape.conv import AnyArchitecture
 
 SAMPLES = 32
 """Images whose bytes are measured."""
@@ -51,10 +51,10 @@ def plan(
     as_json: bool = typer.Option(False, "--json", help="Print the plan as JSON."),
 ) -> None:
     """Show what each device would hold, how fast, how large, how many joules, before any training."""
-    from edvit.datasets import channels_of
-    from edvit.partition import partition
+    from edvit.inputs.datasets import channels_of
     from edvit.plan.greedy import assign
     from edvit.plan.keep import default_keep, heads_pruned_at, parse_keep
+    from edvit.plan.partition import partition
 
     images = _images(data, data_root, classes)
     names = tuple(map(str, range(classes or 0))) if images is None else images.classes
@@ -90,18 +90,18 @@ def _images(data: str | None, data_root: Path | None, classes: int | None) -> La
         raise ConfigError("give either --data or --classes: the plan needs to know what is split")
     if data is None:
         return None
-    from edvit.datasets import read_split
+    from edvit.inputs.datasets import read_split
 
     return read_split(data, "train", data_root)
 
 
 def sent_bytes(images: LabelledImages, base: AnyArchitecture, encoding: ImageEncoding) -> int:
     """Bytes of an image, or of a sound's spectrogram, on its way to a device: the mean of some, evenly spaced."""
-    from edvit.audio import Spectrogram
-    from edvit.datasets import FileSounds
-    from edvit.evaluate import choose
-    from edvit.preprocess import Preprocessing
-    from edvit.runtime.image_encoding import encode_images
+    from edvit.inputs.audio import Spectrogram
+    from edvit.inputs.datasets import FileSounds
+    from edvit.inputs.preprocess import Preprocessing
+    from edvit.runtime.evaluation import choose
+    from edvit.runtime.wire.image_encoding import encode_images
 
     how = Preprocessing(
         image_size=base.image_size,
@@ -133,8 +133,8 @@ def _architecture(
         network = convnet(model, image_size=img_size, channels=channels or 3, classes=classes)
         return network.rotated_form() if rotated else network
     try:
-        from edvit.builder.backbone import describe, template
         from edvit.builder.subspace.rms import check_rotatable
+        from edvit.builder.vit.backbone import describe, template
     except ModuleNotFoundError as error:
         raise MissingExtraError(
             f'planning reads the model from timm, and {error.name} is not installed: pip install "edvit[build]"'

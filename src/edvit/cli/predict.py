@@ -10,8 +10,8 @@ import typer
 from edvit.cli import app
 
 if TYPE_CHECKING:
-    from edvit.runtime.answers import Predicted
-    from edvit.runtime.client import Client
+    from edvit.runtime.http.answers import Predicted
+    from edvit.runtime.http.client import Client
 
 
 @app.command()
@@ -22,7 +22,7 @@ def predict(
 ) -> None:
     """Classify image or sound files by a running gateway. A bad file stops no other; the exit code is then not 0."""
     from edvit.errors import EdvitError
-    from edvit.runtime.client import Client
+    from edvit.runtime.http.client import Client
 
     width = max(len(str(path)) for path in files)
     exit_code = 0

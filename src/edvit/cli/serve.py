@@ -14,8 +14,8 @@ from edvit.units import counted
 if TYPE_CHECKING:
     from edvit.bundle import Bundle, PlanInfo
     from edvit.fleet import Fleet
-    from edvit.runtime.gateway import Gateway
-    from edvit.runtime.placement import DeviceStatus
+    from edvit.runtime.gateway.gateway import Gateway
+    from edvit.runtime.gateway.reconcile import DeviceStatus
 
 POLL_S = 0.25
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from edvit.convnet import ConvArchitecture
 from edvit.plan.cost import ACTIVATION_BYTES, Cost
+from edvit.shape.conv import ConvArchitecture
 
 
 def conv_cost(architecture: ConvArchitecture, bytes_per_param: int = 4) -> Cost:

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from edvit.architecture import Architecture, BlockWidths
 from edvit.fleet import PROFILES, Device, Fleet
+from edvit.shape.vit import Architecture, BlockWidths
 
 ACTIVATION_BYTES = 4
 """Activations and features are fp32."""

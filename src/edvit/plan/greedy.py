@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from edvit.architecture import AttentionMode
-from edvit.convnet import AnyArchitecture
 from edvit.errors import ConfigError, InfeasibleError
 from edvit.fleet import Device, Fleet
 from edvit.plan.keep import format_keep, steps_below_one_head
 from edvit.plan.model_cost import model_cost
-from edvit.plan.placement import Demand, Placement, Plan, PlannedSubModel
+from edvit.plan.plan import Demand, Placement, Plan, PlannedSubModel
+from edvit.shape.conv import AnyArchitecture
+from edvit.shape.vit import AttentionMode
 
 FUSION_HIDDEN = 256
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from edvit.architecture import WIDTH_MULTIPLE, Architecture, AttentionMode
-from edvit.convnet import AnyArchitecture
 from edvit.errors import ConfigError
+from edvit.shape.conv import AnyArchitecture
+from edvit.shape.vit import WIDTH_MULTIPLE, Architecture, AttentionMode
 
 PARTS = 8
 """Steps that take one head's worth away where heads are narrowed: a head of 64 loses a width's multiple in each."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from edvit.convnet import AnyArchitecture, ConvArchitecture
 from edvit.plan.conv_cost import conv_cost
 from edvit.plan.cost import Cost, vit_cost
+from edvit.shape.conv import AnyArchitecture, ConvArchitecture
 
 
 def model_cost(architecture: AnyArchitecture, bytes_per_param: int = 4) -> Cost:

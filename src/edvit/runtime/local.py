@@ -17,9 +17,9 @@ from pathlib import Path
 
 from edvit.bundle import Bundle
 from edvit.errors import UnavailableError
-from edvit.runtime.image_encoding import ImageEncoding
-from edvit.runtime.server import bind
+from edvit.runtime.http.server import bind
 from edvit.runtime.service import Service, serve_on
+from edvit.runtime.wire.image_encoding import ImageEncoding
 
 READY_S = 60.0
 PATIENCE_S = 3.0

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from types import FrameType
 
 from edvit.bundle import Bundle
-from edvit.runtime.gateway import Gateway
-from edvit.runtime.image_encoding import ImageEncoding
-from edvit.runtime.server import HttpServer, bind, missing_serve_extra
-from edvit.runtime.zenoh_transport import ZenohTransport
+from edvit.runtime.gateway.gateway import Gateway
+from edvit.runtime.http.server import HttpServer, bind, missing_serve_extra
+from edvit.runtime.wire.image_encoding import ImageEncoding
+from edvit.runtime.wire.zenoh_transport import ZenohTransport
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def serve_on(
 ) -> Iterator[Service]:
     """As `serve`, with an HTTP address that is taken already; `scouting` lets devices find it by multicast."""
     try:
-        from edvit.runtime.http import create_app
+        from edvit.runtime.http.app import create_app
     except ImportError:
         raise missing_serve_extra() from None
     with (

@@ -5,8 +5,8 @@ import torch
 
 from edvit.builder.conv import network
 from edvit.builder.conv.apoz import Activity, activity
-from edvit.convnet import convnet
 from edvit.errors import BuildError, DataError
+from edvit.shape.conv import convnet
 
 torch.set_num_threads(1)
 

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from edvit.builder.conv import cut, network
 from edvit.builder.conv.apoz import Activity
-from edvit.convnet import NAMES, FilterWidths, convnet
 from edvit.errors import BuildError
 from edvit.plan.conv_cost import conv_cost
+from edvit.shape.conv import NAMES, FilterWidths, convnet
 
 torch.set_num_threads(1)
 

@@ -7,7 +7,7 @@ from torchvision.models import resnet18
 from torchvision.models.vgg import cfgs, make_layers
 
 from edvit.builder.conv import network
-from edvit.convnet import NAMES, convnet
+from edvit.shape.conv import NAMES, convnet
 
 torch.set_num_threads(1)
 

@@ -10,9 +10,7 @@ import torch
 
 import calibration_images
 import vit_variants
-from edvit.architecture import BlockWidths, Widths
-from edvit.builder import backbone, checkpoint
-from edvit.builder.device import CPU, Device
+from edvit.builder.models import checkpoint
 from edvit.builder.subspace import cut as cut_module
 from edvit.builder.subspace.cut import (
     Group,
@@ -26,7 +24,10 @@ from edvit.builder.subspace.cut import (
 from edvit.builder.subspace.rms import to_rms
 from edvit.builder.subspace.statistics import collect
 from edvit.builder.subspace.widths import fit_groups
+from edvit.builder.train.device import CPU, Device
+from edvit.builder.vit import backbone
 from edvit.errors import BuildError, ConfigError, DataError
+from edvit.shape.vit import BlockWidths, Widths
 
 CONVERTIBLE = [variant for variant in vit_variants.VARIANTS if variant != "no_final_norm"]
 FULL = Widths(dim=24, blocks=(BlockWidths(heads=3, head_dim=8, hidden=48),) * 3)

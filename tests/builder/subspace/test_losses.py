@@ -11,15 +11,15 @@ import torch
 
 import calibration_images
 import vit_variants
-from edvit.architecture import BlockWidths, Widths
-from edvit.builder import backbone
 from edvit.builder.subspace import attention, losses, rotation
 from edvit.builder.subspace.cut import Group, Options, bin_weights, cut, group_rows
 from edvit.builder.subspace.losses import estimate_losses
 from edvit.builder.subspace.rms import to_rms
 from edvit.builder.subspace.statistics import collect
 from edvit.builder.subspace.widths import fit_widths
+from edvit.builder.vit import backbone
 from edvit.errors import BuildError, ConfigError, DataError
+from edvit.shape.vit import BlockWidths, Widths
 
 CONVERTIBLE = [variant for variant in vit_variants.VARIANTS if variant != "no_final_norm"]
 

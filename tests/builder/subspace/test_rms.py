@@ -9,11 +9,12 @@ from timm.layers import RmsNorm
 from timm.models.vision_transformer import VisionTransformer
 
 import vit_variants
-from edvit.architecture import BlockWidths, Widths
-from edvit.builder import backbone, checkpoint
+from edvit.builder.models import checkpoint
 from edvit.builder.subspace.rms import to_rms
+from edvit.builder.vit import backbone
 from edvit.errors import BuildError, ModelError
 from edvit.plan.cost import vit_params
+from edvit.shape.vit import BlockWidths, Widths
 
 CONVERTIBLE = [variant for variant in vit_variants.VARIANTS if variant != "no_final_norm"]
 

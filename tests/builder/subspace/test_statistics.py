@@ -10,10 +10,10 @@ import torch
 
 import calibration_images
 import vit_variants
-from edvit.builder import backbone
 from edvit.builder.subspace import statistics
 from edvit.builder.subspace.rms import to_rms
 from edvit.builder.subspace.statistics import Sums, collect
+from edvit.builder.vit import backbone
 from edvit.errors import BuildError, ConfigError, DataError
 
 VARIANTS = ["plain", "qk_norm", "reg_tokens", "avg_pool", "avg_pool_norm_first", "pre_norm", "rms_norm"]

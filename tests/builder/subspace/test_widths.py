@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edvit.architecture import Architecture, BlockWidths, Widths
 from edvit.builder.subspace.losses import Losses
 from edvit.builder.subspace.widths import fit_widths
 from edvit.errors import BuildError, ConfigError
 from edvit.plan.cost import vit_cost
+from edvit.shape.vit import Architecture, BlockWidths, Widths
 
 SIZES = {"few tokens": 8, "many tokens": 64}
 """Of images; with many tokens, activations weigh more than weights."""

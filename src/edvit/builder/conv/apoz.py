@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from edvit.builder.conv.network import ConvNet
-from edvit.builder.scores import weighted_mean
+from edvit.builder.vit.scores import weighted_mean
 from edvit.errors import BuildError, DataError
 
 

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from edvit.architecture import WIDTH_MULTIPLE
 from edvit.builder.conv import network
 from edvit.builder.conv.apoz import Activity
 from edvit.builder.conv.network import ConvNet
-from edvit.convnet import ConvArchitecture, FilterWidths
 from edvit.errors import BuildError
 from edvit.plan.conv_cost import conv_cost
 from edvit.plan.cost import Cost
+from edvit.shape.conv import ConvArchitecture, FilterWidths
+from edvit.shape.vit import WIDTH_MULTIPLE
 
 THRESHOLD_STEP = 0.005
 

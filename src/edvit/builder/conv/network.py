@@ -13,7 +13,7 @@ from torchvision.models.resnet import BasicBlock
 from torchvision.models.vgg import make_layers
 
 from edvit.builder.conv.lif import Lif
-from edvit.convnet import Conv, ConvArchitecture, vgg_plan
+from edvit.shape.conv import Conv, ConvArchitecture, vgg_plan
 
 
 class ConvNet(nn.Module, ABC):

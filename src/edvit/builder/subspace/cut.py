@@ -17,13 +17,13 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from edvit.architecture import Architecture, Widths
-from edvit.builder import backbone
 from edvit.builder.subspace import forward
 from edvit.builder.subspace.calibration import Calibration
 from edvit.builder.subspace.group import Cutting, Options
 from edvit.builder.subspace.statistics import Sums
+from edvit.builder.vit import backbone
 from edvit.errors import BuildError, ConfigError, DataError
+from edvit.shape.vit import Architecture, Widths
 
 __all__ = ["Cut", "Group", "Options", "cut", "largest_state_bytes", "state_bytes"]
 

@@ -12,11 +12,11 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from edvit.architecture import Widths
-from edvit.builder import backbone
 from edvit.builder.subspace import attention, ffn, forward, rotation
 from edvit.builder.subspace.refit import Moments
 from edvit.builder.subspace.statistics import Sums
+from edvit.builder.vit import backbone
+from edvit.shape.vit import Widths
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,13 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from edvit.builder import backbone
-from edvit.builder.memory import activation_bytes
 from edvit.builder.subspace import attention, forward, rotation
 from edvit.builder.subspace.calibration import Calibration
 from edvit.builder.subspace.group import Options
 from edvit.builder.subspace.refit import penalised_cholesky
 from edvit.builder.subspace.statistics import Sums, drawn
+from edvit.builder.vit import backbone
+from edvit.builder.vit.memory import activation_bytes
 from edvit.errors import BuildError, ConfigError
 
 Floats = npt.NDArray[np.float64]

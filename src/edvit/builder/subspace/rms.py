@@ -15,7 +15,7 @@ from timm.layers import RmsNorm
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from edvit.builder import backbone
+from edvit.builder.vit import backbone
 from edvit.errors import BuildError, ModelError
 
 

@@ -19,11 +19,11 @@ from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from edvit.architecture import Architecture
-from edvit.builder import backbone
 from edvit.builder.subspace import forward
 from edvit.builder.subspace.calibration import Calibration
+from edvit.builder.vit import backbone
 from edvit.errors import BuildError, ConfigError
+from edvit.shape.vit import Architecture
 from edvit.units import counted
 
 SUMS_LIMIT_BYTES = 2 * 1024**3

@@ -10,14 +10,14 @@ from functools import cache
 import numpy as np
 from timm.models.vision_transformer import VisionTransformer
 
-from edvit.architecture import WIDTH_MULTIPLE, Architecture, BlockWidths, Widths
-from edvit.builder import backbone
 from edvit.builder.subspace.calibration import Calibration
 from edvit.builder.subspace.cut import Group, Options, bin_weights, group_rows
 from edvit.builder.subspace.losses import Floats, Ints, Losses, estimate_losses
 from edvit.builder.subspace.statistics import Sums
+from edvit.builder.vit import backbone
 from edvit.errors import BuildError, ConfigError
 from edvit.plan.cost import peak_activation_bytes, vit_cost
+from edvit.shape.vit import WIDTH_MULTIPLE, Architecture, BlockWidths, Widths
 
 
 def fit_groups(

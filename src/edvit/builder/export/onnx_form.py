@@ -1,0 +1,117 @@
+"""Models in the words that ONNX has: attention and RMS norm one operator each, a layer and its bias one Gemm.
+
+A small ViT is slowed by the number of its operators, and the exporter's own graph of one has three times as many
+(docs/decisions/2026-11-26-onnx-form.md). What is changed here computes the same, to rounding.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import RmsNorm
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+
+from edvit.builder.vit.backbone import FeatureExtractor
+
+OPSET = 23
+"""The first with Attention and RMSNormalization."""
+
+
+def onnx_form(module: nn.Module) -> nn.Module:
+    """A copy for `torch.onnx.export`; it shares the weights that it does not change.
+
+    Where a model's head reads the class token alone, its last block computes no other.
+    """
+    tensors = (*module.parameters(), *module.buffers())
+    copied = copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
+    parts: list[Any] = list(copied.modules())
+    for part in parts:
+        if type(part) is FeatureExtractor and type(part.model) is VisionTransformer:
+            _fold_normalisation(part)
+        elif type(part) is VisionTransformer and part.global_pool == "token" and _is_plain(part.blocks[-1]):
+            _read_one_token(part.blocks[-1])
+        elif type(part) is Block and _is_plain(part):
+            part.__class__ = _Block
+        elif type(part) is RmsNorm:
+            part.__class__ = _RmsNorm
+    return copied
+
+
+def _is_plain(block: Any) -> bool:
+    """Whether queries and keys are as the projection leaves them."""
+    return isinstance(block.attn.q_norm, nn.Identity) and isinstance(block.attn.k_norm, nn.Identity)
+
+
+class _Block(Block):  # type: ignore[misc]  # timm has no types
+    """The tokens of all images in one list, `[batch x tokens, dim]`; heads side by side, `[..., heads x head_dim]`."""
+
+    def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
+        stream = x.flatten(0, 1)
+        q, k, v = self.attn.qkv(self.norm1(stream)).view(*x.shape[:2], 3 * self.attn.attn_dim).chunk(3, dim=-1)
+        return self._write(stream, q, k, v).view(x.shape)
+
+    def _write(self, stream: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Of queries, keys and values, `[batch, tokens, heads x head_dim]`, to the stream of the queries' tokens."""
+        heads = self.attn.num_heads
+        mixed, *_ = torch.onnx.ops.attention(q, k, v, q_num_heads=heads, kv_num_heads=heads)
+        stream = stream + self.ls1(self.attn.proj(mixed.flatten(0, 1)))
+        after: Tensor = stream + self.ls2(self.mlp(self.norm2(stream)))
+        return after
+
+
+class _LastBlock(_Block):
+    """To the first token alone, `[batch, tokens, dim]` to `[batch, 1, dim]`."""
+
+    query: nn.Linear
+    key_value: nn.Linear
+
+    def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
+        normed = self.norm1(x.flatten(0, 1))
+        k, v = self.key_value(normed).view(*x.shape[:2], 2 * self.attn.attn_dim).chunk(2, dim=-1)
+        q = self.query(normed.view(x.shape)[:, 0])
+        return self._write(x[:, 0], q[:, None], k, v)[:, None]
+
+
+def _read_one_token(block: Any) -> None:
+    """Make a copied block, in place, a `_LastBlock`."""
+    qkv, width = block.attn.qkv, block.attn.attn_dim
+    block.query, block.key_value = _rows(qkv, slice(width)), _rows(qkv, slice(width, None))
+    block.__class__ = _LastBlock
+
+
+def _rows(linear: nn.Linear, rows: slice) -> nn.Linear:
+    """Some outputs of a layer."""
+    weight, bias = linear.weight[rows].detach(), linear.bias
+    part = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+    part.weight = nn.Parameter(weight)
+    if bias is not None:
+        part.bias = nn.Parameter(bias[rows].detach())
+    return part
+
+
+class _RmsNorm(RmsNorm):  # type: ignore[misc]
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, self.weight, self.eps)
+
+
+class _Folded(FeatureExtractor):
+    """Its patch embedding takes images on a scale of 0 to 255."""
+
+    def normalise(self, image: Tensor) -> Tensor:
+        return image.float()
+
+
+def _fold_normalisation(extractor: FeatureExtractor) -> None:
+    """Make a copied extractor, in place, `_Folded`: `W ((x / 255 - mean) / std) + b` is a convolution of `x`."""
+    projection = extractor.model.patch_embed.proj
+    weight = projection.weight / extractor.std
+    bias = -(weight * extractor.mean).sum(dim=(1, 2, 3))
+    if projection.bias is not None:
+        bias = bias + projection.bias
+    projection.weight = nn.Parameter((weight / 255).detach())
+    projection.bias = nn.Parameter(bias.detach())
+    extractor.__class__ = _Folded

@@ -1,0 +1,45 @@
+"""Whole and pruned models on disk: safetensors, with the architecture in the file's own metadata."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import TypeAdapter
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from edvit.builder.models.family import Classifier, describe, family_of
+from edvit.errors import BuildError
+from edvit.shape.conv import AnyArchitecture
+
+_ARCHITECTURE: TypeAdapter[AnyArchitecture] = TypeAdapter(AnyArchitecture)
+
+
+def save_model(path: Path, model: Classifier) -> None:
+    """Write weights and architecture."""
+    tensors = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
+    save_file(tensors, path, metadata={"architecture": describe(model).model_dump_json()})
+
+
+def load_model(path: Path) -> Classifier:
+    """Read what `save_model` wrote, in evaluation mode.
+
+    Raises:
+        BuildError: the file is missing or damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            architecture = _ARCHITECTURE.validate_json((file.metadata() or {})["architecture"])
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise _unreadable(path, error) from None
+    model = family_of(architecture.name).create(architecture)
+    try:
+        model.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise _unreadable(path, error) from None
+    return model.eval()
+
+
+def _unreadable(path: Path, error: Exception) -> BuildError:
+    return BuildError(f"{path}: no readable model ({type(error).__name__}); remove it and build again")

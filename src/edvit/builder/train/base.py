@@ -1,0 +1,91 @@
+"""The base model: loaded, and fine-tuned where it does not know the classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from timm.data.mixup import Mixup
+from timm.loss import SoftTargetCrossEntropy
+from torch import Tensor, nn
+
+from edvit.builder.images import ImageSet
+from edvit.builder.models.family import Classifier
+from edvit.builder.train.augment import Views
+from edvit.builder.train.device import CPU, Device
+from edvit.builder.train.training import Schedule, train
+from edvit.builder.vit.backbone import FeatureExtractor
+
+
+@dataclass(frozen=True)
+class BaseTraining:
+    """How the base model is trained."""
+
+    schedule: Schedule
+    batch_size: int = 64
+    label_smoothing: float = 0.1
+    mixup: float = 0.0
+    """alpha of timm's mix-up; 0 is off."""
+
+
+def train_base(
+    model: Classifier,
+    views: Views,
+    how: BaseTraining,
+    *,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    seed: int,
+    device: Device = CPU,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Classifier:
+    """Train a model on a new view of the training set each epoch and return it."""
+    torch.manual_seed(seed)
+    np.random.seed(seed)  # timm's mix-up draws from numpy's global generator
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.from_numpy(views.images.labels)
+    extractor = FeatureExtractor(model, mean, std)
+    device.place(extractor)
+    mixup = Mixup(mixup_alpha=how.mixup, label_smoothing=how.label_smoothing, num_classes=model.num_classes)
+    steps = max(1, len(views.images) // how.batch_size)
+
+    def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        order = torch.randperm(len(labels), generator=generator).numpy()
+        for step in range(steps):
+            index = order[step * how.batch_size : (step + 1) * how.batch_size]
+            yield extractor.normalise(views.batch(epoch, index, device)), labels[index]
+
+    def loss_of(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        images, targets = batch
+        if how.mixup and len(images) % 2 == 0:
+            images, soft = mixup(images, targets)
+            mixed: Tensor = SoftTargetCrossEntropy()(module(images), soft)
+            return mixed
+        return F.cross_entropy(module(images), targets, label_smoothing=how.label_smoothing)
+
+    kept: Classifier = train(
+        model, batches, loss_of, steps_per_epoch=steps, schedule=how.schedule, device=device, progress=progress
+    )
+    return kept
+
+
+def features_of(extractor: FeatureExtractor, images: ImageSet, batch: int = 128, *, device: Device = CPU) -> Tensor:
+    """Features of a set, float32 `[n, dim]`, computed on the device, where the extractor then is."""
+    extractor.to(device.name)
+    with torch.inference_mode(), device.default():
+        return torch.cat([extractor(device.move(torch.from_numpy(pixels))) for pixels in images.batches(batch)]).cpu()
+
+
+def logits_of(extractor: FeatureExtractor, images: ImageSet, *, device: Device = CPU) -> Tensor:
+    """Scores of a model's own head over a set, float32 `[n, classes]`; `device` as in `features_of`."""
+    with torch.inference_mode():
+        logits: Tensor = extractor.model.head(device.move(features_of(extractor, images, device=device)))
+        return logits.cpu()
+
+
+def accuracy(logits: Tensor, images: ImageSet) -> float:
+    """Share of images whose highest score is their label."""
+    return float((logits.argmax(dim=1).numpy() == images.labels).mean())

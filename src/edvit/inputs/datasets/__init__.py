@@ -1,0 +1,80 @@
+"""Labelled images and sounds by data spec, one reader for training and evaluation; needs neither torch nor network.
+
+    digits               scikit-learn's 1,797 hand-written digits, 1,437 train / 360 test
+    imagefolder:DIR      DIR/train/<class>/* and DIR/test/<class>/* (or DIR/val)
+    audiofolder:DIR      the same with sound files
+    cifar10              --data-root with cifar-10-batches-py (or cifar-10-batches-bin)
+    mnist                --data-root with MNIST/raw
+    fashion-mnist        --data-root with FashionMNIST/raw, or Debian's dataset-fashion-mnist
+    caltech256           --data-root with 256_ObjectCategories; it has no split of its own, see `splits`
+    gtzan                --data-root with genres; likewise
+    speech-commands      --data-root with speech_commands_v0.02; split by its authors' lists
+
+Under --data-root lie the files as torchvision, torchaudio or the data set's own site leaves them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from edvit.errors import DataError
+from edvit.inputs.datasets.images import FileSounds, LabelledImages, Split
+
+__all__ = ["GREY", "SPECS", "FileSounds", "LabelledImages", "Split", "channels_of", "read_split"]
+
+SPECS = (
+    "digits", "imagefolder:DIR", "audiofolder:DIR", "cifar10", "mnist", "fashion-mnist", "caltech256", "gtzan",
+    "speech-commands",
+)  # fmt: skip
+GREY = ("digits", "mnist", "fashion-mnist")
+"""Specs whose images are all grey."""
+
+
+def channels_of(spec: str) -> Literal[1, 3]:
+    """Channels that a model of the data set has unless it is told otherwise."""
+    return 1 if spec in GREY else 3
+
+
+def read_split(spec: str, split: Split, data_root: Path | None = None) -> LabelledImages:
+    """Find one split of a data set, read its labels, and check that it is whole; pixels are decoded on access.
+
+    Args:
+        spec: one of `SPECS`.
+        split: `"train"` or `"test"`. A validation split is the caller's to cut from `"train"`.
+        data_root: folder that holds the files of a data set that has a name.
+
+    Raises:
+        DataError: the spec is unknown, or files are missing or damaged; the message names them.
+        MissingExtraError: `digits` without scikit-learn.
+    """
+    images = _reader(spec)(split, data_root)
+    if len(images) == 0:
+        raise DataError(f"{spec}: the {split} split holds nothing")
+    return images
+
+
+def _reader(spec: str) -> Callable[[Split, Path | None], LabelledImages]:
+    from edvit.inputs.datasets import caltech, cifar, digits, folder, gtzan, idx, speech_commands
+
+    kind, _, argument = spec.partition(":")
+    if kind in ("imagefolder", "audiofolder"):
+        if not argument:
+            raise DataError(f"{kind} needs a folder: {kind}:DIR")
+        read = folder.read_imagefolder if kind == "imagefolder" else folder.read_audiofolder
+        return lambda split, _: read(Path(argument).expanduser(), split)
+    readers: dict[str, Callable[[Split, Path | None], LabelledImages]] = {
+        "digits": lambda split, _: digits.read_digits(split),
+        "cifar10": cifar.read_cifar10,
+        "mnist": idx.read_mnist,
+        "fashion-mnist": idx.read_fashion_mnist,
+        "caltech256": caltech.read_caltech256,
+        "gtzan": gtzan.read_gtzan,
+        "speech-commands": speech_commands.read_speech_commands,
+    }
+    if spec not in readers:
+        folder_like = Path(spec).expanduser().is_dir()
+        hint = f"; of a folder: imagefolder:{spec}, or audiofolder:{spec} for sounds" if folder_like else ""
+        raise DataError(f"unknown data spec {spec!r}{hint}; known: {', '.join(SPECS)}")
+    return readers[spec]

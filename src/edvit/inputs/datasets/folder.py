@@ -1,0 +1,96 @@
+"""torchvision's ImageFolder layout, `DIR/train/<class>/...` and `DIR/test/<class>/...`, of image or sound files."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from edvit.errors import DataError
+from edvit.inputs.datasets.images import FileImages, Files, FileSounds, Split, shorten
+
+IMAGES = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))
+"""torchvision's, lower case."""
+SOUNDS = frozenset((".wav", ".flac", ".ogg", ".opus", ".mp3", ".au", ".aif", ".aiff"))
+"""Of what libsndfile reads, the usual."""
+
+F = TypeVar("F", bound=Files)
+
+
+def read_imagefolder(root: Path, split: Split) -> FileImages:
+    """Image files by class folder, see `read_folder`."""
+    return read_folder(root, split, FileImages, IMAGES)
+
+
+def read_audiofolder(root: Path, split: Split) -> FileSounds:
+    """Sound files by class folder, see `read_folder`."""
+    return read_folder(root, split, FileSounds, SOUNDS)
+
+
+def read_folder(root: Path, split: Split, kind: type[F], extensions: frozenset[str]) -> F:
+    """Classes are the sorted names of the folders under `train/`, or under the split where there is no `train/`.
+
+    `val/` stands in for a missing `test/`. A folder with neither `train/`, `test/` nor `val/` is itself read as the
+    test split: class folders right under it.
+
+    Raises:
+        DataError: a folder is missing or holds no such file, or the split has a class that `train/` lacks.
+    """
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder")
+    folder = _split_folder(root, split)
+    found = _class_names(folder)
+    train = root / "train"
+    classes = _class_names(train) if train.is_dir() else found
+    unknown = [name for name in found if name not in classes]
+    if unknown:
+        raise DataError(f"{folder}: has classes that {train} lacks: {shorten(unknown)}")
+
+    paths: list[Path] = []
+    labels: list[int] = []
+    for name in found:
+        files = files_under(folder / name, extensions)
+        if not files:
+            what = "images" if extensions is IMAGES else "sound files"
+            raise DataError(f"{folder / name}: a class folder with no {what}; fill it or remove it")
+        paths += files
+        labels += [classes.index(name)] * len(files)
+    return kind(classes=classes, labels=np.array(labels, dtype=np.int64), paths=tuple(paths))
+
+
+def _split_folder(root: Path, split: Split) -> Path:
+    names = ("train",) if split == "train" else ("test", "val")
+    for name in names:
+        if (root / name).is_dir():
+            return root / name
+    if split == "test" and not (root / "train").is_dir():
+        return root
+    raise DataError(f"{root}: has no {' or '.join(f'{name}/' for name in names)} with a folder per class")
+
+
+def _class_names(folder: Path) -> tuple[str, ...]:
+    try:
+        names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read ({type(error).__name__})") from None
+    if not names:
+        raise DataError(f"{folder}: has no class folders; the layout is {folder}/<class>/<file>")
+    return tuple(names)
+
+
+def files_under(folder: Path, extensions: frozenset[str]) -> list[Path]:
+    """Files of those kinds at any depth, sorted; links to folders are followed, each folder once."""
+    found: list[Path] = []
+    seen: set[str] = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        here, real = Path(place), os.path.realpath(place)
+        if real in seen:  # a link to what was read already, perhaps to a folder around it
+            folders.clear()
+            continue
+        seen.add(real)
+        links = {name for name in folders if (here / name).is_symlink()}
+        folders[:] = [*sorted(set(folders) - links), *sorted(links)]  # a real folder gives its files their names
+        found += (here / name for name in names if Path(name).suffix.lower() in extensions)
+    return sorted(path for path in found if path.is_file())

@@ -1,0 +1,184 @@
+"""One split of a data set: labels in memory, images (or sounds, whose spectrograms are images) by index."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal, cast
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from edvit.errors import DataError, ImageError
+from edvit.inputs.audio import duration
+from edvit.inputs.preprocess import FORMATS, MAX_PIXELS, Preprocessing, UInt8, decode_file, image_to_array
+
+Split = Literal["train", "test"]
+Labels = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class LabelledImages(ABC):
+    """Images with their labels; picklable, safe to share between threads.
+
+    Attributes:
+        classes: class names; a label is an index into them.
+        labels: `[images]`, int64.
+        validation: indices that the data set's authors set aside from training for validation; None: they did not.
+        notes: what a user should know of how the data was read.
+    """
+
+    classes: tuple[str, ...]
+    labels: Labels
+    validation: Labels | None = field(default=None, kw_only=True)
+    notes: tuple[str, ...] = field(default=(), kw_only=True)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """What to call an image in a message: its path, or its place in the data set."""
+
+    @abstractmethod
+    def encoded(self, index: int) -> bytes:
+        """The image as a file: the very bytes on disk, or a lossless PNG. Raises DataError."""
+
+    @abstractmethod
+    def prepared(self, index: int, how: Preprocessing) -> UInt8:
+        """The image as the gateway would send it to a device, uint8 `[channels, size, size]`. Raises DataError."""
+
+    def stamp(self, index: int) -> str:
+        """A text that changes when the image does, without decoding it. Raises DataError."""
+        return f"{self.name(index)} {hashlib.sha256(self.encoded(index)).hexdigest()}"
+
+    def with_classes(self, classes: Sequence[str]) -> LabelledImages:
+        """The same images, labelled by the position of their class name in `classes`.
+
+        Raises:
+            DataError: a class of the data is not among `classes`.
+        """
+        position = {name: index for index, name in enumerate(classes)}
+        unknown = [name for name in self.classes if name not in position]
+        if unknown:
+            raise DataError(
+                f"the data has classes that the model does not know: {shorten(unknown)} "
+                f"(the model knows {shorten(classes)})"
+            )
+        mapping = np.array([position[name] for name in self.classes], dtype=np.int64)
+        return replace(self, classes=tuple(classes), labels=mapping[self.labels])
+
+
+@dataclass(frozen=True)
+class ArrayImages(LabelledImages):
+    """Images held in memory: `pixels` is uint8, `[images, height, width]` or `[images, height, width, 3]`."""
+
+    pixels: UInt8
+    source: str
+
+    def stamp(self, index: int) -> str:
+        return f"{self.name(index)} {hashlib.sha256(self.pixels[index].tobytes()).hexdigest()}"
+
+    def name(self, index: int) -> str:
+        return f"{self.source} #{index}"
+
+    def image(self, index: int) -> Image.Image:
+        """As a picture."""
+        return Image.fromarray(self.pixels[index])
+
+    def prepared(self, index: int, how: Preprocessing) -> UInt8:
+        return image_to_array(self.image(index), how)
+
+    def encoded(self, index: int) -> bytes:
+        buffer = io.BytesIO()
+        self.image(index).save(buffer, format="PNG")
+        return buffer.getvalue()
+
+
+@dataclass(frozen=True)
+class Files(LabelledImages):
+    """Files that stay on disk until asked for."""
+
+    paths: tuple[Path, ...]
+
+    def name(self, index: int) -> str:
+        return str(self.paths[index])
+
+    def stamp(self, index: int) -> str:
+        path = self.paths[index]
+        with _named(path):
+            state = path.stat()
+        return f"{path} {state.st_size} {state.st_mtime_ns}"
+
+    def prepared(self, index: int, how: Preprocessing) -> UInt8:
+        # The gateway's own decoder: it may decode a large JPEG at a reduced scale, which changes pixels slightly.
+        with _named(self.paths[index]):
+            return decode_file(self.encoded(index), how)
+
+    def encoded(self, index: int) -> bytes:
+        path = self.paths[index]
+        with _named(path):
+            return path.read_bytes()
+
+
+@dataclass(frozen=True)
+class FileImages(Files):
+    """Image files."""
+
+    def image(self, index: int) -> Image.Image:
+        """Decoded in full. Raises DataError naming the file when it is unreadable."""
+        path = self.paths[index]
+        try:
+            with Image.open(path, formats=FORMATS) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise DataError(f"{path}: {image.width}x{image.height} is over {MAX_PIXELS:,} pixels: shrink it")
+                image.load()
+            return cast(Image.Image, image)
+        except DataError:
+            raise
+        except Exception:  # Pillow's decoders raise many kinds on damaged files
+            raise DataError(f"{path}: not a readable image; replace or remove it") from None
+
+
+@dataclass(frozen=True)
+class FileSounds(Files):
+    """Sound files; how they become images is for `Preprocessing.spectrogram` to say."""
+
+    def typical_seconds(self, sample: int = 200) -> float:
+        """Median length of at most `sample` clips, evenly spaced, to a tenth of a second. Raises DataError."""
+        every = max(1, len(self) // sample)
+        return max(0.1, round(float(np.median([self._seconds(path) for path in self.paths[::every]])), 1))
+
+    def _seconds(self, path: Path) -> float:
+        with _named(path):
+            return duration(path)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """What goes wrong with a file within the block is a DataError that names it."""
+    try:
+        yield
+    except ImageError as error:
+        raise DataError(f"{path}: {error}; replace or remove the file") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({type(error).__name__})") from None
+
+
+def shorten(names: Sequence[str], limit: int = 5) -> str:
+    """`a, b, c` or, when there are many, `a, b, c and 7 more`."""
+    if len(names) <= limit:
+        return ", ".join(names)
+    return f"{', '.join(names[: limit - 1])} and {len(names) - limit + 1} more"
+
+
+def check_labels(labels: Labels, classes: int, source: Path) -> None:
+    """Raises DataError when a label is not an index below `classes`."""
+    if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+        raise DataError(f"{source}: has labels outside 0..{classes - 1}; get the file again")

@@ -1,0 +1,159 @@
+"""From an image or sound file to the uint8 array a sub-model takes; the same code when training and when serving.
+
+Normalisation is not here: it is inside every exported graph.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+
+from edvit.errors import ImageError, TooLargeError, UnsupportedMediaError
+from edvit.inputs.audio import Spectrogram, decode_clip, log_mel, to_grey
+
+UInt8 = npt.NDArray[np.uint8]
+
+MAX_PIXELS = 50_000_000
+"""Images with more pixels are refused before they are decoded."""
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+"""Pillow's names of what is decoded. It knows forty more, and hands EPS to Ghostscript: no upload may do that."""
+_KINDS = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+
+_BITS_PER_SAMPLE = 258
+"""TIFF's tag."""
+_RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+class Preprocessing(BaseModel):
+    """How an image or a sound becomes a sub-model's input `[channels, image_size, image_size]`, uint8."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    image_size: int = Field(gt=0)
+    channels: Literal[1, 3]
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    mean: tuple[float, ...]
+    """Per channel, on a scale of 0 to 1; applied inside the graph, recorded here for the reader."""
+    std: tuple[float, ...]
+    spectrogram: Spectrogram | None = None
+    """The model takes sounds, by this spectrogram; None, and absent where it is written down: images."""
+
+    @model_serializer(mode="wrap")
+    def _without_none(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in serialize(self).items() if value is not None}
+
+    @property
+    def takes(self) -> str:
+        """`an image` or `a sound`: the kind of file that the model is asked about."""
+        return "an image" if self.spectrogram is None else "a sound"
+
+    @property
+    def media_type(self) -> Literal["image/*", "audio/*"]:
+        """Of that file."""
+        return "image/*" if self.spectrogram is None else "audio/*"
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return (self.channels, self.image_size, self.image_size)
+
+
+def image_to_array(image: Image.Image, how: Preprocessing) -> UInt8:
+    """Orient by EXIF, convert, resize (the short side to `image_size`, centre crop); `[channels, size, size]`.
+
+    Transparency is dropped, as torchvision's loader does: a transparent pixel shows the colour that is stored under it.
+
+    Raises:
+        ImageError: the pixels are numbers on no known scale.
+    """
+    white = _deep_white(image)  # asked first: the turned copy no longer knows its file's format
+    image = ImageOps.exif_transpose(image)
+    if white is not None:
+        image = Image.fromarray(_to_8_bits(np.asarray(image), white))
+    image = image.convert("L" if how.channels == 1 else "RGB")
+    if image.size != (how.image_size, how.image_size):
+        image = ImageOps.fit(image, (how.image_size, how.image_size), method=_RESAMPLE[how.interpolation])
+    array = np.asarray(image, dtype=np.uint8)
+    array = array[None] if how.channels == 1 else array.transpose(2, 0, 1)
+    return np.ascontiguousarray(array)
+
+
+def _deep_white(image: Image.Image) -> int | None:
+    """What white is where pixels have more than 8 bits.
+
+    Raises:
+        ImageError: the pixels are 32-bit integers or floats; where white is, no file says.
+    """
+    # These two formats have nothing deeper, and Pillow may open their 16 bits as 32.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        # Pillow opens the 12 bits of an industrial camera's TIFF as 16, and does not scale them.
+        (bits,) = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (16,))
+        return (1 << int(bits)) - 1
+    if image.mode in ("I", "F"):
+        kind = "floating-point" if image.mode == "F" else "signed or 32-bit"
+        raise ImageError(f"the image has {kind} pixels, which have no fixed white: convert it to 8 or 16 bits")
+    return None
+
+
+def _to_8_bits(deep: npt.NDArray[Any], white: int) -> UInt8:
+    """0..`white` to 0..255, rounded; Pillow's own conversion takes everything over 255 for white."""
+    return ((deep.astype(np.uint32) * 255 + white // 2) // white).astype(np.uint8)
+
+
+def decode_file(data: bytes, how: Preprocessing) -> UInt8:
+    """Decode a file of the kind that `how` takes to `[channels, size, size]`, uint8.
+
+    Raises:
+        ImageError: as `decode_image`, or as `decode_clip`.
+    """
+    if how.spectrogram is None:
+        return decode_image(data, how)
+    grey = to_grey(log_mel(decode_clip(data, how.spectrogram), how.spectrogram), how.spectrogram)
+    return spectrogram_to_array(grey, how)
+
+
+def spectrogram_to_array(grey: UInt8, how: Preprocessing) -> UInt8:
+    """Stretch a grey picture `[mels, frames]` over the whole input, as all of it counts: `[channels, size, size]`."""
+    size = (how.image_size, how.image_size)
+    picture = Image.fromarray(grey).resize(size, _RESAMPLE[how.interpolation])
+    return np.repeat(np.asarray(picture, dtype=np.uint8)[None], how.channels, axis=0)
+
+
+def decode_image(data: bytes, how: Preprocessing) -> UInt8:
+    """Decode an image file of one of `FORMATS` to `[channels, size, size]`, uint8.
+
+    Raises:
+        UnsupportedMediaError: the bytes are no such image.
+        TooLargeError: the image has more than `MAX_PIXELS` pixels.
+        ImageError: the image is truncated or damaged, its pixels are on no known scale, or there are no bytes.
+    """
+    if not data:
+        raise ImageError("the image is empty: send the bytes of an image file")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        try:
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+        except (UnidentifiedImageError, Image.DecompressionBombError) as error:
+            if isinstance(error, Image.DecompressionBombError):
+                raise TooLargeError(f"the image has more than {MAX_PIXELS:,} pixels: send a smaller one") from None
+            raise UnsupportedMediaError(f"not an image file: send {_KINDS}") from None
+        except Exception:
+            raise ImageError("the image is damaged: it cannot be decoded") from None
+        if image.width * image.height > MAX_PIXELS:
+            raise TooLargeError(
+                f"the image is {image.width}x{image.height}, over {MAX_PIXELS:,} pixels: send a smaller one"
+            )
+        try:
+            image.draft("RGB" if how.channels == 3 else "L", (how.image_size, how.image_size))
+            image.load()
+            return image_to_array(image, how)
+        except ImageError:
+            raise
+        except Exception:
+            raise ImageError("the image is truncated or damaged: it cannot be decoded") from None

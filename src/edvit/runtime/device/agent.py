@@ -1,0 +1,269 @@
+"""The device agent: announces itself, loads what the gateway tells it to, and answers with features."""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from edvit import __version__
+from edvit.errors import ConfigError, DeadlineError, EdvitError, MemoryLimitError, UnavailableError
+from edvit.runtime.device.engine import SubModelEngine
+from edvit.runtime.wire.blobs import ModelCache, fetch_part
+from edvit.runtime.wire.image_encoding import decode_images
+from edvit.runtime.wire.messages import (
+    DeviceInfo,
+    HeldSubModel,
+    InferReply,
+    InferRequest,
+    InfoRequest,
+    LoadRequest,
+    RefuseReply,
+    RefuseRequest,
+    SubModelSpec,
+    decode,
+    encode,
+    to_payload,
+)
+from edvit.runtime.wire.topics import ALIVE, ANY, INFER, INFO, LOAD, REFUSE
+from edvit.runtime.wire.transport import Answer, Registration, Request, Transport
+
+log = logging.getLogger(__name__)
+
+ALONE_FIRST_S = 10.0
+ALONE_S = 60.0
+"""How long no gateway may be heard of before it is said, and before it is said again."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """A sub-model that is loaded."""
+
+    spec: SubModelSpec
+    engine: SubModelEngine
+
+
+class DeviceAgent:
+    """One device of a fleet, from its making until it is closed.
+
+    Args:
+        name: the device's name in the fleet.
+        fleet: the fleet's name.
+        transport: how to reach the gateway. The caller closes it, after the agent.
+        cache: folder for model files.
+        memory_limit_bytes: for all sub-models together; the gateway's limit holds as well. None for no own limit.
+        threads: CPU threads of one inference.
+        say: told, in one line, what a person at the device would want to know.
+
+    Raises:
+        ConfigError: the cache folder cannot be made.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        fleet: str,
+        transport: Transport,
+        *,
+        cache: Path,
+        memory_limit_bytes: int | None = None,
+        threads: int = 1,
+        say: Callable[[str], None] = log.info,
+    ) -> None:
+        self.name = name
+        self.instance = secrets.token_hex(8)
+        self._fleet = fleet
+        self._transport = transport
+        self._cache = ModelCache(cache)
+        self._memory_limit_bytes = memory_limit_bytes
+        self._threads = threads
+        self._say = say
+        self._lock = threading.Lock()
+        self._bundle: str | None = None
+        self._held: dict[int, Held] = {}
+        self._inferring: Registration | None = None
+        self._closed = False
+        self._heard = False
+        self._trouble: str | None = None
+        # Not an Event: only a SimpleQueue may be told from a signal handler.
+        self._end: queue.SimpleQueue[EdvitError | None] = queue.SimpleQueue()
+        here = {"fleet": fleet, "device": name}
+        self._registrations = [
+            transport.serve(INFO.key(**here), self._on_info),
+            transport.serve(LOAD.key(**here), self._on_load),
+            transport.serve(REFUSE.key(**here), self._on_refuse),
+            # Last: who sees it may ask at once.
+            transport.announce(ALIVE.key(**here, instance=self.instance)),
+        ]
+
+    def run(self, alone: str = "no gateway yet") -> None:
+        """Wait until `stop` is called.
+
+        Args:
+            alone: what to say from time to time until a gateway is heard of.
+
+        Raises:
+            ConfigError: another device of the fleet has the same name.
+        """
+        pause = ALONE_FIRST_S
+        while True:
+            try:
+                error = self._end.get(timeout=pause)
+            except queue.Empty:
+                if not self._heard:
+                    self._say(alone)
+                pause = ALONE_S
+                continue
+            if error is not None:
+                raise error
+            return
+
+    def stop(self) -> None:
+        """Let `run` return; safe to call from a signal handler."""
+        self._end.put(None)
+
+    def close(self) -> None:
+        """Leave the fleet. Whoever waits for an answer from here is told at once."""
+        with self._lock:
+            self._closed = True
+            self._serve_inference(False)
+        for registration in reversed(self._registrations):
+            registration.close()
+
+    def info(self) -> DeviceInfo:
+        """What this device is and holds."""
+        with self._lock:
+            return DeviceInfo(
+                device=self.name,
+                instance=self.instance,
+                version=__version__,
+                host=socket.gethostname(),
+                pid=os.getpid(),
+                threads=self._threads,
+                bundle=self._bundle,
+                submodels=tuple(
+                    HeldSubModel(id=held.spec.id, sha256=held.spec.sha256, memory_bytes=held.spec.memory_bytes)
+                    for held in self._held.values()
+                ),
+                memory_limit_bytes=self._memory_limit_bytes,
+            )
+
+    # --- answers, each topic in a thread of its own ----------------------------------------------------
+
+    def _on_info(self, request: Request) -> Iterator[Answer]:
+        decode(InfoRequest, request.packet)
+        yield Answer(INFO.key(fleet=self._fleet, device=self.name), encode(self.info()))
+
+    def _on_refuse(self, request: Request) -> Iterator[Answer]:
+        if decode(RefuseRequest, request.packet).instance != self.instance:
+            return
+        yield Answer(REFUSE.key(fleet=self._fleet, device=self.name), encode(RefuseReply()))
+        self._end.put(
+            ConfigError(
+                f"a device named {self.name} is already alive in fleet {self._fleet}: "
+                "choose another --name, or stop that one"
+            )
+        )
+
+    def _on_load(self, request: Request) -> Iterator[Answer]:
+        asked = decode(LoadRequest, request.packet)
+        if asked.instance != self.instance:
+            raise UnavailableError(f"{self.name} has restarted since")
+        self._heard = True
+        try:
+            self._check_memory(asked)
+            self._load(asked, until=request.arrived + asked.deadline_s)
+        except EdvitError as error:
+            self._say_once(str(error))
+            raise
+        self._trouble = None
+        if not asked.submodels:
+            self._say("the gateway plans no sub-model for this device")
+        yield Answer(LOAD.key(fleet=self._fleet, device=self.name), encode(self.info()))
+
+    def _on_infer(self, request: Request) -> Iterator[Answer]:
+        asked = decode(InferRequest, request.packet)
+        until = request.arrived + asked.deadline_s
+        which = INFER.parts(request.key)["submodel"]
+        with self._lock:
+            if asked.bundle != self._bundle:
+                raise UnavailableError(f"{self.name} holds no sub-model of this bundle")
+            chosen = [held for held in self._held.values() if which in (ANY, str(held.spec.id))]
+        if time.monotonic() > until:
+            log.info("dropped a request that is past its deadline")
+            return  # before its images are decoded: who is late should not get later by what nobody waits for
+        images = decode_images(request.packet.payload, asked.shape, asked.encoding)
+        for held in chosen:
+            start = time.perf_counter()
+            try:
+                feature = held.engine.run_in_chunks(images, until=until)
+            except DeadlineError:
+                log.info("gave up a request that is past its deadline")
+                return
+            seconds = time.perf_counter() - start
+            reply = InferReply(shape=feature.shape, submodel=held.spec.id, device=self.name, seconds=seconds)
+            key = INFER.key(fleet=self._fleet, submodel=held.spec.id, device=self.name)
+            yield Answer(key, encode(reply, to_payload(feature)))
+
+    # --- loading ---------------------------------------------------------------------------------------
+
+    def _check_memory(self, asked: LoadRequest) -> None:
+        """Before anything is dropped or fetched: what is refused leaves the device as it was."""
+        limits = [limit for limit in (self._memory_limit_bytes, asked.memory_limit_bytes) if limit is not None]
+        needed = sum(spec.memory_bytes for spec in asked.submodels)
+        if limits and needed > min(limits):
+            raise MemoryLimitError(
+                f"its sub-models need {needed / 1e6:,.1f} MB, the limit is {min(limits) / 1e6:,.1f} MB; "
+                "raise the limit, or plan again"
+            )
+
+    def _say_once(self, trouble: str) -> None:
+        """The gateway tries again every few seconds: what is still wrong then is no news."""
+        if trouble != self._trouble:
+            self._say(f"cannot load what the gateway plans: {trouble}")
+        self._trouble = trouble
+
+    def _load(self, asked: LoadRequest, until: float) -> None:
+        with self._lock:
+            wanted = {spec.id: spec for spec in asked.submodels}
+            # Dropped before anything is loaded, so that both never lie in memory together.
+            self._held = {i: held for i, held in self._held.items() if wanted.get(i) == held.spec}
+            self._bundle = asked.bundle
+            lacking = [spec for i, spec in wanted.items() if i not in self._held]
+        for spec in lacking:
+            if time.monotonic() > until:
+                raise DeadlineError("the deadline for loading has passed")
+            start = time.perf_counter()
+            fetch = partial(fetch_part, self._transport, self._fleet, spec.sha256)
+            path = self._cache.get(spec.sha256, spec.bytes, fetch)
+            engine = SubModelEngine(
+                path,
+                channels=spec.channels,
+                image_size=spec.image_size,
+                feature_dim=spec.feature_dim,
+                threads=self._threads,
+            )
+            with self._lock:
+                self._held[spec.id] = Held(spec, engine)
+                self._serve_inference(True)
+            took = time.perf_counter() - start
+            self._say(f"sub-model {spec.id}: {spec.bytes / 1e6:.1f} MB, ready after {took:.2f} s")
+        with self._lock:
+            self._serve_inference(bool(self._held))
+
+    def _serve_inference(self, wanted: bool) -> None:
+        """Only while something is held: inputs are not sent to a device that has no use for them."""
+        if wanted and self._inferring is None and not self._closed:
+            key = INFER.key(fleet=self._fleet, submodel=ANY, device=self.name)
+            self._inferring = self._transport.serve(key, self._on_infer)
+        elif not wanted and self._inferring is not None:
+            self._inferring.close()
+            self._inferring = None

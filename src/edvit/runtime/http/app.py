@@ -1,0 +1,333 @@
+"""The HTTP API: `POST /predict`, `GET /health`, `GET /fleet`, and their OpenAPI page at `/docs`.
+
+Its routes live on one router, so that another protocol can be mounted beside it on the same predictor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import time
+import wave
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from functools import partial
+from typing import Any, Literal, Protocol
+
+import anyio.to_thread
+import numpy as np
+from anyio import CapacityLimiter, fail_after, move_on_after
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi_offline import FastAPIOffline
+from PIL import Image
+from pydantic import BaseModel
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
+
+from edvit.bundle import Manifest
+from edvit.errors import EdvitError, ImageError, SlowUploadError, TooLargeError, UnavailableError
+from edvit.inputs.preprocess import Preprocessing, UInt8, decode_file
+from edvit.runtime.gateway.reconcile import DeviceStatus
+from edvit.runtime.http.answers import (
+    TOP,
+    DeviceAnswer,
+    ErrorAnswer,
+    ErrorDetail,
+    FleetAnswer,
+    HealthAnswer,
+    ImageAnswer,
+    Predicted,
+    PredictedBatch,
+    Score,
+    Timings,
+)
+from edvit.runtime.http.body import FILE, MAX_BODY_BYTES, NPY, check_size, read_images
+from edvit.runtime.prediction import Prediction
+
+WORKERS = 16
+"""Requests worked on at once; each mostly waits for devices. More wait their turn, without blocking `/health`."""
+
+MAX_REQUESTS = 64
+"""Predictions under way or waiting; more are refused, or their bodies would fill the memory."""
+
+BODY_S = 30.0
+"""For the whole body of a request: each holds one of the places, and who stops in mid-body would hold it for ever. The
+largest body needs 5.3 Mbit/s."""
+
+DRAIN_BYTES = 100_000_000
+DRAIN_S = 5.0
+"""A refused body is read on and thrown away up to here, so that the client sees the refusal and not a broken pipe."""
+
+
+class Predictor(Protocol):
+    """What the API serves; a `Gateway` is one."""
+
+    def predict(self, images: UInt8) -> Prediction: ...
+
+    def devices(self) -> tuple[DeviceStatus, ...]: ...
+
+
+def create_app(predictor: Predictor, manifest: Manifest) -> FastAPI:
+    """The application. Thread-safe as far as `predictor` is."""
+    from edvit import __version__
+
+    _warm_up(manifest.preprocessing)
+    # A fleet's network need not reach the internet, where FastAPI's own page has its script from.
+    app = FastAPIOffline(
+        redoc_url=None,
+        title="edvit gateway",
+        version=__version__,
+        description="Predictions by a fleet of edge devices.",
+    )
+    app.include_router(_router(predictor, manifest))
+    app.add_exception_handler(EdvitError, _on_edvit_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(Exception, _on_defect)
+    return app
+
+
+def _warm_up(how: Preprocessing) -> None:
+    """Decoders are loaded when they are first needed: not while a user waits; and where one is missing, say so now."""
+    file = io.BytesIO()
+    if how.spectrogram is None:
+        Image.new("RGB", (8, 8)).save(file, format="JPEG")
+    else:
+        with wave.open(file, "wb") as sound:
+            sound.setparams((1, 2, how.spectrogram.sample_rate, 0, "NONE", ""))
+            sound.writeframes(bytes(1000))
+    decode_file(file.getvalue(), how)
+
+
+def _router(predictor: Predictor, manifest: Manifest) -> APIRouter:
+    router = APIRouter(responses={"4XX": {"model": ErrorAnswer}, "5XX": {"model": ErrorAnswer}})
+    workers = CapacityLimiter(WORKERS)
+    places = asyncio.Semaphore(MAX_REQUESTS)
+
+    @router.post("/predict", response_model=Predicted | PredictedBatch, openapi_extra=_request_body(manifest))
+    async def predict(request: Request) -> Response:
+        """Classify one image or sound, or a batch given as an array."""
+        if places.locked():
+            await _drain(request, request.stream())
+            raise UnavailableError(f"{MAX_REQUESTS} requests are waiting already: try again in a moment")
+        async with places:
+            data, media_type = await _read_upload(request)
+            start = time.perf_counter()
+            # One hop to a worker thread for all of it: decoding and waiting for devices would stall the event loop.
+            work = partial(_predict, predictor, manifest, data, media_type, start)
+            return _json(await anyio.to_thread.run_sync(work, limiter=workers))
+
+    @router.get("/health", response_model=HealthAnswer)
+    async def health() -> Response:
+        """200 while predictions are possible, though they may be degraded; else 503."""
+        answer = health_of(manifest, predictor.devices())
+        return _json(answer, status=503 if answer.status == "not-ready" else 200)
+
+    @router.get("/fleet", response_model=FleetAnswer)
+    async def fleet() -> Response:
+        """The devices, and what each of them holds."""
+        return _json(fleet_of(manifest, predictor.devices()))
+
+    return router
+
+
+# --- POST /predict -----------------------------------------------------------------------------------------
+
+
+async def _read_upload(request: Request) -> tuple[bytes, str]:
+    """The bytes of the file or array, and their media type."""
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    body = await _read_body(request)
+    if media_type != "multipart/form-data" or not body:
+        return body, media_type
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield body
+        yield b""
+
+    try:
+        parser = MultiPartParser(request.headers, chunks(), max_files=1, max_fields=8)  # type: ignore[arg-type]
+        form = await parser.parse()
+    except (MultiPartException, ValueError, KeyError):
+        raise ImageError("the form is malformed: send one file as multipart field `file`") from None
+    try:
+        upload = form.get("file")
+        if not isinstance(upload, UploadFile):
+            raise ImageError("the form has no file: send it as multipart field `file`")
+        return await upload.read(), NPY if upload.content_type == NPY else FILE
+    finally:
+        await form.close()
+
+
+async def _read_body(request: Request) -> bytes:
+    """Never holds more than `MAX_BODY_BYTES`, nor takes longer than `BODY_S`.
+
+    Raises:
+        TooLargeError: the body is, or says that it is, too large.
+        SlowUploadError: it did not come in time.
+        ImageError: the connection closed before its end.
+    """
+    announced = request.headers.get("content-length", "")
+    stream = request.stream()
+    body = bytearray()
+    try:
+        check_size(int(announced) if announced.isdecimal() else 0)
+        with fail_after(BODY_S):
+            async for chunk in stream:
+                check_size(len(body) + len(chunk))
+                body += chunk
+    except TimeoutError:
+        raise SlowUploadError(
+            f"the body did not arrive within {BODY_S:g} s: send a smaller file, or over a faster link"
+        ) from None
+    except TooLargeError:
+        await _drain(request, stream)
+        raise
+    except ClientDisconnect:
+        raise ImageError("the connection closed before the end of the body") from None
+    return bytes(body)
+
+
+async def _drain(request: Request, stream: AsyncIterator[bytes]) -> None:
+    """Throw the rest of a refused body away."""
+    if "expect" in request.headers:
+        return  # a client that asks before it sends has not sent anything
+    drained = 0
+    with move_on_after(DRAIN_S), suppress(ClientDisconnect):
+        async for chunk in stream:
+            drained += len(chunk)
+            if drained > DRAIN_BYTES:
+                return
+
+
+def _predict(
+    predictor: Predictor, manifest: Manifest, data: bytes, media_type: str, start: float
+) -> Predicted | PredictedBatch:
+    images, is_batch = read_images(data, media_type, manifest.preprocessing)
+    decoded = time.perf_counter()
+    prediction = predictor.predict(images)
+    answers = image_answers(prediction, manifest.data.classes)
+    timings = Timings(
+        total_ms=_ms(time.perf_counter() - start),
+        decode_ms=_ms(decoded - start),
+        gather_ms=_ms(prediction.timings.gather_s),
+        fuse_ms=_ms(prediction.timings.fuse_s),
+        slowest_run_ms=_ms(prediction.timings.slowest_run_s),
+    )
+    degraded, missing = prediction.degraded, prediction.missing
+    if is_batch:
+        return PredictedBatch(predictions=answers, degraded=degraded, missing=missing, timings=timings)
+    (one,) = answers
+    return Predicted(
+        label=one.label,
+        index=one.index,
+        probability=one.probability,
+        top=one.top,
+        degraded=degraded,
+        missing=missing,
+        timings=timings,
+    )
+
+
+def image_answers(prediction: Prediction, classes: tuple[str, ...]) -> tuple[ImageAnswer, ...]:
+    """One answer per image. Equal scores are ordered by class index, so that the first is `Prediction.labels`."""
+    order = np.argsort(-prediction.logits, axis=1, kind="stable")[:, :TOP]
+    answers = []
+    for probabilities, best in zip(prediction.probabilities, order, strict=True):
+        top = tuple(Score(label=classes[i], index=int(i), probability=float(probabilities[i])) for i in best)
+        first = top[0]
+        answers.append(ImageAnswer(label=first.label, index=first.index, probability=first.probability, top=top))
+    return tuple(answers)
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 3)
+
+
+# --- GET /health, GET /fleet -------------------------------------------------------------------------------
+
+
+def health_of(manifest: Manifest, devices: tuple[DeviceStatus, ...]) -> HealthAnswer:
+    """Which sub-models no device that is online holds."""
+    held = {submodel for device in devices if device.alive for submodel in device.submodels}
+    missing = tuple(submodel.id for submodel in manifest.submodels if submodel.id not in held)
+    status: Literal["ready", "degraded", "not-ready"] = "degraded"
+    if not missing:
+        status = "ready"
+    elif len(missing) == len(manifest.submodels):
+        status = "not-ready"
+    return HealthAnswer(status=status, submodels=len(manifest.submodels), missing=missing)
+
+
+def fleet_of(manifest: Manifest, devices: tuple[DeviceStatus, ...]) -> FleetAnswer:
+    """What each device holds and should hold."""
+    return FleetAnswer(
+        name=manifest.plan.fleet.name,
+        classes=manifest.data.classes,
+        devices=tuple(
+            DeviceAnswer(
+                name=device.name,
+                online=device.alive,
+                submodels=device.submodels,
+                planned=device.planned,
+                memory_bytes=device.memory_bytes,
+                memory_limit_bytes=device.memory_limit_bytes,
+                host=device.host,
+                problem=device.problem,
+            )
+            for device in devices
+        ),
+    )
+
+
+# --- errors ------------------------------------------------------------------------------------------------
+
+
+def _json(answer: BaseModel, status: int = 200) -> Response:
+    # Straight from pydantic: FastAPI would validate and encode what is already validated.
+    return Response(answer.model_dump_json(), status_code=status, media_type="application/json")
+
+
+def _error(status: int, code: str, message: str) -> Response:
+    return _json(ErrorAnswer(error=ErrorDetail(code=code, message=message)), status)
+
+
+async def _on_edvit_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, EdvitError)
+    response = _error(error.http_status, error.code, str(error))
+    if isinstance(error, SlowUploadError):
+        response.headers["connection"] = "close"  # the rest of the body may still come, and is no new request
+    return response
+
+
+async def _on_http_exception(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    codes = {404: "not-found", 405: "method-not-allowed"}
+    return _error(error.status_code, codes.get(error.status_code, "bad-request"), f"{error.detail}; see /docs")
+
+
+async def _on_defect(_: Request, error: Exception) -> Response:
+    return _error(500, EdvitError.code, "internal error; the gateway's log has the detail")
+
+
+def _request_body(manifest: Manifest) -> dict[str, Any]:
+    """The OpenAPI description of the bodies that `/predict` takes."""
+    how = manifest.preprocessing
+    shape = list(how.shape)
+    file = {"type": "string", "format": "binary"}
+    form = {
+        "type": "object",
+        "properties": {"file": {**file, "description": f"{how.takes} file"}},
+        "required": ["file"],
+    }
+    array = {**file, "description": f"numpy.save of a uint8 array {shape} or [batch, {str(shape)[1:]}"}
+    content = {"multipart/form-data": form, how.media_type: file, NPY: array}
+    limit = f"At most {MAX_BODY_BYTES:,} bytes."
+    return {
+        "requestBody": {
+            "required": True,
+            "description": limit,
+            "content": {media_type: {"schema": schema} for media_type, schema in content.items()},
+        }
+    }

@@ -1,0 +1,112 @@
+"""A client of the gateway's HTTP API that raises the same errors as the gateway does."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TYPE_CHECKING, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from edvit.errors import ConfigError, DeadlineError, UnavailableError, WireError, error_from
+from edvit.inputs.preprocess import UInt8
+from edvit.runtime.http.answers import ErrorAnswer, FleetAnswer, HealthAnswer, Predicted, PredictedBatch
+from edvit.runtime.http.body import FILE, NPY, to_npy
+from edvit.runtime.http.server import missing_serve_extra
+
+if TYPE_CHECKING:
+    import httpx
+
+A = TypeVar("A", bound=BaseModel)
+
+
+class Client:
+    """Talks to one gateway over one kept-alive connection; a context manager. Not shared between threads.
+
+    Raises:
+        ConfigError: `url` is not an http or https address.
+        MissingExtraError: httpx is not installed.
+
+    Every method raises what the gateway raised (`ImageError`, `TooLargeError`, `DeadlineError` ...),
+    `UnavailableError` when nothing answers there, and `WireError` when what answers is no gateway.
+    """
+
+    def __init__(self, url: str, *, timeout_s: float = 30.0) -> None:
+        try:
+            import httpx
+        except ImportError:
+            raise missing_serve_extra() from None
+        try:
+            parsed = httpx.URL(url)
+        except httpx.InvalidURL:
+            parsed = httpx.URL()
+        if parsed.scheme not in ("http", "https") or not parsed.host:
+            raise ConfigError(f"{url}: not a gateway's address; it looks like http://HOST:8080")
+        self.url = url.rstrip("/")
+        # Straight to the gateway: a proxy of the environment is meant for the internet, not for the local network.
+        self._http = httpx.Client(base_url=self.url, timeout=timeout_s, trust_env=False)
+
+    def predict(self, file: bytes) -> Predicted:
+        """Classify one image or sound, given as the bytes of a file."""
+        return self._post(file, FILE, Predicted)
+
+    def predict_array(self, image: UInt8) -> Predicted:
+        """Classify one image, uint8 `[channels, size, size]`."""
+        return self._post(to_npy(image), NPY, Predicted)
+
+    def predict_batch(self, images: UInt8) -> PredictedBatch:
+        """Classify a batch, uint8 `[batch, channels, size, size]`."""
+        return self._post(to_npy(images), NPY, PredictedBatch)
+
+    def health(self) -> HealthAnswer:
+        """Whether predictions are possible; a gateway without devices is an answer, not an error."""
+        response = self._request("GET", "/health")
+        return self._read(response, HealthAnswer)
+
+    def fleet(self) -> FleetAnswer:
+        """The devices and what they hold."""
+        return self._read(self._checked(self._request("GET", "/fleet")), FleetAnswer)
+
+    def close(self) -> None:
+        self._http.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _post(self, content: bytes, media_type: str, answer: type[A]) -> A:
+        response = self._request("POST", "/predict", content=content, headers={"content-type": media_type})
+        return self._read(self._checked(response), answer)
+
+    def _request(
+        self, method: str, path: str, *, content: bytes | None = None, headers: dict[str, str] | None = None
+    ) -> httpx.Response:
+        import httpx
+
+        try:
+            return self._http.request(method, path, content=content, headers=headers)
+        except httpx.TimeoutException:
+            raise DeadlineError(f"{self.url}: no answer in time; is the gateway overloaded?") from None
+        except httpx.ConnectError:
+            raise UnavailableError(
+                f"{self.url}: nothing answers there; start `edvit serve`, or check the URL"
+            ) from None
+        except httpx.HTTPError as error:
+            raise UnavailableError(f"{self.url}: the connection broke ({type(error).__name__}); try again") from None
+
+    def _checked(self, response: httpx.Response) -> httpx.Response:
+        if response.is_success:
+            return response
+        error = self._read(response, ErrorAnswer).error
+        raise error_from(error.code, error.message)
+
+    def _read(self, response: httpx.Response, answer: type[A]) -> A:
+        try:
+            return answer.model_validate_json(response.content)
+        except ValidationError:
+            raise WireError(
+                f"{self.url}: what answers there is no edvit gateway (status {response.status_code}); check the URL"
+            ) from None

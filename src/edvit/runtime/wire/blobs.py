@@ -1,0 +1,125 @@
+"""Model files by digest: the gateway serves them in parts, a device fetches, verifies and keeps them."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from edvit.bundle import Bundle, sha256_of
+from edvit.errors import ConfigError, DigestError, EdvitError, ServiceError, UnavailableError, WireError
+from edvit.runtime.wire.messages import BLOB_CHUNK_BYTES, BlobReply, BlobRequest, decode, encode
+from edvit.runtime.wire.topics import ANY, BLOB
+from edvit.runtime.wire.transport import Answer, Failure, Registration, Request, Transport
+
+CHUNK_DEADLINE_S = 10.0
+CHUNK_ATTEMPTS = 3
+
+FetchPart = Callable[[int, int], bytes]
+"""`(offset, length)` -> that part of the file."""
+
+
+def serve_blobs(bundle: Bundle, transport: Transport) -> Registration:
+    """Answer for every sub-model's file of the bundle, at `edvit/<fleet>/blobs/<sha256>`."""
+    files = {submodel.model.sha256: submodel.model for submodel in bundle.manifest.submodels}
+
+    def part(request: Request) -> Iterator[Answer]:
+        asked = decode(BlobRequest, request.packet)
+        file = files.get(BLOB.parts(request.key)["sha256"])
+        if file is None:
+            return  # perhaps another gateway's
+        if asked.offset >= file.bytes:
+            raise WireError("a part of a model beyond its end was asked for")
+        with bundle.model_path(file).open("rb") as stream:
+            stream.seek(asked.offset)
+            data = stream.read(min(asked.length, file.bytes - asked.offset))
+        if not data:
+            raise UnavailableError("a model file of the bundle is shorter than it was")
+        yield Answer(request.key, encode(BlobReply(offset=asked.offset, length=len(data)), data))
+
+    return transport.serve(BLOB.key(fleet=bundle.manifest.plan.fleet.name, sha256=ANY), part)
+
+
+def fetch_part(transport: Transport, fleet: str, sha256: str, offset: int, length: int) -> bytes:
+    """Ask the gateway for a part of a model file.
+
+    Raises:
+        UnavailableError: nobody who answers has it.
+        EdvitError: what the gateway answered instead.
+    """
+    packet = encode(BlobRequest(offset=offset, length=length))
+    problem: EdvitError = UnavailableError("no gateway answers for a model file; is it still running?")
+    for _ in range(CHUNK_ATTEMPTS):
+        replies = transport.ask(BLOB.key(fleet=fleet, sha256=sha256), packet, deadline_s=CHUNK_DEADLINE_S, urgent=False)
+        for reply in replies:
+            if isinstance(reply, Failure):
+                problem = reply.error
+                continue
+            try:
+                header = decode(BlobReply, reply.packet, max_payload=length)
+            except WireError as error:
+                problem = error
+                continue
+            if (header.offset, header.length) == (offset, length):
+                return reply.packet.payload
+            problem = WireError("a model file came in another part than was asked for")
+    raise problem
+
+
+class ModelCache:
+    """Model files on disk, named by their digest. Several processes may share a folder.
+
+    Raises:
+        ConfigError: the folder cannot be made.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"{folder}: no folder for models ({error.strerror}); choose another --cache") from None
+
+    def get(self, sha256: str, size: int, fetch: FetchPart) -> Path:
+        """The path of the file with this digest: verified if it is here, otherwise fetched and verified.
+
+        Args:
+            sha256: its digest, hex.
+            size: its length in bytes.
+            fetch: gives a part of it; called in order, only if needed.
+
+        Raises:
+            DigestError: what was fetched has another digest; nothing is kept.
+            ServiceError: it cannot be stored.
+            EdvitError: whatever `fetch` raises.
+        """
+        path = self._folder / f"{sha256}.onnx"
+        if path.is_file() and path.stat().st_size == size and sha256_of(path) == sha256:
+            return path
+        try:
+            self._download(path, sha256, size, fetch)
+        except OSError as error:
+            raise ServiceError(f"the device cannot store a model file: {error.strerror}") from None
+        return path
+
+    def _download(self, path: Path, sha256: str, size: int, fetch: FetchPart) -> None:
+        handle, name = tempfile.mkstemp(prefix=f".{sha256[:16]}-", suffix=".part", dir=self._folder)
+        part = Path(name)
+        try:
+            digest = hashlib.sha256()
+            with os.fdopen(handle, "wb") as stream:
+                for offset in range(0, size, BLOB_CHUNK_BYTES):
+                    data = fetch(offset, min(BLOB_CHUNK_BYTES, size - offset))
+                    digest.update(data)
+                    stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            if digest.hexdigest() != sha256:
+                raise DigestError(f"model {sha256[:12]}… arrived with another digest; nothing was kept")
+            part.replace(path)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                part.unlink()

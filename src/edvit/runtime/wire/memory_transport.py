@@ -1,0 +1,146 @@
+"""The transport inside one process, with the semantics of the real one: for tests, and for reading."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+from edvit.runtime.wire.messages import decode_error, encode_error
+from edvit.runtime.wire.transport import Answer, Failure, Handler, Lane, Packet, Reception, Registration, Request
+
+
+class MemoryNetwork:
+    """What the transports of one test share."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.served: list[tuple[str, Lane]] = []
+        self.alive: list[str] = []
+        self.watchers: list[tuple[str, queue.SimpleQueue[tuple[str, bool] | None]]] = []
+
+    def tell(self, key: str, alive: bool) -> None:
+        for pattern, changes in self.watchers:
+            if matches(pattern, key):
+                changes.put((key, alive))
+
+
+class MemoryTransport:
+    """One participant of a `MemoryNetwork`. See `Transport`."""
+
+    def __init__(self, network: MemoryNetwork) -> None:
+        self._network = network
+        self._registrations: list[Registration] = []
+
+    def serve(self, key: str, handler: Handler) -> Registration:
+        network = self._network
+        entry = (key, Lane(key, handler))
+
+        def undo() -> None:
+            with network.lock:
+                network.served.remove(entry)
+            entry[1].close()
+
+        with network.lock:
+            network.served.append(entry)
+        return self._keep(undo)
+
+    def ask(self, key: str, packet: Packet, *, deadline_s: float, urgent: bool = True) -> Iterator[Answer | Failure]:
+        del urgent  # nothing queues here
+        return self.ask_each([key], packet, deadline_s=deadline_s)
+
+    def ask_each(self, keys: Sequence[str], packet: Packet, *, deadline_s: float) -> Iterator[Answer | Failure]:
+        until = time.monotonic() + deadline_s
+        replies: queue.SimpleQueue[Answer | Failure | None] = queue.SimpleQueue()
+
+        def send(key: str, answer: Answer | Exception) -> None:
+            if isinstance(answer, Exception):
+                # Through the same bytes as on the wire, so that nothing more than on the wire gets through.
+                replies.put(Failure(decode_error(encode_error(answer))))
+            elif matches(key, answer.key):
+                replies.put(answer)
+
+        with self._network.lock:
+            lanes = [(key, lane) for key in keys for served, lane in self._network.served if matches(served, key)]
+        for key, lane in lanes:
+            request = Request(key, packet, time.monotonic())
+            lane.put(Reception(request, partial(send, key), lambda: replies.put(None)))
+        return _gather(replies, len(lanes), until)
+
+    def announce(self, key: str) -> Registration:
+        network = self._network
+
+        def undo() -> None:
+            with network.lock:
+                network.alive.remove(key)
+                if key not in network.alive:
+                    network.tell(key, False)
+
+        with network.lock:
+            if key not in network.alive:
+                network.tell(key, True)
+            network.alive.append(key)
+        return self._keep(undo)
+
+    def watch(self, key: str, on_change: Callable[[str, bool], None]) -> Registration:
+        network = self._network
+        changes: queue.SimpleQueue[tuple[str, bool] | None] = queue.SimpleQueue()
+        entry = (key, changes)
+
+        def run() -> None:
+            while (change := changes.get()) is not None:
+                on_change(*change)
+
+        def undo() -> None:
+            with network.lock:
+                network.watchers.remove(entry)
+            changes.put(None)
+
+        threading.Thread(target=run, name=f"watch {key}", daemon=True).start()
+        with network.lock:
+            network.watchers.append(entry)
+            for present in dict.fromkeys(network.alive):
+                if matches(key, present):
+                    changes.put((present, True))
+        return self._keep(undo)
+
+    def close(self) -> None:
+        for registration in self._registrations:
+            registration.close()
+
+    def _keep(self, undo: Callable[[], None]) -> Registration:
+        registration = _Undo(undo)
+        self._registrations.append(registration)
+        return registration
+
+
+class _Undo:
+    def __init__(self, undo: Callable[[], None]) -> None:
+        self._undo: Callable[[], None] | None = undo
+
+    def close(self) -> None:
+        undo, self._undo = self._undo, None
+        if undo is not None:
+            undo()
+
+
+def _gather(
+    replies: queue.SimpleQueue[Answer | Failure | None], servers: int, until: float
+) -> Iterator[Answer | Failure]:
+    while servers:
+        try:
+            reply = replies.get(timeout=max(0.0, until - time.monotonic()))
+        except queue.Empty:
+            return
+        if reply is None:
+            servers -= 1
+        else:
+            yield reply
+
+
+def matches(a: str, b: str) -> bool:
+    """Whether two keys, each perhaps with `*` for whole parts, have a key in common."""
+    left, right = a.split("/"), b.split("/")
+    return len(left) == len(right) and all(x == y or "*" in (x, y) for x, y in zip(left, right, strict=True))

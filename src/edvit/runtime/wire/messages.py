@@ -1,0 +1,276 @@
+"""What devices and the gateway say to each other: strict headers as JSON, payloads as raw little-endian arrays.
+
+A header says how many bytes its payload must have; `decode` refuses everything that contradicts itself before
+a byte of the payload is used. Errors travel as a code and one line of text, and come back as the same class.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from edvit.errors import EdvitError, WireError, error_from
+from edvit.fleet import NAME_PATTERN, first_problem
+from edvit.runtime.wire.image_encoding import ImageEncoding
+from edvit.runtime.wire.transport import Packet
+
+WIRE_VERSION: Literal[1] = 1
+MAX_HEADER_BYTES = 64 * 1024
+MAX_PAYLOAD_BYTES = 64 * 1024 * 1024
+MAX_BATCH = 1024
+"""Images of one request. Bytes alone are no limit: 312,500 images of 8x8 pixels fit into the largest HTTP body, and
+each of them costs features and an answer of some kilobytes, whatever its size."""
+BLOB_CHUNK_BYTES = 1024 * 1024
+MAX_ERROR_CHARS = 300
+
+_SHA256 = r"^[0-9a-f]{64}$"
+_INSTANCE = r"^[0-9a-f]{16}$"
+_DTYPES: dict[str, np.dtype[Any]] = {"uint8": np.dtype("u1"), "float32": np.dtype("<f4")}
+
+H = TypeVar("H", bound="Header")
+
+
+class Header(BaseModel):
+    """Base of every header: immutable, no unknown fields, no conversions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    wire: Literal[1] = WIRE_VERSION
+
+    @property
+    def payload_bytes(self) -> int:
+        """Bytes that the payload must have."""
+        return 0
+
+
+class ArrayHeader(Header):
+    """A header whose payload is one C-ordered little-endian array."""
+
+    dtype: Literal["uint8", "float32"]
+    shape: tuple[int, ...] = Field(min_length=1, max_length=4)
+
+    @field_validator("shape")
+    @classmethod
+    def _lengths_are_positive(cls, shape: tuple[int, ...]) -> tuple[int, ...]:
+        if min(shape) < 1:
+            raise ValueError("every length must be at least 1")
+        return shape
+
+    @property
+    def payload_bytes(self) -> int:
+        return math.prod(self.shape) * int(_DTYPES[self.dtype].itemsize)
+
+
+# --- what a device is, and what it shall hold --------------------------------------------------------------
+
+
+class InfoRequest(Header):
+    """Asks a device what it is and holds."""
+
+
+class SubModelSpec(Header):
+    """One sub-model that a device shall hold."""
+
+    id: int = Field(ge=0)
+    sha256: str = Field(pattern=_SHA256)
+    bytes: int = Field(gt=0)
+    """Size of its ONNX file."""
+    memory_bytes: int = Field(gt=0)
+    """What it counts against the memory limit: `peak_memory_bytes` of the manifest."""
+    channels: int = Field(gt=0)
+    image_size: int = Field(gt=0)
+    feature_dim: int = Field(gt=0)
+
+
+class LoadRequest(Header):
+    """The sub-models a device shall hold: it drops all others, and loads what it lacks."""
+
+    instance: str = Field(pattern=_INSTANCE)
+    """The process that is meant; another one of the same name refuses."""
+    bundle: str = Field(pattern=_SHA256)
+    """Digest of the bundle: features of different bundles never mix."""
+    submodels: tuple[SubModelSpec, ...] = Field(max_length=1024)
+    memory_limit_bytes: int | None = Field(default=None, gt=0)
+    deadline_s: float = Field(gt=0)
+    """Seconds from arrival; clocks of different machines are never compared."""
+
+    @field_validator("submodels")
+    @classmethod
+    def _ids_are_unique(cls, submodels: tuple[SubModelSpec, ...]) -> tuple[SubModelSpec, ...]:
+        if len({submodel.id for submodel in submodels}) != len(submodels):
+            raise ValueError("a sub-model is named twice")
+        return submodels
+
+
+class RefuseRequest(Header):
+    """Tells a device that its name is taken by another one, which answers; it ends."""
+
+    instance: str = Field(pattern=_INSTANCE)
+
+
+class RefuseReply(Header):
+    """The refused device has understood."""
+
+
+class HeldSubModel(Header):
+    """One sub-model that a device holds."""
+
+    id: int = Field(ge=0)
+    sha256: str = Field(pattern=_SHA256)
+    memory_bytes: int = Field(gt=0)
+
+
+class DeviceInfo(Header):
+    """What a device is and holds; the answer to `InfoRequest` and to `LoadRequest`."""
+
+    device: str = Field(pattern=NAME_PATTERN)
+    instance: str = Field(pattern=_INSTANCE)
+    """Drawn at random when the process starts."""
+    version: str = Field(max_length=64)
+    host: str = Field(max_length=256)
+    pid: int = Field(gt=0)
+    threads: int = Field(gt=0)
+    bundle: str | None = Field(default=None, pattern=_SHA256)
+    submodels: tuple[HeldSubModel, ...] = Field(default=(), max_length=1024)
+    memory_limit_bytes: int | None = Field(default=None, gt=0)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Memory of the sub-models it holds, as the plan counts it."""
+        return sum(submodel.memory_bytes for submodel in self.submodels)
+
+
+# --- inference ---------------------------------------------------------------------------------------------
+
+
+class InferRequest(ArrayHeader):
+    """Images; payload uint8 `[batch, channels, size, size]`, encoded as `encoding` says."""
+
+    dtype: Literal["uint8"] = "uint8"
+    shape: tuple[int, ...] = Field(min_length=4, max_length=4)
+    encoding: ImageEncoding = "raw"
+    encoded_bytes: int | None = Field(default=None, gt=0)
+    """Size of the payload; None for raw, where the shape says it."""
+    bundle: str = Field(pattern=_SHA256)
+    deadline_s: float = Field(gt=0)
+    """Seconds from arrival after which nobody waits for the answer."""
+
+    @model_validator(mode="after")
+    def _sizes_are_possible(self) -> InferRequest:
+        if self.shape[0] > MAX_BATCH:
+            raise ValueError(f"at most {MAX_BATCH:,} images are accepted at once")
+        if (self.encoding == "raw") != (self.encoded_bytes is None):
+            raise ValueError("encoded images say their bytes, and only these")
+        if self.encoding != "raw" and super().payload_bytes > MAX_PAYLOAD_BYTES:
+            raise ValueError("the images are too large once they are decoded")
+        return self
+
+    @property
+    def payload_bytes(self) -> int:
+        return super().payload_bytes if self.encoded_bytes is None else self.encoded_bytes
+
+
+class InferReply(ArrayHeader):
+    """One sub-model's features; payload float32 `[batch, feature_dim]`."""
+
+    dtype: Literal["float32"] = "float32"
+    shape: tuple[int, ...] = Field(min_length=2, max_length=2)
+    submodel: int = Field(ge=0)
+    device: str = Field(pattern=NAME_PATTERN)
+    seconds: float = Field(ge=0)
+    """The sub-model's own run time on the device."""
+
+
+# --- model files -------------------------------------------------------------------------------------------
+
+
+class BlobRequest(Header):
+    """Asks for a part of a model file."""
+
+    offset: int = Field(ge=0)
+    length: int = Field(gt=0, le=BLOB_CHUNK_BYTES)
+
+
+class BlobReply(Header):
+    """A part of a model file; payload: `length` bytes from `offset`."""
+
+    offset: int = Field(ge=0)
+    length: int = Field(gt=0, le=BLOB_CHUNK_BYTES)
+
+    @property
+    def payload_bytes(self) -> int:
+        return self.length
+
+
+# --- to bytes and back -------------------------------------------------------------------------------------
+
+
+def encode(header: Header, payload: bytes = b"") -> Packet:
+    """Pack a message. Raises ValueError if the payload is not what the header says (a defect of the caller)."""
+    if len(payload) != header.payload_bytes:
+        raise ValueError(f"payload of {len(payload)} bytes under a header of {header.payload_bytes}")
+    return Packet(header=header.model_dump_json().encode(), payload=payload)
+
+
+def decode(kind: type[H], packet: Packet, max_payload: int = MAX_PAYLOAD_BYTES) -> H:
+    """Check a message against its type, and its payload's size against its header.
+
+    Raises:
+        WireError: the header is too large, malformed or of another version, or the payload has another size.
+    """
+    name = kind.__name__
+    if len(packet.header) > MAX_HEADER_BYTES:
+        raise WireError(f"{name}: header of {len(packet.header):,} bytes, at most {MAX_HEADER_BYTES:,} are accepted")
+    try:
+        header = kind.model_validate_json(packet.header)
+    except ValidationError as error:
+        raise WireError(f"{name}: malformed header: {first_problem(error)}") from None
+    if header.payload_bytes > max_payload:
+        raise WireError(f"{name}: payload of {header.payload_bytes:,} bytes, at most {max_payload:,} are accepted")
+    if len(packet.payload) != header.payload_bytes:
+        raise WireError(
+            f"{name}: payload has {len(packet.payload):,} bytes where its header says {header.payload_bytes:,}"
+        )
+    return header
+
+
+def to_payload(array: npt.NDArray[Any]) -> bytes:
+    """The array as C-ordered little-endian bytes. Raises KeyError for a dtype the wire does not carry."""
+    return np.ascontiguousarray(array, dtype=_DTYPES[array.dtype.name]).tobytes()
+
+
+def to_array(header: ArrayHeader, payload: bytes) -> npt.NDArray[Any]:
+    """A read-only array of `header.shape` over a payload that `decode` has checked."""
+    return np.frombuffer(payload, dtype=_DTYPES[header.dtype]).reshape(header.shape)
+
+
+# --- errors ------------------------------------------------------------------------------------------------
+
+
+class ErrorHeader(Header):
+    """An error as it travels: never more than this."""
+
+    code: str = Field(max_length=64)
+    message: str = Field(max_length=MAX_ERROR_CHARS)
+
+
+def encode_error(error: Exception) -> bytes:
+    """Pack an error. What is not an `EdvitError` is told as `internal`, without any detail."""
+    if isinstance(error, EdvitError) and error.code != EdvitError.code:
+        header = ErrorHeader(code=error.code, message=" ".join(str(error).split())[:MAX_ERROR_CHARS])
+    else:
+        header = ErrorHeader(code=EdvitError.code, message="internal error; see the log of the device or gateway")
+    return header.model_dump_json().encode()
+
+
+def decode_error(data: bytes) -> EdvitError:
+    """The error a peer reported, as an exception of the class that has its code; `ServiceError` for unknown codes."""
+    try:
+        header = decode(ErrorHeader, Packet(header=data))
+    except WireError:
+        return WireError("a peer answered with a malformed error")
+    return error_from(header.code, header.message)

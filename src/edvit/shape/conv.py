@@ -1,0 +1,224 @@
+"""The shape of a convolutional network, whole or pruned, plain or spiking: numbers only, no tensors and no torch.
+
+The counterpart of `edvit.shape.vit`, for the models that a split ViT is compared with. Filters come in *sets*: what
+a convolution writes is one set, and convolutions whose outputs are added write the same one.
+"""
+
+from __future__ import annotations
+
+import difflib
+from fractions import Fraction
+from typing import Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from edvit.errors import ModelError
+from edvit.shape.vit import Architecture, AttentionMode, round_width
+
+KEEP_STEPS = 16
+"""What the keep ratio counts in: a set of filters is narrowed by sixteenths."""
+TIME_STEPS = 4
+"""Of a spiking network, as EC-SNN's (IJCAI 2024)."""
+SMALLEST_IMAGE = 16
+
+_VGG: dict[str, tuple[int | Literal["pool"], ...]] = {
+    "vgg5": (32, "pool", 64, "pool", 128, 128, "pool"),
+    "vgg9": (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool"),
+    "vgg16": (
+        *(64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool"),
+        *(512, 512, 512, "pool", 512, 512, 512, "pool"),
+    ),
+}
+_RESNET: dict[str, tuple[int, ...]] = {"resnet10": (1, 1, 1, 1), "resnet18": (2, 2, 2, 2)}
+"""Blocks in each stage, of two convolutions each."""
+SPIKING = "spiking_"
+NAMES = (*_VGG, *_RESNET, *(SPIKING + name for name in _VGG))
+
+
+class FilterWidths(BaseModel):
+    """Every width that pruning can change."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    filters: tuple[int, ...] = Field(min_length=1)
+    """Of each set."""
+
+
+class Conv(BaseModel):
+    """One convolution, with the batch normalisation after it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    conv: str
+    """Path of its module."""
+    norm: str
+    """Path of the normalisation's."""
+    active: str
+    """Path of the module whose output says which filters are active: positive where they are."""
+    reads: int | None
+    """The set it reads; None is the image."""
+    writes: int
+    """The set it writes."""
+    kernel: int = Field(gt=0)
+    size: int = Field(gt=0)
+    """Height and width of its output."""
+    bias: bool
+
+
+class ConvArchitecture(BaseModel):
+    """A convolutional classifier: convolutions, the mean over all places, one linear head."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    image_size: int = Field(gt=0)
+    channels: int = Field(gt=0)
+    classes: int = Field(ge=0)
+    """Outputs of the head; 0 where the model ends at its feature."""
+    convs: tuple[Conv, ...] = Field(min_length=1)
+    feature: int = Field(ge=0)
+    """The set whose means over all places are the feature."""
+    time_steps: int = Field(gt=0)
+    """1: not spiking."""
+    widths: FilterWidths
+
+    @property
+    def keep_steps(self) -> int:
+        """What the keep ratio counts in."""
+        return KEEP_STEPS
+
+    @property
+    def feature_dim(self) -> int:
+        """Length of the feature."""
+        return self.widths.filters[self.feature]
+
+    @property
+    def spiking(self) -> bool:
+        return self.time_steps > 1
+
+    def inputs(self, conv: Conv) -> int:
+        """Channels that a convolution reads."""
+        return self.channels if conv.reads is None else self.widths.filters[conv.reads]
+
+    def filters(self, conv: Conv) -> int:
+        return self.widths.filters[conv.writes]
+
+    def narrowed(self, steps_pruned: int | Fraction, mode: AttentionMode = "dims") -> ConvArchitecture:
+        """The same network with each set of filters at keep ratio `1 - steps_pruned / keep_steps`."""
+        if not 0 <= steps_pruned < KEEP_STEPS:
+            raise ValueError(f"steps_pruned must be 0..{KEEP_STEPS - 1}, not {steps_pruned}")
+        keep = float(KEEP_STEPS - steps_pruned) / KEEP_STEPS
+        narrow = tuple(min(width, round_width(width * keep)) for width in self.widths.filters)
+        return self.model_copy(update={"widths": FilterWidths(filters=narrow)})
+
+    def rotated_form(self) -> ConvArchitecture:
+        """Raises ModelError: there is no residual stream to rotate."""
+        raise ModelError(f"{self.name} is no ViT and cannot be pruned by subspace: leave --prune out, or give channels")
+
+
+AnyArchitecture: TypeAlias = Architecture | ConvArchitecture
+
+
+def is_convnet(name: str | None) -> bool:
+    """Whether a model's name is one of ours; all others are timm's."""
+    return name in NAMES
+
+
+def convnet(name: str, *, image_size: int | None = None, channels: int = 3, classes: int) -> ConvArchitecture:
+    """The shape of a whole network.
+
+    Args:
+        name: one of `NAMES`.
+        image_size: height and width, pixels; 32 by default.
+
+    Raises:
+        ModelError: no such network, or the image is too small for it.
+    """
+    if not is_convnet(name):
+        near = difflib.get_close_matches(name, NAMES, n=1)
+        raise ModelError(f"unknown network {name!r}; {f'did you mean {near[0]}?' if near else ', '.join(NAMES)}")
+    size = 32 if image_size is None else image_size
+    if size < SMALLEST_IMAGE:
+        raise ModelError(f"image size {size} is too small for {name}; give at least {SMALLEST_IMAGE}")
+    plain = name.removeprefix(SPIKING)
+    convs, filters = _vgg_convs(plain, size) if plain in _VGG else _resnet_convs(plain, size)
+    return ConvArchitecture(
+        name=name,
+        image_size=size,
+        channels=channels,
+        classes=classes,
+        convs=convs,
+        feature=convs[-1].writes,
+        time_steps=TIME_STEPS if name.startswith(SPIKING) else 1,
+        widths=FilterWidths(filters=filters),
+    )
+
+
+def vgg_plan(name: str, size: int) -> tuple[int | Literal["pool"], ...]:
+    """A VGG's layers in order: the set that a convolution writes, or a pool, without those that would leave nothing."""
+    plan: list[int | Literal["pool"]] = []
+    count = 0
+    for layer in _VGG[name.removeprefix(SPIKING)]:
+        if layer == "pool":
+            if size >= 2:
+                plan.append("pool")
+                size //= 2
+            continue
+        plan.append(count)
+        count += 1
+    return tuple(plan)
+
+
+def _vgg_convs(name: str, size: int) -> tuple[tuple[Conv, ...], tuple[int, ...]]:
+    """After torchvision's VGG with batch normalisation; its classifier of three layers is left out."""
+    filters = tuple(layer for layer in _VGG[name] if layer != "pool")
+    convs, module = [], 0
+    for layer in vgg_plan(name, size):
+        if layer == "pool":
+            module, size = module + 1, size // 2
+            continue
+        convs.append(
+            Conv(
+                conv=f"features.{module}",
+                norm=f"features.{module + 1}",
+                active=f"features.{module + 2}",
+                reads=layer - 1 if layer else None,
+                writes=layer,
+                kernel=3,
+                size=size,
+                bias=True,
+            )
+        )
+        module += 3
+    return tuple(convs), filters
+
+
+def _resnet_convs(name: str, size: int) -> tuple[tuple[Conv, ...], tuple[int, ...]]:
+    """After torchvision's ResNet of basic blocks, with the stem for small images: 3x3, no stride, no pool."""
+
+    def add(conv: str, norm: str, active: str, reads: int | None, writes: int, *, kernel: int = 3) -> None:
+        convs.append(
+            Conv(conv=conv, norm=norm, active=active, reads=reads, writes=writes, kernel=kernel, size=size, bias=False)
+        )
+
+    convs: list[Conv] = []
+    filters = [64]
+    add("conv1", "bn1", "relu", None, 0)
+    stream = 0
+    for stage, blocks in enumerate(_RESNET[name]):
+        width = 64 * 2**stage
+        for block in range(blocks):
+            at = f"layer{stage + 1}.{block}"
+            first = stage > 0 and block == 0
+            if first:
+                size = (size + 1) // 2
+            inner, reads = len(filters), stream
+            filters.append(width)
+            if first:
+                stream = len(filters)
+                filters.append(width)
+            add(f"{at}.conv1", f"{at}.bn1", f"{at}.bn1", reads, inner)
+            add(f"{at}.conv2", f"{at}.bn2", at, inner, stream)
+            if first:
+                add(f"{at}.downsample.0", f"{at}.downsample.1", at, reads, stream, kernel=1)
+    return tuple(convs), tuple(filters)

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from edvit.builder.models.checkpoint import load_model, save_model
+from edvit.builder.vit import backbone, importance, surgery
+from edvit.errors import BuildError
+from edvit.shape.vit import pruned_widths
+from vit_variants import VARIANTS, images, make
+
+torch.set_num_threads(1)
+
+
+def cut(model):
+    base = backbone.describe(model)
+    scores = importance.score(model, images(), criterion="magnitude")
+    return surgery.prune(model, surgery.select(scores, base, pruned_widths(base.widths, 1, "dims")))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("change", [lambda model: model, cut], ids=["whole", "pruned"])
+def test_what_was_saved_is_loaded(tmp_path, variant, change):
+    model = change(make(variant))
+    save_model(tmp_path / "m.safetensors", model)
+    loaded = load_model(tmp_path / "m.safetensors")
+    assert not loaded.training
+    assert backbone.describe(loaded) == backbone.describe(model)
+    with torch.no_grad():
+        assert torch.equal(loaded(images()), model(images()))
+
+
+def test_other_sizes_channels_and_classes_are_kept(tmp_path):
+    model = backbone.create("vit_digits_patch4_8", image_size=16, channels=3, classes=4).eval()
+    save_model(tmp_path / "m.safetensors", model)
+    loaded, x = load_model(tmp_path / "m.safetensors"), torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        assert torch.equal(loaded(x), model(x))
+
+
+def test_the_same_model_is_the_same_bytes(tmp_path):
+    for name in ("a", "b"):
+        save_model(tmp_path / name, make("plain"))
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "empty", "text", "no architecture", "architecture of nothing"])
+def test_a_damaged_file_is_one_line(tmp_path, damage):
+    path = tmp_path / "m.safetensors"
+    save_model(path, make("plain"))
+    whole = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    elif damage == "no architecture":
+        save_file({"x": torch.zeros(2)}, path)
+    elif damage == "architecture of nothing":
+        save_file({"x": torch.zeros(2)}, path, metadata={"architecture": "{}"})
+    else:
+        path.write_bytes({"cut": whole[:-100], "empty": b"", "text": b"hello"}[damage])
+    with pytest.raises(BuildError, match=r"m\.safetensors: no readable model \(\w+\); remove it and build again") as e:
+        load_model(path)
+    assert "\n" not in str(e.value)
+
+
+def test_weights_that_do_not_fit_their_architecture_are_refused(tmp_path):
+    model = make("plain")
+    state = {name: value.contiguous() for name, value in model.state_dict().items()}
+    state["head.weight"] = torch.zeros(3, 3)
+    metadata = {"architecture": backbone.describe(model).model_dump_json()}
+    save_file(state, tmp_path / "m.safetensors", metadata=metadata)
+    with pytest.raises(BuildError, match="remove it and build again") as caught:
+        load_model(tmp_path / "m.safetensors")
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,215 @@
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image
+
+from edvit.errors import ImageError, TooLargeError, UnsupportedMediaError
+from edvit.inputs.datasets.folder import IMAGES
+from edvit.inputs.preprocess import FORMATS, MAX_PIXELS, Preprocessing, decode_image, image_to_array
+
+RGB = Preprocessing(image_size=16, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
+GREY = Preprocessing(image_size=16, channels=1, mean=(0.5,), std=(0.5,))
+
+
+def encode(image, form="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, format=form, **options)
+    return buffer.getvalue()
+
+
+def empty_png(width, height):
+    """A PNG whose header claims `width` x `height` pixels, without the pixels."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    pixels = zlib.compress(b"")
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+@given(arrays(np.uint8, (3, 16, 16)))
+def test_an_image_of_the_right_size_passes_unchanged(pixels):
+    assert np.array_equal(decode_image(encode(Image.fromarray(pixels.transpose(1, 2, 0))), RGB), pixels)
+
+
+@given(st.integers(1, 60), st.integers(1, 60), st.sampled_from(["L", "RGB", "RGBA", "P", "1", "CMYK", "I;16", "LA"]))
+@settings(deadline=None)
+def test_any_size_and_mode_becomes_the_same_shape(width, height, mode):
+    for how in (RGB, GREY):
+        array = image_to_array(Image.new(mode, (width, height)), how)
+        assert array.shape == how.shape
+        assert array.dtype == np.uint8
+        assert array.flags.c_contiguous
+
+
+RAMP = np.array([0, 127, 128, 257, 1000, 25_700, 51_400, 65_407, 65_408, 65_535])
+EIGHT = np.array([0, 0, 0, 1, 4, 100, 200, 255, 255, 255], dtype=np.uint8)
+"""`RAMP` in 8 bits."""
+
+
+def deep_grey(mode):
+    """16x16 pixels, each row a value of `RAMP`, and the same in 8 bits."""
+    values = np.resize(RAMP, 16)[:, None].repeat(16, axis=1)
+    pixels = values.astype({"I;16": "<u2", "I;16L": "<u2", "I;16B": ">u2", "I": "=i4"}[mode])
+    return Image.frombytes(mode, (16, 16), pixels.tobytes()), np.resize(EIGHT, 16)[:, None].repeat(16, axis=1)
+
+
+@pytest.mark.parametrize(
+    ("mode", "form"),
+    [("I;16", "PNG"), ("I;16B", "PNG"), ("I;16", "TIFF"), ("I;16B", "TIFF"), ("I;16", "PPM"), ("I", "PPM")],
+)
+@pytest.mark.parametrize("how", [RGB, GREY], ids=["rgb", "grey"])
+def test_sixteen_bits_are_scaled_to_eight(mode, form, how):
+    image, expected = deep_grey(mode)
+    for pixels in decode_image(encode(image, form), how):
+        assert np.array_equal(pixels, expected)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16L", "I;16B"])
+def test_sixteen_bits_in_memory_are_scaled_too(mode):
+    image, expected = deep_grey(mode)
+    assert np.array_equal(image_to_array(image, GREY)[0], expected)
+
+
+def test_a_file_of_sixteen_bits_that_pillow_opens_as_32_is_scaled():
+    """As Pillow 10 does with PNG."""
+    image, expected = deep_grey("I")
+    image.format = "PNG"
+    assert np.array_equal(image_to_array(image, GREY)[0], expected)
+
+
+def test_sixteen_bits_are_turned_by_exif_as_well():
+    image, expected = deep_grey("I;16")
+    exif = Image.Exif()
+    exif[0x0112] = 3  # turned by 180 degrees
+    assert np.array_equal(decode_image(encode(image, "PNG", exif=exif), GREY)[0], expected[::-1])
+
+
+def tiff_of_12_bits(pixels):
+    """Two pixels in three bytes, as cameras write them; `pixels`: `[height, even width]`, 0 to 4,095."""
+    first, second = pixels[:, ::2], pixels[:, 1::2]
+    packed = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], axis=-1).astype(np.uint8).tobytes()
+    height, width = pixels.shape
+    tags = {256: width, 257: height, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: height, 279: len(packed)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    where = 8 + len(packed)
+    return struct.pack("<2sHI", b"II", 42, where) + packed + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+def test_twelve_bits_of_a_camera_are_not_dark():
+    values = np.resize([0, 8, 9, 16, 2048, 4094, 4095, 4095], 16)[:, None].repeat(16, axis=1)
+    expected = np.resize(np.array([0, 0, 1, 1, 128, 255, 255, 255], np.uint8), 16)[:, None].repeat(16, axis=1)
+    assert np.array_equal(decode_image(tiff_of_12_bits(values), GREY)[0], expected)
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("I", "signed or 32-bit"), ("F", "floating-point")])
+def test_pixels_on_no_known_scale_are_refused(mode, kind):
+    with pytest.raises(ImageError, match=f"{kind} pixels, which have no fixed white: convert it to 8 or 16 bits"):
+        decode_image(encode(Image.new(mode, (20, 20), 1), "TIFF"), RGB)
+
+
+WHITE = {"1": 1, "P": 1, "I;16": 65_535, "RGBA": (255,) * 4, "LA": (255, 255), "CMYK": (0,) * 4}
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "1", "CMYK", "I;16", "LA"])
+@pytest.mark.parametrize("how", [RGB, GREY], ids=["rgb", "grey"])
+def test_white_is_white_in_any_mode(mode, how):
+    white = WHITE.get(mode, 255 if mode == "L" else (255,) * 3)
+    image = Image.new(mode, (20, 20), white)
+    if mode == "P":
+        image.putpalette([0, 0, 0, 255, 255, 255])
+    assert (image_to_array(image, how) == 255).all()
+
+
+def test_transparency_is_dropped_as_torchvision_drops_it():
+    image = Image.new("RGBA", (16, 16), (10, 20, 30, 0))
+    assert image_to_array(image, RGB)[:, 0, 0].tolist() == [10, 20, 30]
+
+
+def test_resizing_keeps_the_centre_of_the_long_side():
+    pixels = np.zeros((32, 96, 3), dtype=np.uint8)
+    pixels[:, 32:64] = 200  # the middle third
+    assert (image_to_array(Image.fromarray(pixels), RGB)[:, :, 2:-2] == 200).all()
+
+
+def test_interpolation_is_as_asked():
+    image = Image.effect_noise((50, 50), 80)
+    bilinear = GREY.model_copy(update={"interpolation": "bilinear"})
+    assert not np.array_equal(image_to_array(image, GREY), image_to_array(image, bilinear))
+
+
+def test_exif_orientation_is_obeyed():
+    pixels = np.zeros((16, 16, 3), dtype=np.uint8)
+    pixels[:8] = 255  # white on top
+    exif = Image.Exif()
+    exif[0x0112] = 3  # turned by 180 degrees
+    array = decode_image(encode(Image.fromarray(pixels), "PNG", exif=exif), RGB)
+    assert (array[:, :8] == 0).all()
+    assert (array[:, 8:] == 255).all()
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM"])
+def test_common_formats(form):
+    assert decode_image(encode(Image.new("RGB", (40, 30), (200, 0, 0)), form), RGB)[0].min() > 150
+
+
+def test_no_bytes():
+    with pytest.raises(ImageError, match="empty"):
+        decode_image(b"", RGB)
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\nshowpage\n%%EOF\n"
+
+
+def test_nothing_is_started_for_a_postscript_file(monkeypatch):
+    """Pillow hands one to Ghostscript."""
+    monkeypatch.setattr("subprocess.check_call", lambda *_, **__: pytest.fail("a program was started"))
+    with pytest.raises(UnsupportedMediaError, match="not an image file: send PNG, JPEG, WEBP, BMP, GIF, TIFF or PPM"):
+        decode_image(EPS, RGB)
+
+
+def test_every_kind_of_file_that_an_image_folder_may_hold_is_decoded():
+    Image.init()
+    assert {Image.registered_extensions()[suffix] for suffix in IMAGES} <= set(FORMATS)
+
+
+@pytest.mark.parametrize("data", [b"hello", b"\x00" * 100, b"%PDF-1.7", b"<svg/>"])
+def test_no_image(data):
+    with pytest.raises(UnsupportedMediaError, match="not an image file"):
+        decode_image(data, RGB)
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG"])
+@pytest.mark.parametrize("part", [0.3, 0.6, 0.9])
+def test_a_truncated_image(form, part):
+    data = encode(Image.effect_noise((64, 64), 80), form)
+    with pytest.raises(ImageError, match="truncated or damaged"):
+        decode_image(data[: int(len(data) * part)], RGB)
+
+
+@pytest.mark.parametrize("size", [(40_000, 40_000), (8_000, 8_000), (1, MAX_PIXELS + 1)])
+def test_too_many_pixels_are_refused_by_the_header_alone(size):
+    with pytest.raises(TooLargeError, match="50,000,000 pixels: send a smaller one"):
+        decode_image(empty_png(*size), RGB)
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=200)
+def test_damage_anywhere_ends_in_an_array_or_an_image_error(data):
+    original = encode(
+        Image.new("RGB", (20, 20), (9, 80, 200)), data.draw(st.sampled_from(["PNG", "JPEG", "GIF", "BMP"]))
+    )
+    damaged = bytearray(original)
+    for _ in range(data.draw(st.integers(1, 4))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        assert decode_image(bytes(damaged), RGB).shape == RGB.shape
+    except ImageError as error:
+        assert "\n" not in str(error)

@@ -1,0 +1,279 @@
+"""The HTTP API over a bundle that runs in this process; tests/system has it over real devices."""
+
+import io
+import re
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from edvit.errors import DeadlineError, UnavailableError
+from edvit.inputs.preprocess import decode_image
+from edvit.runtime.device.engine import LocalPredictor
+from edvit.runtime.gateway.reconcile import DeviceStatus
+from edvit.runtime.http import app as http
+from edvit.runtime.http.app import WORKERS, create_app, fleet_of, health_of, image_answers
+from edvit.runtime.http.client import Client
+from edvit.runtime.http.server import HttpServer, bind
+from edvit.runtime.prediction import Prediction, Timings
+from tiny_bundle import write_tiny_bundle
+
+IMAGE = np.full((3, 16, 16), 77, dtype=np.uint8)
+NO_TIME = Timings(total_s=0.0, gather_s=0.0, slowest_run_s=0.0, fuse_s=0.0)
+
+
+def status(name, submodels, *, alive=True, planned=None, **changes):
+    values = {
+        "name": name,
+        "alive": alive,
+        "planned": submodels if planned is None else planned,
+        "submodels": submodels,
+        "memory_bytes": 5,
+        "memory_limit_bytes": 10,
+        "host": "here",
+        "pid": 1,
+        "problem": None,
+    }
+    return DeviceStatus(**{**values, **changes})
+
+
+def png():
+    buffer = io.BytesIO()
+    Image.fromarray(IMAGE.transpose(1, 2, 0)).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+class OneProcess(LocalPredictor):
+    """A `LocalPredictor` that also says which devices there are."""
+
+    def devices(self):
+        return (status("dev-1", (0,)), status("dev-2", (1,)))
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return write_tiny_bundle(tmp_path_factory.mktemp("http") / "bundle", submodels=2, classes=7)
+
+
+@pytest.fixture(scope="module")
+def predictor(bundle):
+    return OneProcess(bundle)
+
+
+@pytest.fixture
+def serve(bundle, predictor):
+    """Starts the API over a predictor, the bundle's own unless another is given; returns its URL."""
+    servers = []
+
+    def start(over=predictor):
+        server = HttpServer(create_app(over, bundle.manifest), bind("127.0.0.1", 0))
+        servers.append(server)
+        return server.start().url
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+def test_predict_agrees_with_the_predictor(serve, predictor):
+    with Client(serve()) as client:
+        answer = client.predict_array(IMAGE)
+    expected = predictor.predict(IMAGE[None])
+    assert answer.index == expected.labels[0]
+    assert [score.probability for score in answer.top] == sorted(map(float, expected.probabilities[0]))[:-6:-1]
+    assert answer.timings.total_ms >= answer.timings.gather_ms >= answer.timings.slowest_run_ms >= 0
+
+
+def test_the_label_comes_first_for_people_who_read_json(serve):
+    with Client(serve()) as client:
+        assert next(iter(client.predict_array(IMAGE).model_dump())) == "label"
+
+
+class Failing(OneProcess):
+    def __init__(self, bundle, error):
+        super().__init__(bundle)
+        self.error = error
+
+    def predict(self, images):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (DeadlineError("too late"), (504, "deadline"), "too late"),
+        (UnavailableError("nobody there"), (503, "unavailable"), "nobody there"),
+        (
+            RuntimeError("secret /home/me/password"),
+            (500, "internal"),
+            "internal error; the gateway's log has the detail",
+        ),
+    ],
+)
+def test_errors_have_their_status_and_defects_keep_their_detail(serve, bundle, error, code, text):
+    response = httpx.post(serve(Failing(bundle, error)) + "/predict", files={"file": ("x.png", png())})
+    assert (response.status_code, response.json()["error"]["code"]) == code
+    assert response.json() == {"error": {"code": code[1], "message": text}}
+
+
+def test_health_answers_while_every_worker_is_busy(serve, bundle, predictor):
+    begun, release = threading.Semaphore(0), threading.Event()
+
+    class Slow(OneProcess):
+        def predict(self, images):
+            begun.release()
+            assert release.wait(60)
+            return predictor.predict(images)
+
+    url = serve(Slow(bundle))
+    indices = []
+
+    def ask():
+        with Client(url, timeout_s=60) as client:
+            indices.append(client.predict_array(IMAGE).index)
+
+    askers = [threading.Thread(target=ask) for _ in range(WORKERS + 4)]
+    for asker in askers:
+        asker.start()
+    try:
+        for _ in range(WORKERS):
+            assert begun.acquire(timeout=30)
+        with Client(url) as client:
+            assert client.health().status == "ready"
+    finally:
+        release.set()
+    for asker in askers:
+        asker.join(30)
+    assert indices == [predictor.predict(IMAGE[None]).labels[0]] * len(askers)
+
+
+def test_too_many_requests_at_once_are_refused_until_some_are_done(serve, bundle, predictor, monkeypatch):
+    monkeypatch.setattr(http, "MAX_REQUESTS", 1)
+    begun, release = threading.Event(), threading.Event()
+
+    class Slow(OneProcess):
+        def predict(self, images):
+            begun.set()
+            assert release.wait(60)
+            return predictor.predict(images)
+
+    url = serve(Slow(bundle))
+    with ThreadPoolExecutor(1) as pool, Client(url, timeout_s=60) as first, Client(url) as second:
+        pending = pool.submit(first.predict_array, IMAGE)
+        try:
+            assert begun.wait(30)
+            with pytest.raises(UnavailableError, match="try again in a moment"):
+                second.predict_array(IMAGE)
+        finally:
+            release.set()
+        expected = pending.result()
+        assert second.predict_array(IMAGE).index == expected.index
+
+
+def begin_upload(url):
+    """A connection with the beginning of a body, which then stalls."""
+    url = httpx.URL(url)
+    connection = socket.create_connection((url.host, url.port), timeout=30)
+    head = "POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 1000\r\n\r\n"
+    connection.sendall(head.encode() + bytes(100))
+    return connection
+
+
+def test_uploads_that_stall_are_told_so_and_give_their_places_back(serve, predictor, monkeypatch):
+    monkeypatch.setattr(http, "MAX_REQUESTS", 2)
+    monkeypatch.setattr(http, "BODY_S", 0.2)
+    url = serve()
+    for stalled in [begin_upload(url), begin_upload(url)]:
+        with stalled, stalled.makefile("rb") as answer:
+            told = answer.read().decode()  # to the end of the connection
+        assert told.startswith("HTTP/1.1 408 ")
+        assert '"code":"slow-upload"' in told
+        assert "did not arrive within 0.2 s" in told
+    monkeypatch.undo()
+    with Client(url) as client:
+        assert client.predict_array(IMAGE).index == predictor.predict(IMAGE[None]).labels[0]
+
+
+@pytest.mark.parametrize("announced", [1_000, 30_000_000], ids=["accepted", "refused"])
+def test_a_client_that_hangs_up_in_mid_body_is_no_defect(serve, caplog, announced):
+    url = httpx.URL(serve())
+    with socket.create_connection((url.host, url.port)) as connection:
+        head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {announced}\r\n\r\n"
+        connection.sendall(head.encode() + bytes(100))
+    with Client(str(url)) as client:
+        for _ in range(3):
+            client.predict_array(IMAGE)
+    assert [record for record in caplog.records if record.exc_info] == []
+
+
+def test_a_refused_body_is_read_to_its_end_so_that_the_refusal_arrives(serve):
+    response = httpx.post(serve() + "/predict", content=bytes(50_000_000), headers={"content-type": "image/png"})
+    assert (response.status_code, response.json()["error"]["code"]) == (413, "too-large")
+
+
+def test_openapi_describes_every_body_and_answer(serve):
+    api = httpx.get(serve() + "/openapi.json").json()
+    post = api["paths"]["/predict"]["post"]
+    assert set(post["requestBody"]["content"]) == {"multipart/form-data", "image/*", "application/x-npy"}
+    assert "[3, 16, 16]" in str(post["requestBody"])
+    assert {"Predicted", "PredictedBatch", "ErrorAnswer", "FleetAnswer", "HealthAnswer"} <= set(
+        api["components"]["schemas"]
+    )
+
+
+def test_the_documentation_needs_nothing_from_elsewhere(serve):
+    url = serve()
+    page = httpx.get(url + "/docs")
+    assert page.status_code == 200
+    files = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert len(files) >= 3
+    for file in files:
+        assert file.startswith("/")
+        assert httpx.get(url + file).status_code == 200
+
+
+def test_equal_scores_are_ordered_by_class():
+    prediction = Prediction(logits=np.zeros((1, 7), dtype=np.float32), missing=(), timings=NO_TIME)
+    (answer,) = image_answers(prediction, tuple("abcdefg"))
+    assert [score.label for score in answer.top] == list("abcde")
+    assert answer.index == prediction.labels[0]
+
+
+def test_fewer_classes_than_five():
+    prediction = Prediction(logits=np.array([[0.0, 9.0]], dtype=np.float32), missing=(), timings=NO_TIME)
+    (answer,) = image_answers(prediction, ("no", "yes"))
+    assert [score.label for score in answer.top] == ["yes", "no"]
+
+
+@pytest.mark.parametrize(
+    ("devices", "expected", "missing"),
+    [
+        ((status("a", (0,)), status("b", (1,))), "ready", ()),
+        ((status("a", (0, 1)), status("b", (), alive=False)), "ready", ()),
+        ((status("a", (0,)), status("b", (1,), alive=False)), "degraded", (1,)),
+        ((status("a", (), planned=(0,)), status("b", (1,))), "degraded", (0,)),
+        ((status("a", (), alive=False), status("b", ())), "not-ready", (0, 1)),
+        ((), "not-ready", (0, 1)),
+    ],
+)
+def test_health(bundle, devices, expected, missing):
+    answer = health_of(bundle.manifest, devices)
+    assert (answer.status, answer.missing, answer.submodels) == (expected, missing, 2)
+
+
+def test_fleet_tells_what_is_wrong_with_a_device(bundle):
+    device = status("a", (), planned=(0,), problem="too little memory")
+    (answer,) = fleet_of(bundle.manifest, (device,)).devices
+    assert (answer.name, answer.online, answer.planned, answer.problem) == ("a", True, (0,), "too little memory")
+    assert (answer.memory_bytes, answer.memory_limit_bytes) == (5, 10)
+
+
+def test_an_image_file_and_its_pixels_get_the_same_answer(serve, bundle):
+    with Client(serve()) as client:
+        by_file = client.predict(png())
+        by_array = client.predict_array(decode_image(png(), bundle.manifest.preprocessing))
+    assert by_file.top == by_array.top

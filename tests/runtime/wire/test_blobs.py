@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import hashlib
+import random
+
+import pytest
+
+from edvit.errors import ConfigError, DigestError, ServiceError, UnavailableError, WireError
+from edvit.runtime.wire import blobs
+from edvit.runtime.wire.blobs import ModelCache, fetch_part, serve_blobs
+from edvit.runtime.wire.memory_transport import MemoryNetwork, MemoryTransport
+from edvit.runtime.wire.messages import BLOB_CHUNK_BYTES, BlobReply, encode
+from edvit.runtime.wire.topics import BLOB
+from edvit.runtime.wire.transport import Answer, Packet
+from tiny_bundle import write_tiny_bundle
+
+DATA = random.Random(0).randbytes(2 * BLOB_CHUNK_BYTES + 123)  # its ends are not the "x" that tests put there
+DIGEST = hashlib.sha256(DATA).hexdigest()
+
+
+class Source:
+    def __init__(self, data=DATA):
+        self.data = data
+        self.parts = []
+
+    def __call__(self, offset, length):
+        self.parts.append((offset, length))
+        return self.data[offset : offset + length]
+
+
+def left_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_is_fetched_in_parts_once(tmp_path):
+    cache, source = ModelCache(tmp_path / "cache"), Source()
+    path = cache.get(DIGEST, len(DATA), source)
+    assert path.read_bytes() == DATA
+    assert source.parts == [
+        (0, BLOB_CHUNK_BYTES),
+        (BLOB_CHUNK_BYTES, BLOB_CHUNK_BYTES),
+        (2 * BLOB_CHUNK_BYTES, 123),
+    ]
+    assert ModelCache(tmp_path / "cache").get(DIGEST, len(DATA), source) == path
+    assert len(source.parts) == 3
+    assert left_in(tmp_path / "cache") == [f"{DIGEST}.onnx"]
+
+
+@pytest.mark.parametrize(
+    "damage", [b"x" + DATA[1:], DATA[:-1], b"", DATA + b"x"], ids=["byte", "short", "empty", "long"]
+)
+def test_a_damaged_file_is_fetched_again(tmp_path, damage):
+    cache, source = ModelCache(tmp_path), Source()
+    path = cache.get(DIGEST, len(DATA), Source())
+    path.write_bytes(damage)
+    assert cache.get(DIGEST, len(DATA), source).read_bytes() == DATA
+    assert len(source.parts) == 3
+
+
+def test_bytes_with_another_digest_are_not_kept(tmp_path):
+    with pytest.raises(DigestError, match="another digest"):
+        ModelCache(tmp_path).get(DIGEST, len(DATA), Source(DATA[:-1] + b"x"))
+    assert left_in(tmp_path) == []
+
+
+def test_a_fetch_that_breaks_off_leaves_nothing(tmp_path):
+    def broken(offset, length):
+        if offset:
+            raise UnavailableError("gone")
+        return DATA[:length]
+
+    with pytest.raises(UnavailableError):
+        ModelCache(tmp_path).get(DIGEST, len(DATA), broken)
+    assert left_in(tmp_path) == []
+
+
+def test_a_folder_that_cannot_be(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="--cache"):
+        ModelCache(tmp_path / "file" / "cache")
+
+
+def test_a_folder_that_is_gone(tmp_path):
+    cache = ModelCache(tmp_path / "cache")
+    (tmp_path / "cache").rmdir()
+    with pytest.raises(ServiceError, match="cannot store"):
+        cache.get(DIGEST, len(DATA), Source())
+
+
+@pytest.fixture
+def served(tmp_path):
+    network = MemoryNetwork()
+    bundle = write_tiny_bundle(tmp_path / "bundle", ballast_bytes=BLOB_CHUNK_BYTES)
+    serve_blobs(bundle, MemoryTransport(network))
+    return bundle, network
+
+
+def test_a_gateway_serves_its_models(served, tmp_path):
+    bundle, network = served
+    node = MemoryTransport(network)
+    model = bundle.manifest.submodel(1).model
+    path = ModelCache(tmp_path / "cache").get(
+        model.sha256, model.bytes, lambda offset, length: fetch_part(node, "local", model.sha256, offset, length)
+    )
+    assert path.read_bytes() == bundle.model_path(model).read_bytes()
+
+
+def test_what_a_gateway_does_not_have(served):
+    bundle, network = served
+    node = MemoryTransport(network)
+    with pytest.raises(UnavailableError, match="no gateway"):
+        fetch_part(node, "local", "0" * 64, 0, 10)
+    # The fusion is the gateway's own, and every other file of the machine no business of anyone.
+    with pytest.raises(UnavailableError, match="no gateway"):
+        fetch_part(node, "local", bundle.manifest.fusion.model.sha256, 0, 10)
+    model = bundle.manifest.submodel(0).model
+    with pytest.raises(WireError, match="beyond its end"):
+        fetch_part(node, "local", model.sha256, model.bytes, 10)
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [
+        encode(BlobReply(offset=0, length=4), b"abcd"),
+        encode(BlobReply(offset=1, length=5), b"abcde"),
+        Packet(encode(BlobReply(offset=0, length=5), b"abcde").header, b"abcdef"),
+        Packet(encode(BlobReply(offset=0, length=6), b"abcdef").header, b"abcdef"),
+        Packet(b"nonsense", b"abcde"),
+    ],
+    ids=["short", "elsewhere", "lying", "long", "nonsense"],
+)
+def test_parts_that_are_not_what_was_asked_for_are_refused(packet):
+    network = MemoryNetwork()
+    asked = []
+
+    def serve(request):
+        asked.append(request.key)
+        yield Answer(request.key, packet)
+
+    MemoryTransport(network).serve(BLOB.key(fleet="f", sha256="*"), serve)
+    with pytest.raises(WireError):
+        fetch_part(MemoryTransport(network), "f", DIGEST, 0, 5)
+    assert len(asked) == blobs.CHUNK_ATTEMPTS
