@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from validation_trial import arguments, configure, open_build, settings
 
 from edvit.builder.config import BuildConfig
-from edvit.builder.stages import prepare
-from edvit.builder.stages.prune import Group, prune
+from edvit.builder.pipeline import prune
+from edvit.builder.stages.base import load_extractor
+from edvit.builder.stages.prune import Group
 from edvit.builder.train import base
 from edvit.builder.train.fusion import FusionTraining, Samples, train_fusion
 from edvit.builder.train.training import Schedule
@@ -68,17 +69,17 @@ def spread(values: list[float]) -> str:
 def measure(config: BuildConfig, work: Path) -> Kept:
     """Prune every group and see what is left."""
     build = open_build(config, work)
-    context, data, trained, plan = build.context, build.data, build.trained, build.plan
+    data, trained, plan = build.data, build.base, build.plan
     groups = [Group(submodel.classes, submodel.architecture.widths) for submodel in plan.submodels]
     start = time.monotonic()
-    pruned = prune(context, data, trained, groups)
+    pruned = prune(build.runner, config, data, trained, groups, source=build.source, device=build.device)
     seconds = time.monotonic() - start
     labels = data.validation.labels
     rows = np.random.default_rng(config.seed).permutation(len(data.train))[:FUSION_IMAGES]
     few = data.train.take(rows)
     alone, own, seen, held_out, heads = [], [], [], [], []
     for group, artifact in zip(groups, pruned, strict=True):
-        extractor = prepare.load_extractor(artifact, context.source.preprocessing)
+        extractor = load_extractor(artifact, build.source.preprocessing)
         seen.append(base.features_of(extractor, few))
         held_out.append(base.features_of(extractor, data.validation))
         heads.append(extractor.model.head)

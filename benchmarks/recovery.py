@@ -21,10 +21,13 @@ from validation_trial import arguments, configure, open_build, settings
 from edvit.builder.config import BuildConfig
 from edvit.builder.jobs.parallel import torch_threads
 from edvit.builder.models import checkpoint
-from edvit.builder.stages import prepare, split
-from edvit.builder.stages.prune import Group, load_rotation, prune
+from edvit.builder.pipeline import prune
+from edvit.builder.stages.base import weights_path
+from edvit.builder.stages.data import training_views
+from edvit.builder.stages.prune import Group, load_rotation
+from edvit.builder.stages.recover import recovery
+from edvit.builder.stages.teacher import teach
 from edvit.builder.train import base
-from edvit.builder.train.device import devices
 from edvit.builder.train.recover import recover, soft_loss
 from edvit.builder.vit.backbone import FeatureExtractor
 
@@ -57,25 +60,36 @@ def main() -> None:
 def measure(config: BuildConfig, optimizer: Any, work: Path) -> Recovered:
     """Prune one sub-model for all classes and train it."""
     build = open_build(config, work)
-    context, data, trained, plan = build.context, build.data, build.trained, build.plan
-    taught = prepare.run_teacher(context, data, trained)
+    data, trained, plan = build.data, build.base, build.plan
+    how, views = build.source.preprocessing, training_views(config, data)
+    taught = teach(
+        build.runner,
+        trained,
+        views,
+        config.resolved_views,
+        preprocessing=how,
+        rotated=config.rotated,
+        streams=bool(config.recover_epochs),
+        amp=config.amp,
+        devices=[build.device],
+    )
     group = Group(plan.submodels[0].classes, plan.submodels[0].architecture.widths)
-    (pruned,) = prune(context, data, trained, [group])
-    mean, std = context.source.preprocessing.mean, context.source.preprocessing.std
+    (pruned,) = prune(build.runner, config, data, trained, [group], source=build.source, device=build.device)
+    mean, std = how.mean, how.std
     start = time.monotonic()
     with torch_threads(1):
         model = recover(
-            checkpoint.load_model(prepare.weights_path(pruned)),
+            checkpoint.load_model(weights_path(pruned)),
             group.classes,
-            prepare.training_views(config, data),
+            views,
             taught.open(),
-            replace(split.recovery(config), optimizer=optimizer),
+            replace(recovery(config), optimizer=optimizer),
             rotation=load_rotation(pruned),
             blocks=taught.blocks,
             mean=mean,
             std=std,
             seed=config.seed,
-            device=devices(config.device, config.amp)[0],
+            device=build.device,
         )
     seconds = time.monotonic() - start
     scores = base.logits_of(FeatureExtractor(model, mean, std), data.validation)

@@ -10,8 +10,11 @@ from edvit.builder.config import BuildConfig, make_config
 from edvit.builder.jobs.artifacts import WorkFolder
 from edvit.builder.jobs.parallel import Processes
 from edvit.builder.jobs.progress import Reporter
+from edvit.builder.jobs.runner import Runner
 from edvit.builder.pipeline import make_plan
-from edvit.builder.stages import prepare
+from edvit.builder.stages.base import Base, train
+from edvit.builder.stages.data import Data, Source, decode, open_source
+from edvit.builder.train.device import Device, devices
 from edvit.fleet import local_fleet
 from edvit.plan.plan import Plan
 
@@ -52,15 +55,18 @@ def configure(args: argparse.Namespace, devices: int, chosen: dict[str, object])
 class Opened:
     """A build up to its base model."""
 
-    context: prepare.Context
-    data: prepare.Data
-    trained: prepare.Base
+    runner: Runner
+    source: Source
+    data: Data
+    base: Base
     plan: Plan
+    device: Device
 
 
 def open_build(config: BuildConfig, work: Path) -> Opened:
     """Data, base model and plan; what `work` has of them is not made again."""
-    source, pool = prepare.open_source(config), Processes(config.workers)
-    context = prepare.Context(config, source, WorkFolder(work), Reporter(quiet=True), pool)
-    data = prepare.prepare_data(context)
-    return Opened(context, data, prepare.prepare_base(context, data), make_plan(config, source))
+    source, device = open_source(config), devices(config.device, config.amp)[0]
+    runner = Runner(WorkFolder(work), Processes(config.workers), Reporter(quiet=True))
+    data = decode(runner, source, config.validation)
+    base = train(runner, config, source, data, device)
+    return Opened(runner, source, data, base, make_plan(config, source), device)

@@ -17,8 +17,11 @@ from edvit.builder.config import make_config
 from edvit.builder.jobs.artifacts import WorkFolder
 from edvit.builder.jobs.parallel import Processes
 from edvit.builder.jobs.progress import Reporter
+from edvit.builder.jobs.runner import Runner
 from edvit.builder.pipeline import Built, build
-from edvit.builder.stages import prepare
+from edvit.builder.stages.base import Base, train
+from edvit.builder.stages.data import Data, Source, decode, open_source
+from edvit.builder.train.device import Device, devices
 from edvit.bundle import Bundle
 from edvit.fleet import local_fleet
 
@@ -71,9 +74,27 @@ def tiny_config(**settings):
     return make_config(**{**tiny, **settings})
 
 
-def context_of(config, source, work):
-    """What the stages of a build need, in this process; `work` is a folder."""
-    return prepare.Context(config, source, WorkFolder(work), Reporter(quiet=True), Processes(1))
+def runner_of(work):
+    """Runs jobs in this process; `work` is a folder."""
+    return Runner(WorkFolder(work), Processes(1), Reporter(quiet=True))
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A build up to its base model."""
+
+    runner: Runner
+    source: Source
+    data: Data
+    base: Base
+    device: Device
+
+
+def opened(config, work, source=None):
+    """The first two stages; what the folder `work` has of them is not made again."""
+    runner, source, device = runner_of(work), source or open_source(config), devices(config.device, config.amp)[0]
+    data = decode(runner, source, config.validation)
+    return Opened(runner, source, data, train(runner, config, source, data, device), device)
 
 
 if __name__ == "__main__":

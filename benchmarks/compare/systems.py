@@ -36,7 +36,7 @@ from edvit.builder.models import checkpoint
 from edvit.builder.models.family import describe
 from edvit.builder.pipeline import Built
 from edvit.builder.report.timing import median_s
-from edvit.builder.stages.prepare import weights_path
+from edvit.builder.stages.base import weights_path
 from edvit.builder.vit.backbone import FeatureExtractor
 from edvit.bundle import Bundle
 from edvit.plan.cost import ACTIVATION_BYTES
@@ -110,13 +110,13 @@ def _work(path: Path) -> Work:
 
 def _operations(built: Built) -> Operations:
     """Of all sub-models; the gateway's fusion is not a device's."""
-    how = built.context.source.preprocessing
+    how = built.source.preprocessing
     total = Operations(0.0)
-    for artifact in built.split.submodels:
+    for artifact in built.fused.recovered:
         model = checkpoint.load_model(weights_path(artifact))
         extractor = FeatureExtractor(model, how.mean, how.std)
         shape = describe(model).model_copy(update={"classes": 0})
-        total += count(extractor, shape, samples(built.data), int8=built.context.config.precision == "int8")
+        total += count(extractor, shape, samples(built.data), int8=built.config.precision == "int8")
     return total
 
 

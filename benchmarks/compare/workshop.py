@@ -18,15 +18,17 @@ from benchmarks.compare.budget import keep_within
 from benchmarks.compare.energy import Operations, model_operations
 from benchmarks.compare.exchange import EncodedImage, Exchange, Work, alone
 from edvit.builder.config import BuildConfig, DeviceKind, make_config
-from edvit.builder.images import decode_images as decode_files
-from edvit.builder.images import open_images
+from edvit.builder.images import open_images, write_images
 from edvit.builder.jobs.artifacts import WorkFolder
 from edvit.builder.jobs.parallel import Processes
 from edvit.builder.jobs.progress import Reporter
+from edvit.builder.jobs.runner import Runner
 from edvit.builder.models.family import describe
 from edvit.builder.pipeline import Built, build
 from edvit.builder.report.timing import median_s
-from edvit.builder.stages import prepare
+from edvit.builder.stages.base import Base, train
+from edvit.builder.stages.data import Data, Source, decode, open_source
+from edvit.builder.train.device import devices
 from edvit.builder.vit.backbone import FeatureExtractor
 from edvit.bundle import Bundle
 from edvit.fleet import local_fleet
@@ -116,7 +118,7 @@ class Workshop:
 
     def built(self, name: str, config: BuildConfig) -> tuple[Bundle, Built]:
         """A build within the budget."""
-        whole = prepare.open_source(config).architecture
+        whole = open_source(config).architecture
         keep = keep_within(whole, self.budget_bytes, rotated=config.rotated)
         chosen = config.model_copy(update={"keep": str(keep)})
         return build(chosen, self.out / "bundles" / name, work=self.out / "work", report=self.report)
@@ -126,7 +128,7 @@ class Workshop:
         """Of fp32 weights a device."""
         if self.settings.budget_mb is not None:
             return self.settings.budget_mb * 1e6
-        whole = prepare.open_source(self.config(devices=1, seed=0)).architecture
+        whole = open_source(self.config(devices=1, seed=0)).architecture
         return model_cost(whole).weight_bytes / 8
 
     @cached_property
@@ -143,11 +145,12 @@ class Workshop:
     def whole(self, config: BuildConfig) -> Whole:
         """A whole model, trained as the base model of a build."""
         folder = WorkFolder((self.out / "work").absolute())
-        source = prepare.open_source(config)
-        context = prepare.Context(config, source, folder, self.report, Processes(config.workers))
+        source = open_source(config)
+        runner = Runner(folder, Processes(config.workers), self.report)
         with folder.locked():
-            data = prepare.prepare_data(context)
-            return Whole(context, data, prepare.prepare_base(context, data))
+            data = decode(runner, source, config.validation)
+            base = train(runner, config, source, data, devices(config.device, config.amp)[0])
+            return Whole(config, source, data, base)
 
     @cached_property
     def base_accuracy(self) -> float:
@@ -158,10 +161,10 @@ class Workshop:
     @torch.inference_mode()
     def accuracy(self, whole: Whole, scores: Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]) -> float:
         """Of a whole model on the test split, by whatever gives its scores."""
-        config = whole.context.config
+        config = whole.config
         source = read_split(config.data, "test", config.data_root).with_classes(whole.data.classes)
         folder = self.folder("test")
-        decode_files(source, whole.context.source.preprocessing, folder, lambda done, total: None)
+        write_images(source, whole.source.preprocessing, folder, lambda done, total: None)
         test, right = open_images(folder), 0
         for start in range(0, len(test), BATCH):
             found = scores(test.pixels(slice(start, start + BATCH))).argmax(axis=1)
@@ -197,9 +200,10 @@ class Workshop:
 class Whole:
     """A whole model, trained, and what it was trained on."""
 
-    context: prepare.Context
-    data: prepare.Data
-    base: prepare.Base
+    config: BuildConfig
+    source: Source
+    data: Data
+    base: Base
 
     @property
     def scores(self) -> nn.Module:
@@ -221,7 +225,7 @@ class Whole:
 
     def alone(self, seconds: float) -> Exchange:
         """On one device that takes so long for an image."""
-        size = int(np.prod(self.context.source.preprocessing.shape))
+        size = int(np.prod(self.source.preprocessing.shape))
         return alone(Work(seconds), size, len(self.data.classes) * ACTIVATION_BYTES)
 
 
@@ -237,7 +241,7 @@ class _Scores(nn.Module):
         return scores
 
 
-def samples(data: prepare.Data) -> Tensor:
+def samples(data: Data) -> Tensor:
     """Some validation images, uint8."""
     return torch.from_numpy(data.validation.pixels(slice(0, SAMPLES)))
 

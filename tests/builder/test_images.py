@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from digit_images import HOW, digit_images
-from edvit.builder.images import ImageSet, decode_images, open_images, split_validation
+from edvit.builder.images import ImageSet, open_images, split_validation, write_images
 from edvit.errors import DataError
 from edvit.inputs.datasets import read_split
 from edvit.inputs.preprocess import Preprocessing, decode_image
@@ -88,10 +88,10 @@ def test_an_unreadable_image_is_named(tmp_path, damage):
     (tmp_path / "made").mkdir()
     source = read_split(f"imagefolder:{tmp_path / 'data'}", "train")
     with pytest.raises(DataError) as caught:
-        decode_images(source, how, tmp_path / "made", lambda done, total: None)
+        write_images(source, how, tmp_path / "made", lambda done, total: None)
     assert str(bad) in str(caught.value)
     assert "\n" not in str(caught.value)
     bad.unlink()
     source = read_split(f"imagefolder:{tmp_path / 'data'}", "train")
-    decode_images(source, how, tmp_path / "made", lambda done, total: None)
+    write_images(source, how, tmp_path / "made", lambda done, total: None)
     assert open_images(tmp_path / "made").pixels().shape == (2, 3, 8, 8)

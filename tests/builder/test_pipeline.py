@@ -12,8 +12,9 @@ from PIL import Image
 
 from edvit.builder.models import checkpoint
 from edvit.builder.pipeline import REPORT, build, make_plan
-from edvit.builder.stages import prepare
-from edvit.builder.stages import test as measure
+from edvit.builder.stages import test as test_stage
+from edvit.builder.stages.base import weights_path
+from edvit.builder.stages.data import open_source
 from edvit.builder.subspace import cut, statistics
 from edvit.builder.vit import backbone
 from edvit.bundle import MANIFEST, read_bundle
@@ -54,13 +55,13 @@ def test_the_bundle_describes_what_was_built(tiny_build):
     assert (manifest.data.train + manifest.data.validation, manifest.data.test) == (1437, 360)
     assert sorted(c for submodel in manifest.submodels for c in submodel.classes) == list(range(10))
     assert [line.device for line in manifest.plan.placed] == ["dev-1", "dev-2"]
-    for submodel, artifact in zip(manifest.submodels, built.split.submodels, strict=True):
-        model = checkpoint.load_model(prepare.weights_path(artifact))
+    for submodel, artifact in zip(manifest.submodels, built.fused.recovered, strict=True):
+        model = checkpoint.load_model(weights_path(artifact))
         head = sum(p.numel() for p in model.head.parameters())
         assert submodel.params == sum(p.numel() for p in model.parameters()) - head
         assert submodel.widths == backbone.describe(model).widths
         assert submodel.feature_dim == model.embed_dim < 24
-    base = checkpoint.load_model(prepare.weights_path(built.base.artifact))
+    base = checkpoint.load_model(weights_path(built.base.artifact))
     assert manifest.base.params == sum(p.numel() for p in base.parameters())
     assert manifest.config["model"] == "vit_test_build"
     assert manifest.config["recover_epochs"] == 2
@@ -101,7 +102,7 @@ def test_again_does_nothing_again_and_gives_the_same_bundle(tiny_build, work, tm
     before = stages(work)
     names = [name.rsplit("-", 1)[0] for name in before]
     assert sorted(set(names)) == [
-        "base", "data", "export", "features", "fusion", "pruned", "statistics", "submodel", "teacher", "test",
+        "base", "data", "export", "fuse", "prune", "recover", "statistics", "teacher", "test",
     ]  # fmt: skip
     bundle, _ = build(tiny_config(), tmp_path / "again", work=work)
     assert bundle.digest == tiny_build.bundle.digest
@@ -110,15 +111,15 @@ def test_again_does_nothing_again_and_gives_the_same_bundle(tiny_build, work, tm
 
 def test_force_redoes_a_stage_and_what_is_the_same_stays(tiny_build, work, tmp_path):
     before = stages(work)
-    bundle, _ = build(tiny_config(), tmp_path / "again", work=work, force=frozenset({"fusion"}))
-    assert redone(before, stages(work)) == ["fusion", "fusion"]  # the split's, and that of N = 1
+    bundle, _ = build(tiny_config(), tmp_path / "again", work=work, force=frozenset({"fuse"}))
+    assert redone(before, stages(work)) == ["fuse", "fuse"]  # of the plan, and of N = 1
     assert bundle.digest == tiny_build.bundle.digest
 
 
 def test_statistics_are_redone_though_everything_is_cut(tiny_build, work, tmp_path):
     before = stages(work)
     bundle, _ = build(tiny_config(), tmp_path / "again", work=work, force=frozenset({"statistics"}))
-    assert redone(before, stages(work)) == ["pruned", "pruned", "pruned", "statistics"]
+    assert redone(before, stages(work)) == ["prune", "prune", "prune", "statistics"]
     assert bundle.digest == tiny_build.bundle.digest
 
 
@@ -144,9 +145,9 @@ def test_another_setting_redoes_what_depends_on_it_alone(tiny_build, work, tmp_p
 def test_other_labels_of_the_test_images_are_measured_anew(tiny_build, work, tmp_path, monkeypatch):
     before, source = stages(work), read_split("digits", "test")
     changed = replace(source, labels=(source.labels + 1) % 10)
-    monkeypatch.setattr(measure, "read_split", lambda *_: changed)
+    monkeypatch.setattr(test_stage, "read_split", lambda *_: changed)
     bundle, _ = build(tiny_config(), tmp_path / "again", work=work)
-    assert redone(before, stages(work)) == ["test"]
+    assert redone(before, stages(work)) == ["data", "test"]
     assert bundle.manifest.metric("base") < 0.5 < tiny_build.bundle.manifest.metric("base")
 
 
@@ -214,8 +215,8 @@ def test_sub_models_learn_from_mixed_images_too(tiny_build, work, tmp_path):
     bundle, built = build(tiny_config(**settings), tmp_path / "out", work=work)
     assert bundle.manifest.config["criterion"] == "fisher-kl"
     assert len(list(work.glob("base-*"))) == 1, "the base model sees no mixed images"
-    pruned = [artifact.record()["validation"] for artifact in built.split.pruned]
-    trained = [artifact.record()["validation"] for artifact in built.split.submodels]
+    pruned = [artifact.note["validation"] for artifact in built.fused.pruned]
+    trained = [artifact.note["validation"] for artifact in built.fused.recovered]
     assert min(trained) > max(pruned)
     assert built.test.accuracy(built.test.fused) > 0.6
 
@@ -236,7 +237,7 @@ def test_two_groups_share_a_device_and_are_pruned_until_they_fit(work, tmp_path)
 
     settings = {"groups": 2, "recover_epochs": 0, "views": 2, "baseline": False}
     roomy = tiny_config(**settings, fleet=fleet(100))
-    plan = make_plan(roomy, prepare.open_source(roomy))
+    plan = make_plan(roomy, open_source(roomy))
     needed = sum(submodel.cost.peak_memory_bytes for submodel in plan.submodels)
     assert {submodel.heads_pruned for submodel in plan.submodels} == {1}
 
@@ -252,7 +253,7 @@ def test_two_groups_share_a_device_and_are_pruned_until_they_fit(work, tmp_path)
 def test_a_sub_model_of_less_than_one_head_can_be_built(work, tmp_path):
     settings = {"groups": 1, "recover_epochs": 0, "views": 2, "baseline": False}
     narrowest = tiny_config(**settings, keep="0.01")
-    source = prepare.open_source(narrowest)
+    source = open_source(narrowest)
     needed = make_plan(narrowest, source).submodels[0].cost.peak_memory_bytes
     fleet = Fleet(name="one", devices=(Device.model_validate({"name": "only", "memory_mb": needed / 1e6}),))
     bundle, built = build(tiny_config(**settings, keep="1/3", fleet=fleet), tmp_path / "out", work=work)
@@ -291,7 +292,7 @@ def test_too_many_calibration_images_are_refused_before_any_work(tmp_path, monke
 
 
 def test_statistics_of_more_groups_than_fit_are_refused_before_any_work(tmp_path, monkeypatch):
-    source = prepare.open_source(tiny_config())
+    source = open_source(tiny_config())
     of_one = statistics.sums_bytes(source.architecture.rotated_form(), 1, gradients=True)
     monkeypatch.setattr(statistics, "SUMS_LIMIT_BYTES", 2 * of_one - 1)
     with pytest.raises(ConfigError, match=r"statistics of 2 class groups take .* at most 1 group, or give --prune"):
@@ -356,12 +357,12 @@ def test_the_test_images_are_read_last_and_nothing_is_lost_by_it(tmp_path):
     assert not out.exists()
     before = stages(tmp_path / "out-work")
     assert {name.rsplit("-", 1)[0] for name in before} == {
-        "base", "data", "export", "features", "fusion", "pruned", "statistics", "submodel", "teacher",
+        "base", "data", "export", "fuse", "prune", "recover", "statistics", "teacher",
     }  # fmt: skip
 
     bad.write_bytes(whole)
     bundle, _ = build(folder_config(root), out)
-    assert redone(before, stages(tmp_path / "out-work")) == ["test"]
+    assert redone(before, stages(tmp_path / "out-work")) == ["data", "test"]
     assert bundle.manifest.data.classes == ("class-0", "class-1")
     assert (bundle.manifest.data.train, bundle.manifest.data.validation, bundle.manifest.data.test) == (10, 2, 12)
 

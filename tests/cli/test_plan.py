@@ -9,7 +9,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from edvit.builder.config import make_config
-from edvit.builder.stages.prepare import open_source
+from edvit.builder.stages.data import open_source
 from edvit.bundle import PlanInfo
 from edvit.cli import app, commands  # noqa: F401  (registers the commands)
 from edvit.errors import ConfigError, InfeasibleError, MissingExtraError, ModelError

@@ -34,8 +34,8 @@ def test_a_build_killed_in_recovery_leaves_no_bundle_and_goes_on_from_there(tiny
     assert not out.exists()
     assert wait_for(lambda: not [worker for worker in workers if alive(worker)])
     done = finished(work)
-    assert "submodel" in done
-    assert "fusion" not in done
+    assert "recover" in done
+    assert "fuse" not in done
     kept = {path: path.stat().st_mtime_ns for path in work.glob("[a-z]*-*")}
 
     bundle, _ = build(tiny_config(), out)

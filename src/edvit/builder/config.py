@@ -24,7 +24,7 @@ DeviceKind = Literal["cpu", "cuda"]
 Augment = Literal["natural", "glyphs", "spectrograms", "none"]
 
 STAGES = (
-    "data", "base", "teacher", "statistics", "scores", "pruned", "submodel", "export", "features", "fusion", "test",
+    "data", "base", "teacher", "statistics", "scores", "prune", "recover", "export", "quantise", "fuse", "test",
 )  # fmt: skip
 """Names that --force takes, in the order in which they run."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edvit.builder.arrays import create_array
+from edvit.builder.jobs.artifacts import Artifact
 from edvit.inputs.datasets import LabelledImages
 from edvit.inputs.preprocess import Preprocessing
 
@@ -23,7 +25,7 @@ class ImageSet:
     """Some rows of a decoded image set. Cheap to pickle: pixels stay on disk.
 
     Attributes:
-        folder: what `decode_images` wrote.
+        folder: what `write_images` wrote.
         rows: int64 `[n]`, which of its images, in this order.
     """
 
@@ -32,6 +34,12 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of pixels, labels and which rows these are, hex; the folder has to be a finished job's."""
+        of_all = Artifact.read(self.folder).digest
+        return hashlib.sha256(of_all.encode() + self.rows.tobytes()).hexdigest()
 
     @cached_property
     def labels(self) -> npt.NDArray[np.int64]:
@@ -65,7 +73,7 @@ class ImageSet:
         return {"folder": self.folder, "rows": self.rows}
 
 
-def decode_images(
+def write_images(
     images: LabelledImages, how: Preprocessing, folder: Path, progress: Callable[[int, int], None]
 ) -> None:
     """Decode and resize every image into `folder`.
@@ -83,7 +91,7 @@ def decode_images(
 
 
 def open_images(folder: Path) -> ImageSet:
-    """All that `decode_images` wrote."""
+    """All that `write_images` wrote."""
     return ImageSet(folder, np.arange(len(np.load(folder / LABELS))))
 
 

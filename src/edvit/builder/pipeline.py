@@ -1,4 +1,4 @@
-"""From training data to a bundle, top to bottom: data, base, split, prune, recover, assign, fuse, export, test."""
+"""From training data to a bundle, top to bottom: data, base, partition, prune, recover, export, fuse, test."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib.metadata
 import platform
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,18 +17,25 @@ import numpy as np
 from edvit import __version__
 from edvit.builder.config import BuildConfig
 from edvit.builder.jobs import parallel, ray_cluster
-from edvit.builder.jobs.artifacts import WorkFolder
+from edvit.builder.jobs.artifacts import Artifact, WorkFolder
 from edvit.builder.jobs.progress import Reporter
+from edvit.builder.jobs.runner import Runner
 from edvit.builder.models.family import vit_widths
 from edvit.builder.models.weights import check_weights
+from edvit.builder.report.latency import latencies_s
 from edvit.builder.report.page import ReportData, result_rows, write_report
-from edvit.builder.stages import prepare, split
-from edvit.builder.stages import test as measure
-from edvit.builder.stages.prune import Group, check_calibration, load_kept, prune
-from edvit.builder.stages.split import Split
-from edvit.builder.stages.test import TestResult
+from edvit.builder.stages import base as base_stage
+from edvit.builder.stages import prune_channels, prune_subspace
+from edvit.builder.stages.base import Base, weights_path
+from edvit.builder.stages.data import Data, Source, decode, default_augment, open_source, training_views
+from edvit.builder.stages.export import export, quantise
+from edvit.builder.stages.fuse import Fused, fuse_job, fusion_views
+from edvit.builder.stages.prune import Group, load_kept
+from edvit.builder.stages.recover import recover, recovery
+from edvit.builder.stages.teacher import teach
+from edvit.builder.stages.test import TestResult, open_test, run_test
 from edvit.builder.subspace import rms
-from edvit.builder.train.device import devices
+from edvit.builder.train.device import Device, devices
 from edvit.builder.vit import backbone
 from edvit.bundle import (
     BaseModelInfo,
@@ -62,13 +69,16 @@ OF_SOUNDS = {"seconds", "sample_rate", "mels"}
 class Built:
     """All that the stages of a build made."""
 
-    context: prepare.Context
-    data: prepare.Data
-    base: prepare.Base
+    config: BuildConfig
+    source: Source
+    data: Data
+    base: Base
     plan: Plan
-    split: Split
-    baseline: Split | None
+    fused: Fused
+    baseline: Fused | None
     test: TestResult
+    mixed: bool
+    """Whether training was in mixed precision."""
 
     @property
     def devices(self) -> list[str]:
@@ -100,16 +110,16 @@ def build(
     """
     out = check_target(out)
     # What is missing must come out before anything is decoded.
-    devices(config.device, config.amp)
+    where = devices(config.device, config.amp)
     if config.weights is not None:
         check_weights(config.weights)
-    source = prepare.open_source(config)
+    source = open_source(config)
     plan = make_plan(config, source)
-    check_calibration(config, source, _wanted(config, plan))
+    prune_subspace.check_calibration(config, source, _wanted(config, plan))
     folder = WorkFolder((work or out.with_name(out.name + "-work")).absolute(), force)
     with folder.locked(), _pool(config, folder) as pool:
-        context = prepare.Context(config, source, folder, report or Reporter(quiet=True), pool)
-        return _run(context, plan, out, dict(flags or {}))
+        runner = Runner(folder, pool, report or Reporter(quiet=True))
+        return _run(runner, config, source, plan, where=where, out=out, flags=dict(flags or {}))
 
 
 def _pool(config: BuildConfig, folder: WorkFolder) -> AbstractContextManager[parallel.Pool]:
@@ -118,56 +128,96 @@ def _pool(config: BuildConfig, folder: WorkFolder) -> AbstractContextManager[par
     return ray_cluster.connected(config.ray, folder.root)
 
 
-def _run(context: prepare.Context, plan: Plan, out: Path, flags: dict[str, Any]) -> tuple[Bundle, Built]:
-    config, report = context.config, context.report
+def _run(
+    runner: Runner,
+    config: BuildConfig,
+    source: Source,
+    plan: Plan,
+    *,
+    where: Sequence[Device],
+    out: Path,
+    flags: dict[str, Any],
+) -> tuple[Bundle, Built]:
     durations: dict[str, float] = {}
 
     def done(stage: str, text: str) -> None:
         durations[stage] = time.monotonic() - start - sum(durations.values())
-        report.line(stage, text, durations[stage])
+        runner.report.line(stage, text, durations[stage])
 
-    start = time.monotonic()
-    data = prepare.prepare_data(context)
-    done("data", _describe_data(context, data))
+    start, how = time.monotonic(), source.preprocessing
+    data = decode(runner, source, config.validation)
+    done("data", _describe_data(config, source, data))
 
-    trained = prepare.prepare_base(context, data)
-    done("base", _describe_base(context, trained))
-    report.line("split", _describe_groups(plan, data))
+    base = base_stage.train(runner, config, source, data, where[0])
+    done("base", _describe_base(source, base))
+    runner.report.line("partition", _describe_groups(plan, data))
 
-    taught = prepare.run_teacher(context, data, trained)
-    wanted = _wanted(config, plan)
-    n, hidden = len(plan.submodels), plan.fusion_hidden
-    with_baseline = len(wanted) > n
-    pruned = prune(context, data, trained, wanted)
+    views = training_views(config, data)
+    taught = teach(
+        runner,
+        base,
+        views,
+        config.resolved_views,
+        preprocessing=how,
+        rotated=config.rotated,
+        streams=bool(config.recover_epochs),
+        amp=config.amp,
+        devices=where,
+    )
+    wanted, n = _wanted(config, plan), len(plan.submodels)
+    pruned = prune(runner, config, data, base, wanted, source=source, device=where[0])
     done("prune", _describe_widths(plan, config))
 
-    submodels = split.recover_submodels(context, data, taught=taught, groups=wanted, pruned=pruned)
-    done("recover", _describe_submodels(n, with_baseline, context))
+    recovered = recover(
+        runner,
+        wanted,
+        pruned,
+        taught,
+        views=views,
+        validation=data.validation,
+        how=recovery(config),
+        preprocessing=how,
+        seed=config.seed,
+        amp=config.amp,
+        devices=where,
+    )
+    done("recover", _describe_submodels(n, len(wanted) > n, config, runner.pool))
 
-    exports = split.export_submodels(context, data, submodels)
-    features = split.view_features(context, data, taught, submodels)
+    count = fusion_views(config, taught)
+    exported = export(runner, recovered, views, count, validation=data.validation, preprocessing=how, devices=where)
+    files = quantise(runner, exported, config.precision, data.validation)
 
-    def fused_split(first: int, last: int) -> Split:
-        fusion = split.fuse(
-            context,
-            data,
-            taught=taught,
-            submodels=submodels[first:last],
-            features=features[first:last],
-            hidden=hidden,
+    def fused_of(part: slice) -> Fused:
+        job = fuse_job(
+            exported[part],
+            taught,
+            views,
+            count,
+            validation=data.validation,
+            hidden=plan.fusion_hidden,
+            seed=config.seed,
+            device=where[0],
         )
-        return Split(tuple(wanted[first:last]), pruned[first:last], submodels[first:last], exports[first:last], fusion)
+        fusion = runner.make(job, "training")
+        return Fused(tuple(wanted[part]), pruned[part], recovered[part], exported[part], files[part], fusion)
 
-    made = fused_split(0, n)
-    baseline = fused_split(n, n + 1) if with_baseline else None
-    fused = float(made.fusion.record()["validation"])
-    done("fuse", f"exported and compared with PyTorch · {fused:.1%} on validation")
+    fused = fused_of(slice(n))
+    baseline = fused_of(slice(n, None)) if len(wanted) > n else None
+    done("fuse", f"exported and compared with PyTorch · {fused.fusion.note['validation']:.1%} on validation")
 
-    devices = [submodel.device for submodel in plan.submodels]
-    test = measure.run_test(context, data, trained, made, devices=devices, baseline=baseline)
+    test = run_test(
+        runner,
+        open_test(config, data.classes),
+        how,
+        base,
+        fused,
+        devices=[submodel.device for submodel in plan.submodels],
+        baseline=baseline,
+        where=where[0],
+    )
     done("test", _describe_test(test))
 
-    built = Built(context, data, trained, plan, made, baseline, test)
+    built = Built(config, source, data, base, plan, fused, baseline, test, mixed=where[0].mixed)
 
     def fill(folder: Path) -> Manifest:
         manifest = _fill_bundle(folder, built, flags)
@@ -175,8 +225,30 @@ def _run(context: prepare.Context, plan: Plan, out: Path, flags: dict[str, Any])
         return manifest
 
     bundle = write_bundle(out, fill)
-    report.line("bundle", f"{bundle.path} · {REPORT} inside")
+    runner.report.line("bundle", f"{bundle.path} · {REPORT} inside")
     return bundle, built
+
+
+def prune(
+    runner: Runner,
+    config: BuildConfig,
+    data: Data,
+    base: Base,
+    groups: Sequence[Group],
+    *,
+    source: Source,
+    device: Device,
+) -> tuple[Artifact, ...]:
+    """A pruned model for each group, by the pruner that the settings name.
+
+    Raises:
+        ModelError: by subspace, the base model's residual stream cannot be rotated.
+        DataError: by subspace, a class has no calibration images.
+    """
+    how = source.preprocessing
+    if config.rotated:
+        return prune_subspace.prune(runner, config, data, base, groups, preprocessing=how, device=device)
+    return prune_channels.prune(runner, config, data, base, groups, preprocessing=how)
 
 
 def _wanted(config: BuildConfig, plan: Plan) -> list[Group]:
@@ -186,7 +258,7 @@ def _wanted(config: BuildConfig, plan: Plan) -> list[Group]:
     return [*groups, Group(classes, groups[0].widths)] if config.baseline and len(groups) > 1 else groups
 
 
-def make_plan(config: BuildConfig, source: prepare.Source) -> Plan:
+def make_plan(config: BuildConfig, source: Source) -> Plan:
     """Class groups, widths and devices, before anything is trained.
 
     Raises:
@@ -212,8 +284,8 @@ def make_plan(config: BuildConfig, source: prepare.Source) -> Plan:
 
 
 def _fill_bundle(folder: Path, built: Built, flags: dict[str, Any]) -> Manifest:
-    config, source, data = built.context.config, built.context.source, built.data
-    plan, made = built.plan, built.split
+    config, source, data = built.config, built.source, built.data
+    plan, made = built.plan, built.fused
     infos = []
     for submodel in plan.submodels:
         path = folder / f"submodel-{submodel.id}.onnx"
@@ -243,7 +315,7 @@ def _fill_bundle(folder: Path, built: Built, flags: dict[str, Any]) -> Manifest:
             params=base_cost.params,
             flops=base_cost.flops,
             bytes=base_cost.weight_bytes,
-            weights_sha256=sha256_of(prepare.weights_path(built.base.artifact)),
+            weights_sha256=sha256_of(weights_path(built.base.artifact)),
         ),
         data=DataInfo(
             spec=config.data,
@@ -257,7 +329,7 @@ def _fill_bundle(folder: Path, built: Built, flags: dict[str, Any]) -> Manifest:
         fusion=FusionInfo(
             model=model_file(fusion),
             submodels=tuple(range(len(infos))),
-            params=int(made.fusion.record()["params"]),
+            params=int(made.fusion.note["params"]),
         ),
         plan=plan.info(),
         metrics=built.test.metrics(),
@@ -273,41 +345,47 @@ def _fill_bundle(folder: Path, built: Built, flags: dict[str, Any]) -> Manifest:
 
 def _resolved(built: Built) -> dict[str, Any]:
     """Every setting with the value that was used, also where the user left it open."""
-    config, how = built.context.config, built.context.source.preprocessing
+    config, how, trained = built.config, built.source.preprocessing, built.base.artifact.note
     steps = built.plan.base.keep_steps
     pruned = min(submodel.heads_pruned for submodel in built.plan.submodels)
     return {
         **config.model_dump(mode="json", exclude={"fleet", "criterion", *OF_MACHINES, *OF_SOUNDS}),
         **({} if config.rotated else {"criterion": config.resolved_criterion}),
         **({} if how.spectrogram is None else how.spectrogram.model_dump(include=OF_SOUNDS)),
-        "model": built.context.source.model,
+        "model": built.source.model,
         "image_size": how.image_size,
         "channels": how.channels,
         "groups": len(built.plan.submodels),
         "keep": format_keep(steps, pruned),
         "prune": config.resolved_prune,
-        "augment": config.augment or prepare.default_augment(config.data),
-        "base_epochs": built.base.artifact.record()["epochs"],
-        "base_lr": built.base.artifact.record()["lr"],
+        "augment": config.augment or default_augment(config.data),
+        "base_epochs": trained["epochs"],
+        "base_lr": trained["lr"],
         "widths": config.resolved_widths,
         "views": config.resolved_views,
         "mix": config.resolved_mix,
         "strength": config.resolved_strength,
-        "amp": built.context.devices[0].mixed,
+        "amp": built.mixed,
         "recover_lr": config.resolved_recover_lr,
     }
 
 
 def report_data(built: Built, manifest: Manifest, durations: Mapping[str, float]) -> ReportData:
     """What the report shows, with latencies measured here and now."""
-    test, made = built.test, built.split
+    test, made = built.test, built.fused
     classes = len(built.data.classes)
     confusion = np.zeros((classes, classes), dtype=np.int64)
     np.add.at(confusion, (test.labels, test.fused.argmax(axis=1)), 1)
     rows = result_rows(
         manifest,
         own_accuracy={s.id: test.own_accuracy(s.id, s.classes) for s in built.plan.submodels},
-        measured_s=measure.latencies_s(built.base, made, built.data, devices=built.devices, baseline=built.baseline),
+        measured_s=latencies_s(
+            built.base,
+            made,
+            built.data.validation.pixels(slice(0, 1)),
+            devices=built.devices,
+            baseline=built.baseline,
+        ),
     )
     return ReportData(
         manifest=manifest,
@@ -317,10 +395,10 @@ def report_data(built: Built, manifest: Manifest, durations: Mapping[str, float]
             submodel.id: load_kept(artifact)
             for submodel, artifact in zip(built.plan.submodels, made.pruned, strict=True)
         },
-        pruned_by=_describe_pruner(built.context.config),
-        seeds={"seed": built.context.config.seed},
+        pruned_by=_describe_pruner(built.config),
+        seeds={"seed": built.config.seed},
         measured_on=f"{platform.machine()}, one thread, one image at a time: the base in PyTorch fp32, "
-        f"sub-models in ONNX Runtime {built.context.config.precision}; fused is the device that takes longest with all "
+        f"sub-models in ONNX Runtime {built.config.precision}; fused is the device that takes longest with all "
         "its sub-models, and the fusion, without a network; N = 1 is its one sub-model and its fusion",
         durations_s=durations,
     )
@@ -329,26 +407,26 @@ def report_data(built: Built, manifest: Manifest, durations: Mapping[str, float]
 # --- what a person reads -----------------------------------------------------------------------------------
 
 
-def _describe_data(context: prepare.Context, data: prepare.Data) -> str:
-    how, config = context.source.preprocessing, context.config
+def _describe_data(config: BuildConfig, source: Source, data: Data) -> str:
+    how = source.preprocessing
     sounds = "" if how.spectrogram is None else f"{how.spectrogram.seconds:g} s of sound as "
     return " · ".join(
         (
             config.data,
             f"{counted(len(data.classes), 'class', 'es')}, {sounds}{how.image_size}×{how.image_size}, "
             f"{len(data.train):,} train / {len(data.validation):,} validation",
-            *context.source.train.notes,
+            *source.train.notes,
         )
     )
 
 
-def _describe_base(context: prepare.Context, trained: prepare.Base) -> str:
-    note = trained.artifact.record()
+def _describe_base(source: Source, base: Base) -> str:
+    note = base.artifact.note
     how = counted(note["epochs"], "epoch") if note["epochs"] else "as given"
-    return f"{context.source.model} · {how} · {note['validation']:.1%} on validation"
+    return f"{source.model} · {how} · {note['validation']:.1%} on validation"
 
 
-def _describe_groups(plan: Plan, data: prepare.Data) -> str:
+def _describe_groups(plan: Plan, data: Data) -> str:
     sizes = sorted({len(submodel.classes) for submodel in plan.submodels})
     per_group = " or ".join(str(size) for size in sizes)
     return f"{counted(len(data.classes), 'class', 'es')} in {counted(len(plan.submodels), 'group')} of {per_group}"
@@ -376,10 +454,10 @@ def _describe_widths(plan: Plan, config: BuildConfig) -> str:
     return f"by {_describe_pruner(config)} · {limit}{widths} · {ratio:.1f}× smaller"
 
 
-def _describe_submodels(count: int, with_baseline: bool, context: prepare.Context) -> str:
+def _describe_submodels(count: int, with_baseline: bool, config: BuildConfig, pool: parallel.Pool) -> str:
     more = ", and one for all classes to compare" if with_baseline else ""
-    epochs = counted(context.config.recover_epochs, "epoch")
-    return f"{counted(count, 'sub-model')}{more} · {epochs}, {context.pool.describe()}"
+    epochs = counted(config.recover_epochs, "epoch")
+    return f"{counted(count, 'sub-model')}{more} · {epochs}, {pool.describe()}"
 
 
 def _describe_test(test: TestResult) -> str:

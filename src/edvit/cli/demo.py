@@ -106,10 +106,11 @@ def results(bundle: Bundle, built: Built, measured: Evaluation) -> Table:
     """The demo's table."""
     from rich.table import Table
 
-    from edvit.builder.stages.test import latencies_s
+    from edvit.builder.report.latency import latencies_s
 
     manifest, test = bundle.manifest, built.test
-    seconds = latencies_s(built.base, built.split, built.data, devices=built.devices, baseline=built.baseline)
+    image = built.data.validation.pixels(slice(0, 1))
+    seconds = latencies_s(built.base, built.fused, image, devices=built.devices, baseline=built.baseline)
     size = max(submodel.model.bytes for submodel in manifest.submodels)
     without = [test.accuracy(scores) for scores in test.without.values()]
     table = Table(box=None, pad_edge=False)

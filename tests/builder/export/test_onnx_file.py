@@ -98,7 +98,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import torch
-from test_export import cut, pixels
+from test_onnx_file import cut, pixels
 from edvit.builder.export.onnx_file import export_submodel
 export_submodel(cut("plain"), pixels(4), Path(sys.argv[2]))
 """
@@ -115,7 +115,7 @@ def test_the_same_model_is_the_same_bytes(exported, tmp_path):
 def _environment():
     import os
 
-    return {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "PYTHONHASHSEED": "7"}
+    return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONHASHSEED": "7"}
 
 
 def random_fusion():

@@ -12,7 +12,7 @@ from edvit.errors import ConfigError
 MEASURE = """
 import re, sys, torch
 from pathlib import Path
-from edvit.builder import backbone, importance
+from edvit.builder.vit import backbone, importance
 torch.set_num_threads(1)
 model = backbone.create("deit_tiny_patch16_224", image_size=112, classes=10)
 importance.score(model, torch.randn(int(sys.argv[1]), 3, 112, 112), batch_size=int(sys.argv[1]))

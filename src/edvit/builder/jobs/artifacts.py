@@ -1,27 +1,31 @@
-"""The work folder: every stage's result under a digest of its inputs and settings, so that a build resumes.
+"""The work folder: every job's result under the job's key, so that a build resumes.
 
-A stage writes into a scratch folder that is renamed when it is whole; a killed build leaves nothing that reads as
-done. A stage's key covers its settings and the *content* of what it was made from, so redoing one stage redoes
-what depends on it exactly when its result has changed.
+A job fills a scratch folder that is renamed when it is whole; a killed build leaves nothing that reads as done. A key
+covers the *content* of what a job reads, so redoing one job redoes what depends on it exactly when its result has
+changed.
 """
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
+import importlib.metadata
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from edvit import __version__
+from edvit.builder.jobs.job import Job, Note
+from edvit.builder.jobs.parallel import Progress
 from edvit.bundle import sha256_of
 from edvit.errors import NO_ROOM, BuildError, ConfigError
+
+LIBRARIES = ("numpy", "onnx", "onnxruntime", "onnxscript", "pillow", "timm", "torch", "torchvision")
+"""Distributions whose versions are recorded beside each result."""
 
 _DONE = "done.json"
 _LOCK = ".lock"
@@ -30,40 +34,29 @@ _SCRATCH = ".scratch-"
 
 @dataclass(frozen=True)
 class Artifact:
-    """A finished stage: its folder and the digest of what is in it."""
+    """A finished job's result: its folder and the digest of what is in it."""
 
     folder: Path
     digest: str
 
-    def record(self) -> dict[str, Any]:
-        """What the stage noted about itself."""
-        note: dict[str, Any] = json.loads((self.folder / _DONE).read_text(encoding="utf-8"))["note"]
+    @classmethod
+    def read(cls, folder: Path) -> Artifact:
+        """The result that a folder holds. Raises OSError, ValueError, KeyError or TypeError where it holds none."""
+        return cls(folder, json.loads((folder / _DONE).read_text(encoding="utf-8"))["digest"])
+
+    @property
+    def note(self) -> Note:
+        """What the job wrote down about its result."""
+        note: Note = json.loads((self.folder / _DONE).read_text(encoding="utf-8"))["note"]
         return note
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One thing to make: a name, and everything that its result depends on (JSON values)."""
-
-    name: str
-    settings: Mapping[str, Any]
-
-    @property
-    def key(self) -> str:
-        text = json.dumps([self.name, __version__, self.settings], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-Make = Callable[[Path], "dict[str, Any] | None"]
-"""Fills a folder; what it returns is noted beside the result."""
-
-
 class WorkFolder:
-    """Finished stages below one root.
+    """Finished jobs below one root.
 
     Args:
         root: made if it is not there.
-        force: names of stages to redo even where they are done.
+        force: names of stages whose jobs are run again even where they are done.
 
     Raises:
         ConfigError: the folder cannot be made.
@@ -107,59 +100,58 @@ class WorkFolder:
                     f"no space left on the disk {where}; free some and run again: what is finished is kept"
                 ) from None
 
-    def find(self, stage: Stage) -> Artifact | None:
-        """The stage's result, if it is done and is not to be redone."""
-        folder = self._folder(stage)
-        if stage.name in self._force and stage.key not in self._redone:
+    def find(self, job: Job) -> Artifact | None:
+        """The job's result, if it is done and is not to be redone."""
+        if job.STAGE in self._force and job.key not in self._redone:
             return None
         try:
-            done = json.loads((folder / _DONE).read_text(encoding="utf-8"))
-            return Artifact(folder, done["digest"])
+            return Artifact.read(self._folder(job))
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def make(self, stage: Stage, fill: Make) -> Artifact:
-        """The stage's result; `fill` is called where it is not done yet."""
-        return self.find(stage) or self.remake(stage, fill)
+    def forces(self, stage: str) -> bool:
+        """Whether the jobs of a stage are to be redone."""
+        return stage in self._force
 
-    def forces(self, name: str) -> bool:
-        """Whether stages of that name are to be redone."""
-        return name in self._force
-
-    def remake(self, stage: Stage, fill: Make) -> Artifact:
-        """As `make`, also where the stage is done."""
-        scratch = self.begin(stage)
+    def make(self, job: Job, progress: Progress) -> Artifact:
+        """Run a job in this process and keep its result, also where it is done."""
+        scratch = self.begin(job)
         try:
-            return self.commit(stage, scratch, fill(scratch))
+            return self.commit(job, scratch, job.run(scratch, progress))
         except BaseException:
             self.discard(scratch)
             raise
 
-    def begin(self, stage: Stage) -> Path:
+    def begin(self, job: Job) -> Path:
         """A scratch folder to fill for `commit`."""
-        return Path(tempfile.mkdtemp(prefix=f"{_SCRATCH}{stage.name}-", dir=self.root))
+        return Path(tempfile.mkdtemp(prefix=f"{_SCRATCH}{job.STAGE}-", dir=self.root))
 
     def discard(self, scratch: Path) -> None:
         """Remove a scratch folder; nothing happens to one that was committed."""
         shutil.rmtree(scratch, ignore_errors=True)
 
-    def commit(self, stage: Stage, scratch: Path, note: dict[str, Any] | None = None) -> Artifact:
-        """Take a filled scratch folder as the stage's result."""
+    def commit(self, job: Job, scratch: Path, note: Note) -> Artifact:
+        """Take a filled scratch folder as the job's result."""
         digest = hashlib.sha256()
         for path in sorted(path for path in scratch.rglob("*") if path.is_file()):
             digest.update(f"{path.relative_to(scratch)} {sha256_of(path)}\n".encode())
-        artifact = Artifact(self._folder(stage), digest.hexdigest())
-        done = {"stage": stage.name, "settings": stage.settings, "digest": artifact.digest, "note": note or {}}
+        artifact = Artifact(self._folder(job), digest.hexdigest())
+        done = {
+            "inputs": job.inputs(),
+            "digest": artifact.digest,
+            "note": note,
+            "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        }
         (scratch / _DONE).write_text(json.dumps(done, indent=1), encoding="utf-8")
         if artifact.folder.exists():
             shutil.rmtree(artifact.folder)
         scratch.chmod(0o755)
         scratch.rename(artifact.folder)
-        self._redone.add(stage.key)
+        self._redone.add(job.key)
         return artifact
 
-    def _folder(self, stage: Stage) -> Path:
-        return self.root / f"{stage.name}-{stage.key}"
+    def _folder(self, job: Job) -> Path:
+        return self.root / f"{job.STAGE}-{job.key}"
 
 
 def _written(error: Exception) -> str:

@@ -12,7 +12,15 @@ from edvit.builder.models.family import Classifier, describe, family_of
 from edvit.errors import BuildError
 from edvit.shape.conv import AnyArchitecture
 
+WEIGHTS = "model.safetensors"
+"""Name of the file in the folder of a result that is a model."""
+
 _ARCHITECTURE: TypeAdapter[AnyArchitecture] = TypeAdapter(AnyArchitecture)
+
+
+def parse_architecture(value: object) -> AnyArchitecture:
+    """The architecture that `model_dump(mode="json")` gave. Raises ValueError."""
+    return _ARCHITECTURE.validate_python(value)
 
 
 def save_model(path: Path, model: Classifier) -> None:

@@ -19,6 +19,7 @@ from edvit.builder.config import Fit
 from edvit.builder.conv import apoz, network
 from edvit.builder.conv import cut as conv_cut
 from edvit.builder.conv.network import ConvNet
+from edvit.builder.jobs.job import unkeyed
 from edvit.builder.subspace import attention
 from edvit.builder.vit import backbone, importance, surgery
 from edvit.builder.vit.scores import Scores
@@ -63,7 +64,7 @@ class Scoring:
     """How components are scored."""
 
     criterion: str
-    batch_size: int
+    batch_size: int = unkeyed()
     exact_heads: bool = False
     seed: int = 0
 

@@ -1,31 +1,38 @@
-"""The last stage: the test images, read here and nowhere else, through the very files that devices will run."""
+"""Stage `test`: the test images, read here and nowhere else, through the very files that devices will run."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from edvit.builder import images
-from edvit.builder.images import ImageSet
-from edvit.builder.jobs.artifacts import Stage
-from edvit.builder.jobs.parallel import torch_threads
-from edvit.builder.report.timing import median_s
-from edvit.builder.stages import prepare
-from edvit.builder.stages.split import Split
+from edvit.builder.config import BuildConfig
+from edvit.builder.images import ImageSet, open_images
+from edvit.builder.jobs.artifacts import Artifact
+from edvit.builder.jobs.job import Job, Note, unkeyed
+from edvit.builder.jobs.parallel import Progress
+from edvit.builder.jobs.runner import Runner
+from edvit.builder.stages.base import Base
+from edvit.builder.stages.data import Decode
+from edvit.builder.stages.export import SUBMODEL_FILE, load_head
+from edvit.builder.stages.fuse import FUSION_FILE, Fused
+from edvit.builder.train.device import Device
+from edvit.builder.vit.backbone import FeatureExtractor
 from edvit.bundle import Metric
 from edvit.errors import DataError
-from edvit.inputs.datasets import read_split
+from edvit.inputs.datasets import LabelledImages, read_split
+from edvit.inputs.preprocess import Preprocessing
 from edvit.runtime.device.engine import open_session
 from edvit.units import counted
 
 Floats = npt.NDArray[np.float32]
 BATCH = 64
+SCORES = "scores.npz"
 
 
 @dataclass(frozen=True)
@@ -70,12 +77,17 @@ class TestResult:
 
 
 class Sessions:
-    """The exported files of a split, opened on the CPU."""
+    """Exported files, opened on the CPU.
 
-    def __init__(self, exported: Split, threads: int) -> None:
-        count = len(exported.groups)
-        self._submodels = [open_session(exported.submodel_path(i), threads) for i in range(count)]
-        self._fusion = open_session(exported.fusion_path, threads)
+    Args:
+        files: each with a sub-model's file.
+        fusion: of these sub-models.
+        threads: of each session.
+    """
+
+    def __init__(self, files: Sequence[Artifact], fusion: Artifact, threads: int) -> None:
+        self._submodels = [open_session(artifact.folder / SUBMODEL_FILE, threads) for artifact in files]
+        self._fusion = open_session(fusion.folder / FUSION_FILE, threads)
 
     def features(self, pixels: npt.NDArray[np.uint8]) -> Floats:
         """Concatenated features `[batch, sum of dims]`."""
@@ -89,145 +101,121 @@ class Sessions:
         return scores
 
 
+@dataclass(frozen=True)
+class Score(Job):
+    """Scores the test images with the base model and with the files that devices will run.
+
+    Attributes:
+        images: the test images, decoded.
+        base: the base model.
+        submodels: each sub-model's files, device and head.
+        fusion: the fusion of all of them.
+        baseline: N = 1 at the same width, its file and its fusion; None where it was not built.
+        where: what runs the base model.
+        extractor: the base model, loaded.
+    """
+
+    STAGE: ClassVar[str] = "test"
+    LIBRARIES: ClassVar[tuple[str, ...]] = ("onnxruntime", "timm", "torch")
+
+    images: ImageSet
+    base: Artifact
+    devices: tuple[str, ...]
+    exported: tuple[Artifact, ...]
+    files: tuple[Artifact, ...]
+    fusion: Artifact
+    baseline: tuple[Artifact, ...] | None
+    where: Device = unkeyed()
+    extractor: FeatureExtractor = unkeyed()
+
+    def run(self, folder: Path, progress: Progress) -> Note:
+        scores: dict[str, Any] = self._scores(progress)
+        np.savez(folder / SCORES, **scores)
+        return {"images": len(self.images)}
+
+    def _scores(self, progress: Progress) -> dict[str, npt.NDArray[Any]]:
+        whole = self.extractor.to(self.where.name)
+        heads = [load_head(artifact) for artifact in self.exported]
+        sessions = Sessions(self.files, self.fusion, torch.get_num_threads())
+        alone = Sessions(self.baseline[:1], self.baseline[1], torch.get_num_threads()) if self.baseline else None
+        batches = list(range(0, len(self.images), BATCH))
+        found: dict[str, list[Floats]] = {}
+
+        def keep(name: str, scores: Floats) -> None:
+            found.setdefault(name, []).append(scores)
+
+        for step, start in enumerate(batches):
+            pixels = self.images.pixels(slice(start, start + BATCH))
+            with torch.inference_mode(), self.where.default():
+                keep("base", whole.model.head(whole(self.where.move(torch.from_numpy(pixels)))).cpu().numpy())
+            features = sessions.features(pixels)
+            keep("fused", sessions.fuse(features))
+            for device in dict.fromkeys(self.devices):
+                present = np.array([[other != device for other in self.devices]] * len(pixels), dtype=np.float32)
+                keep(f"without/{device}", sessions.fuse(features, present))
+            with torch.inference_mode():
+                parts = torch.split(torch.from_numpy(features), [head.in_features for head in heads], dim=1)
+                keep("alone", np.stack([head(part).numpy() for head, part in zip(heads, parts, strict=True)]))
+            if alone is not None:
+                keep("baseline", alone.fuse(alone.features(pixels)))
+            progress(step + 1, len(batches))
+        whole.cpu()  # latencies are measured there
+        return {name: np.concatenate(parts, axis=1 if name == "alone" else 0) for name, parts in found.items()}
+
+
 def run_test(
-    context: prepare.Context,
-    data: prepare.Data,
-    trained: prepare.Base,
-    exported: Split,
+    runner: Runner,
+    source: LabelledImages,
+    preprocessing: Preprocessing,
+    base: Base,
+    fused: Fused,
     *,
     devices: Sequence[str],
-    baseline: Split | None,
+    baseline: Fused | None,
+    where: Device,
 ) -> TestResult:
-    """Measure everything on the test split.
+    """Measure everything on the test images.
 
     Args:
+        source: the test images, none of them decoded, labelled as the base model's outputs are.
         devices: the device of each sub-model, in their order.
+        where: what runs the base model.
 
     Raises:
-        DataError: the test split is missing, or its classes are not those of the training split.
+        DataError: an image cannot be read.
     """
-    config = context.config
-    source = read_split(config.data, "test", config.data_root).with_classes(data.classes)
-    if not len(source):
-        raise DataError(f"{config.data}: the test split has no images")
-    stage = Stage(
-        "test",
-        {
-            "images": [source.stamp(i) for i in range(len(source))],
-            "labels": source.labels.tolist(),
-            "base": trained.artifact.digest,
-            "files": _digests(exported),
-            "devices": list(devices),
-            "baseline": _digests(baseline) if baseline else None,
-        },
+    decoded = runner.make(Decode.of(source, preprocessing), "decoding", line=Score.STAGE)
+    images = open_images(decoded.folder)
+    job = Score(
+        images=images,
+        base=base.artifact,
+        devices=tuple(devices),
+        exported=fused.exported,
+        files=fused.files,
+        fusion=fused.fusion,
+        baseline=None if baseline is None else (*baseline.files, baseline.fusion),
+        where=where,
+        extractor=base.extractor,
     )
-
-    def fill(folder: Path) -> dict[str, Any]:
-        with context.report.bar("test", "decoding") as bar:
-            images.decode_images(source, context.source.preprocessing, folder, bar)
-        test = images.open_images(folder)
-        with context.report.bar("test", counted(len(test), "image")) as bar:
-            np.savez(folder / "scores.npz", **_scores(context, trained, exported, devices, baseline, test, bar))
-        return {"images": len(test)}
-
-    artifact = context.work.make(stage, fill)
-    with np.load(artifact.folder / "scores.npz") as arrays:
-        without = {device: arrays[f"without/{device}"] for device in dict.fromkeys(devices)}
+    artifact = runner.make(job, counted(len(images), "image"))
+    with np.load(artifact.folder / SCORES) as arrays:
         return TestResult(
-            labels=arrays["labels"],
+            labels=images.labels,
             base=arrays["base"],
             fused=arrays["fused"],
-            without=without,
+            without={device: arrays[f"without/{device}"] for device in dict.fromkeys(devices)},
             alone=arrays["alone"],
             baseline=arrays["baseline"] if baseline else None,
         )
 
 
-def _digests(exported: Split) -> list[str]:
-    return [artifact.digest for artifact in (*exported.exports, exported.fusion)]
+def open_test(config: BuildConfig, classes: Sequence[str]) -> LabelledImages:
+    """The test images, none of them decoded.
 
-
-def _scores(  # noqa: PLR0917
-    context: prepare.Context,
-    trained: prepare.Base,
-    exported: Split,
-    devices: Sequence[str],
-    baseline: Split | None,
-    test: ImageSet,
-    progress: Any,
-) -> dict[str, Any]:
-    how, where = context.source.preprocessing, context.devices[0]
-    whole = trained.extractor.to(where.name)
-    heads = [prepare.load_extractor(a, how).model.head for a in exported.submodels]
-    sessions = Sessions(exported, torch.get_num_threads())
-    alone = Sessions(baseline, torch.get_num_threads()) if baseline else None
-    batches = list(range(0, len(test), BATCH))
-    found: dict[str, list[Floats]] = {}
-
-    def keep(name: str, scores: Floats) -> None:
-        found.setdefault(name, []).append(scores)
-
-    for step, start in enumerate(batches):
-        pixels = test.pixels(slice(start, start + BATCH))
-        with torch.inference_mode(), where.default():
-            keep("base", whole.model.head(whole(where.move(torch.from_numpy(pixels)))).cpu().numpy())
-        features = sessions.features(pixels)
-        keep("fused", sessions.fuse(features))
-        for device in dict.fromkeys(devices):
-            present = np.array([[other != device for other in devices]] * len(pixels), dtype=np.float32)
-            keep(f"without/{device}", sessions.fuse(features, present))
-        with torch.inference_mode():
-            widths = [head.in_features for head in heads]
-            parts = torch.split(torch.from_numpy(features), widths, dim=1)
-            keep("alone", np.stack([head(part).numpy() for head, part in zip(heads, parts, strict=True)]))
-        if alone is not None:
-            keep("baseline", alone.fuse(alone.features(pixels)))
-        progress(step + 1, len(batches))
-    scores = {name: np.concatenate(parts, axis=1 if name == "alone" else 0) for name, parts in found.items()}
-    whole.cpu()  # latencies are measured there
-    return {**scores, "labels": test.labels}
-
-
-def latencies_s(
-    trained: prepare.Base, exported: Split, data: prepare.Data, *, devices: Sequence[str], baseline: Split | None
-) -> dict[str, float]:
-    """Median seconds per image on one thread of this machine, by the name of the metric it belongs to.
-
-    The base in PyTorch fp32; each sub-model in ONNX Runtime. `fused` is the device that takes longest with all its
-    sub-models, one after the other, and then the fusion, as on devices that work side by side, without a network; `n1`
-    likewise from the baseline's own files.
-
-    Args:
-        devices: the device of each sub-model, in their order.
-        baseline: N = 1 at the same width; None where it was not built.
+    Raises:
+        DataError: the test split is missing or empty, or its classes are not those of the training split.
     """
-    image = data.validation.pixels(slice(0, 1))
-    submodels = _submodels_s(exported, image)
-    busy = dict.fromkeys(devices, 0.0)
-    for device, seconds in zip(devices, submodels, strict=True):
-        busy[device] += seconds
-    found = {"base": _base_s(trained, image), "fused": max(busy.values()) + _fusion_s(exported, image)}
-    if baseline is not None:
-        found["n1"] = sum(_submodels_s(baseline, image)) + _fusion_s(baseline, image)
-    return found | {f"submodel-{i}": seconds for i, seconds in enumerate(submodels)}
-
-
-def _submodels_s(exported: Split, image: npt.NDArray[np.uint8]) -> list[float]:
-    return [_onnx_s(exported.submodel_path(i), image=image) for i in range(len(exported.groups))]
-
-
-def _fusion_s(exported: Split, image: npt.NDArray[np.uint8]) -> float:
-    features = Sessions(exported, threads=1).features(image)
-    present = np.ones((1, len(exported.groups)), np.float32)
-    return _onnx_s(exported.fusion_path, features=features, present=present)
-
-
-def _onnx_s(path: Path, **inputs: npt.NDArray[Any]) -> float:
-    session = open_session(path, threads=1)
-    return median_s(lambda: session.run(None, inputs))
-
-
-def _base_s(trained: prepare.Base, image: npt.NDArray[np.uint8]) -> float:
-    pixels = torch.from_numpy(image)
-    with torch_threads(1), torch.inference_mode():
-        return median_s(lambda: trained.model.head(trained.extractor(pixels)))
+    source = read_split(config.data, "test", config.data_root).with_classes(classes)
+    if not len(source):
+        raise DataError(f"{config.data}: the test split has no images")
+    return source

@@ -66,10 +66,11 @@ UNLABELLED = -100
 """In the place of a mixed image's label; `torch.nn.functional.cross_entropy` ignores it."""
 
 
+@dataclass(frozen=True)
 class Views:
     """Makes batches of any view of one training set.
 
-    Args:
+    Attributes:
         images: the training set.
         augmentation: the ranges.
         seed: of the draws.
@@ -78,11 +79,10 @@ class Views:
             what they are.
     """
 
-    def __init__(self, images: ImageSet, augmentation: Augmentation, seed: int, mix: float = 0.0) -> None:
-        self.images = images
-        self.augmentation = augmentation
-        self.seed = seed
-        self.mix = mix
+    images: ImageSet
+    augmentation: Augmentation
+    seed: int
+    mix: float = 0.0
 
     def labels(self, view: int) -> npt.NDArray[np.int64]:
         """Of view `view`, int64 `[n]`; `UNLABELLED` where an image is mixed."""

@@ -8,10 +8,12 @@ import torch
 
 from edvit.builder.models import checkpoint
 from edvit.builder.models.family import Kept, kept_importance
-from edvit.builder.pipeline import make_plan
-from edvit.builder.stages import prepare
-from edvit.builder.stages import prune as prune_module
-from edvit.builder.stages.prune import Group, calibration_rows, load_kept, load_rotation, prune, subspace_options
+from edvit.builder.pipeline import make_plan, prune
+from edvit.builder.stages import prune_channels
+from edvit.builder.stages.base import load_extractor, weights_path
+from edvit.builder.stages.data import open_source
+from edvit.builder.stages.prune import Group, calibration_rows, load_kept, load_rotation
+from edvit.builder.stages.prune_subspace import options_of
 from edvit.builder.subspace import statistics
 from edvit.builder.subspace.cut import Options
 from edvit.builder.subspace.rms import to_rms
@@ -22,7 +24,7 @@ from edvit.builder.vit.surgery import BlockSelection, Selection
 from edvit.errors import ConfigError, ModelError
 from edvit.plan.cost import vit_cost
 from edvit.shape.vit import Architecture
-from tiny_build import context_of, tiny_config
+from tiny_build import opened, tiny_config
 
 torch.set_num_threads(1)
 
@@ -30,16 +32,15 @@ torch.set_num_threads(1)
 def pruned(work, keep=None, groups=((0, 1, 2), tuple(range(3, 10))), **settings):
     """Data, base model, groups and their pruned models."""
     config = tiny_config(**({"keep": keep} if keep else {}), **settings)
-    context = context_of(config, prepare.open_source(config), work)
-    data = prepare.prepare_data(context)
-    trained = prepare.prepare_base(context, data)
-    widths = make_plan(config, context.source).submodels[0].architecture.widths
+    build = opened(config, work)
+    widths = make_plan(config, build.source).submodels[0].architecture.widths
     wanted = [Group(classes, widths) for classes in groups]
-    return data, trained, wanted, prune(context, data, trained, wanted)
+    made = prune(build.runner, config, build.data, build.base, wanted, source=build.source, device=build.device)
+    return build.data, build.base, wanted, made
 
 
 def model_of(artifact):
-    return checkpoint.load_model(prepare.weights_path(artifact))
+    return checkpoint.load_model(weights_path(artifact))
 
 
 @pytest.mark.parametrize("pruner", ["subspace", "channels"])
@@ -56,10 +57,8 @@ def test_both_pruners_leave_the_same_things(work, pruner):
         assert len(kept.attention) == len(kept.ffn) == 2
         assert (kept.energy is None) == (pruner == "channels")
         assert sum(kept.channels) == (0 if pruner == "subspace" else group.widths.dim)
-        extractor = prepare.load_extractor(artifact, prepare.open_source(tiny_config()).preprocessing)
-        assert artifact.record()["validation"] == base.accuracy(
-            base.logits_of(extractor, data.validation), data.validation
-        )
+        extractor = load_extractor(artifact, open_source(tiny_config()).preprocessing)
+        assert artifact.note["validation"] == base.accuracy(base.logits_of(extractor, data.validation), data.validation)
 
 
 @pytest.mark.parametrize("pruner", ["subspace", "channels"])
@@ -67,10 +66,10 @@ def test_the_stream_stands_in_for_the_base_models_times_q(work, pruner):
     """At full width exactly, so the recovery's targets are those of the form that was pruned."""
     data, trained, _, (artifact, _) = pruned(work, keep="1/1", prune=pruner)
     whole = to_rms(trained.model) if pruner == "subspace" else trained.model
-    how = prepare.open_source(tiny_config()).preprocessing
+    how = open_source(tiny_config()).preprocessing
     images = torch.from_numpy(data.validation.pixels()[:5])
     with torch.inference_mode():
-        feature, streams = prepare.load_extractor(artifact, how).follow(images, (0, 1))
+        feature, streams = load_extractor(artifact, how).follow(images, (0, 1))
         expected, targets = backbone.FeatureExtractor(whole, how.mean, how.std).follow(images, (0, 1))
     q = load_rotation(artifact)
     assert torch.allclose(feature, expected @ q, atol=1e-3)
@@ -82,8 +81,8 @@ def test_subspaces_keep_more_than_channels(work):
     found = {}
     for pruner in ("subspace", "channels"):
         _, trained, _, artifacts = pruned(work, keep="1/3", prune=pruner, calibration=200)
-        found[pruner] = np.mean([artifact.record()["validation"] for artifact in artifacts])
-    assert trained.artifact.record()["validation"] > 0.8
+        found[pruner] = np.mean([artifact.note["validation"] for artifact in artifacts])
+    assert trained.artifact.note["validation"] > 0.8
     assert found["subspace"] > found["channels"] + 0.1
 
 
@@ -91,7 +90,7 @@ def test_calibration_images_are_spread_over_the_classes(work):
     data, *_ = pruned(work)
     counts = np.bincount(data.train.labels)
     for classes, count in (((2, 5, 7), 16), ((0, 1), 1), (tuple(range(10)), 10**6)):
-        rows = calibration_rows(data, classes, count, seed=3)
+        rows = calibration_rows(data.train, classes, count, seed=3)
         found = np.bincount(data.train.labels[rows], minlength=10)
         assert np.array_equal(rows, np.unique(rows))
         assert found.sum() == min(max(count, len(classes)), counts[list(classes)].sum())
@@ -109,16 +108,17 @@ def test_groups_are_cut_once_and_a_new_one_alone(work):
 
 
 def test_statistics_by_group_where_those_by_class_are_too_large(work, monkeypatch):
-    *_, by_class = pruned(work)
+    *_, artifacts = pruned(work)
+    by_class = [artifact.note["validation"] for artifact in artifacts]
     shutil.rmtree(work)
-    architecture = Architecture.model_validate(make_plan(tiny_config(), prepare.open_source(tiny_config())).base)
+    architecture = Architecture.model_validate(make_plan(tiny_config(), open_source(tiny_config())).base)
     needed = statistics.sums_bytes(architecture.rotated_form(), 10, gradients=True)
     monkeypatch.setattr(statistics, "SUMS_LIMIT_BYTES", needed - 1)
     *_, by_group = pruned(work)
     stage = next(work.glob("statistics-*"))
     assert statistics.Sums.load(stage / "sums.safetensors").bins == 2
     for one, other in zip(by_class, by_group, strict=True):
-        share = abs(one.record()["validation"] - other.record()["validation"])
+        share = abs(one - other.note["validation"])
         assert share < 0.05, "sums over classes and over groups are the same sums"
 
 
@@ -132,13 +132,13 @@ def test_other_widths_are_cut_from_the_same_scores(work):
 
 
 def test_steps_can_be_left_out(work):
-    everything = subspace_options(tiny_config())
+    everything = options_of(tiny_config())
     assert everything == Options(fisher=0.3)
     bare = tiny_config(without=("rotation", "factors", "readers", "writers", "correction"))
-    assert subspace_options(bare) == Options(
+    assert options_of(bare) == Options(
         rotate=False, fisher=None, low_rank=False, refit_readers=False, refit_writers=False, correct_errors=False
     )
-    assert subspace_options(tiny_config(without=("fisher",))) == Options(fisher=None)
+    assert options_of(tiny_config(without=("fisher",))) == Options(fisher=None)
     with pytest.raises(ConfigError, match="without"):
         tiny_config(without=("luck",))
     *_, (whole, _) = pruned(work)
@@ -163,21 +163,21 @@ def test_fitted_widths_are_each_groups_own_and_cost_no_more(work):
 
 
 def test_a_stopped_build_keeps_the_parts_of_a_group_that_are_scored(work, monkeypatch):
-    monkeypatch.setattr(prune_module, "SCORED_BY_STAGE", 8)
+    monkeypatch.setattr(prune_channels, "SCORED_BY_JOB", 8)
     settings = {"prune": "channels", "calibration": 24, "workers": 1, "groups": (tuple(range(10)),)}
     *_, (whole,) = pruned(work, **settings)
     assert len(list(work.glob("scores-*"))) == 3
-    for path in (*work.glob("scores-*"), *work.glob("pruned-*")):
+    for path in (*work.glob("scores-*"), *work.glob("prune-*")):
         shutil.rmtree(path)
-    score_job, calls = prune_module._score_job, []
+    score, calls = prune_channels.Score.run, []
 
-    def stopped(job, progress):
-        calls.append(job.stage.key)
+    def stopped(job, folder, progress):
+        calls.append(job.key)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return score_job(job, progress)
+        return score(job, folder, progress)
 
-    monkeypatch.setattr(prune_module, "_score_job", stopped)
+    monkeypatch.setattr(prune_channels.Score, "run", stopped)
     with pytest.raises(KeyboardInterrupt):
         pruned(work, **settings)
     assert len(list(work.glob("scores-*"))) == 2
@@ -193,7 +193,7 @@ def test_images_are_scored_in_parts_where_they_are_looked_at(work, monkeypatch, 
     kept = load_kept(whole)
     assert len(list(work.glob("scores-*"))) == 1
     shutil.rmtree(work)
-    monkeypatch.setattr(prune_module, "SCORED_BY_STAGE", 8)
+    monkeypatch.setattr(prune_channels, "SCORED_BY_JOB", 8)
     *_, (in_parts,) = pruned(work, **settings)
     assert len(list(work.glob("scores-*"))) == stages
     assert load_kept(in_parts).ffn == pytest.approx(kept.ffn, abs=0.02)
@@ -201,7 +201,7 @@ def test_images_are_scored_in_parts_where_they_are_looked_at(work, monkeypatch, 
 
 def test_scoring_in_small_batches_gives_the_same(work, monkeypatch):
     asked = []
-    monkeypatch.setattr(prune_module, "images_within", lambda limit, architecture: asked.append(limit) or 3)
+    monkeypatch.setattr(prune_channels, "images_within", lambda limit, architecture: asked.append(limit) or 3)
     *_, few = pruned(work, prune="channels", memory_limit_mb=1000, workers=1)
     assert asked == [1_000_000_000]
     monkeypatch.undo()
@@ -214,8 +214,8 @@ def test_scoring_in_small_batches_gives_the_same(work, monkeypatch):
 def test_all_that_scores_at_a_time_shares_the_memory(work, monkeypatch, workers, parts):
     """Two groups of sixteen images, in so many parts each: as many jobs may run at a time as there are workers."""
     shares = []
-    monkeypatch.setattr(prune_module, "images_within", lambda limit, architecture: shares.append(limit) or 32)
-    monkeypatch.setattr(prune_module, "SCORED_BY_STAGE", 16 // parts)
+    monkeypatch.setattr(prune_channels, "images_within", lambda limit, architecture: shares.append(limit) or 32)
+    monkeypatch.setattr(prune_channels, "SCORED_BY_JOB", 16 // parts)
     settings = {"prune": "channels", "criterion": "fisher-kl", "memory_limit_mb": 1000, "workers": workers}
     pruned(work, **settings)
     assert len(list(work.glob("scores-*"))) == 2 * parts
@@ -231,7 +231,7 @@ def test_too_little_memory_to_score_in(work):
 def test_a_model_that_cannot_be_rotated_says_so_before_any_work():
     config = tiny_config(model="vit_test_build_max")
     with pytest.raises(ModelError, match="give --prune channels"):
-        make_plan(config, prepare.open_source(config))
+        make_plan(config, open_source(config))
 
 
 def test_kept_importance_is_the_share_of_the_scores():

@@ -7,11 +7,13 @@ import pytest
 import torch
 from PIL import Image
 
-from edvit.builder.stages import prepare
+from edvit.builder.stages import data as stage
+from edvit.builder.stages.base import fine_tune_epochs
+from edvit.builder.stages.teacher import teach
 from edvit.errors import ConfigError, DataError, ModelError
 from edvit.inputs.audio import Spectrogram
 from sounds import encoded, tone
-from tiny_build import context_of, tiny_config
+from tiny_build import opened, runner_of, tiny_config
 
 torch.set_num_threads(1)
 
@@ -32,23 +34,33 @@ def prepared(root, **settings):
     """The first three stages over an image folder, in a work folder that stays."""
     known = {"data": f"imagefolder:{root}", "channels": 1, "base_epochs": 0, "views": 1}
     config = tiny_config(**{**known, **settings})
-    context = context_of(config, prepare.open_source(config), root.parent / "work")
-    data = prepare.prepare_data(context)
-    base = prepare.prepare_base(context, data)
-    return data, base, prepare.run_teacher(context, data, base).views[0]
+    build = opened(config, root.parent / "work")
+    views = stage.training_views(config, build.data)
+    how = build.source.preprocessing
+    taught = teach(
+        build.runner,
+        build.base,
+        views,
+        1,
+        preprocessing=how,
+        rotated=True,
+        streams=True,
+        amp=None,
+        devices=[build.device],
+    )
+    return build.data, build.base, taught.views[0]
 
 
 @pytest.mark.parametrize(("images", "epochs"), [(54_000, 6), (9_000, 8), (2_160, 31), (64, 1000), (3, 1000)])
 def test_a_pretrained_model_is_trained_for_six_epochs_and_for_a_thousand_steps(images, epochs):
-    assert prepare.fine_tune_epochs(images, batch_size=64) == epochs
+    assert fine_tune_epochs(images, batch_size=64) == epochs
     assert epochs == 6 or (epochs - 1) * max(1, images // 64) < 1000 <= epochs * max(1, images // 64)
 
 
 def test_again_is_the_same_stages(root):
     first, second = prepared(root), prepared(root)
-    for one, other in ((first[0].artifact, second[0].artifact), (first[2], second[2])):
-        assert one == other
-    assert first[0].digest == second[0].digest
+    assert (first[0].train.folder, first[2]) == (second[0].train.folder, second[2])
+    assert first[0].train.digest == second[0].train.digest
 
 
 def replace_image(root):
@@ -69,17 +81,17 @@ def test_changed_data_is_seen_even_under_a_base_that_needs_no_training(root, cha
     first = prepared(root)
     change(root)
     second = prepared(root)
-    assert first[0].artifact.digest != second[0].artifact.digest
+    assert first[0].train.digest != second[0].train.digest
     assert first[1].artifact.digest == second[1].artifact.digest, "no training: the same weights"
     assert first[2].folder != second[2].folder
 
 
 def test_another_validation_split_is_another_training_set_and_another_seed_is_not(root):
     first, second = prepared(root), prepared(root, validation=0.4)
-    assert first[0].artifact == second[0].artifact, "decoded once"
-    assert first[0].digest != second[0].digest
+    assert first[0].train.folder == second[0].train.folder, "decoded once"
+    assert first[0].train.digest != second[0].train.digest
     assert first[2].folder != second[2].folder
-    assert first[0].digest == prepared(root, seed=5)[0].digest
+    assert first[0].train.digest == prepared(root, seed=5)[0].train.digest
 
 
 def test_touching_a_file_redoes_the_decoding_and_nothing_else(root):
@@ -87,8 +99,8 @@ def test_touching_a_file_redoes_the_decoding_and_nothing_else(root):
     path = root / "train" / "a" / "3.png"
     path.write_bytes(path.read_bytes())
     second = prepared(root)
-    assert first[0].artifact.folder != second[0].artifact.folder
-    assert first[0].digest == second[0].digest
+    assert first[0].train.folder != second[0].train.folder
+    assert first[0].train.digest == second[0].train.digest
     assert first[2] == second[2]
 
 
@@ -100,26 +112,26 @@ def test_training_and_validation_share_no_image(root):
 
 
 def test_defaults_suit_the_data():
-    digits = prepare.open_source(tiny_config(model=None))
+    digits = stage.open_source(tiny_config(model=None))
     assert digits.model == "vit_digits_patch4_8"
     assert (digits.preprocessing.channels, digits.preprocessing.image_size) == (1, 8)
-    assert prepare.augmentation(tiny_config()) == prepare.GLYPHS
-    assert prepare.augmentation(tiny_config(data="cifar10")) == prepare.NATURAL
-    assert prepare.augmentation(tiny_config(augment="none")).is_identity
+    assert stage.augmentation(tiny_config()) == stage.GLYPHS
+    assert stage.augmentation(tiny_config(data="cifar10")) == stage.NATURAL
+    assert stage.augmentation(tiny_config(augment="none")).is_identity
 
 
 def test_normalisation_follows_the_channels(root):
-    grey = prepare.open_source(tiny_config(data=f"imagefolder:{root}", channels=1)).preprocessing
-    colour = prepare.open_source(tiny_config(data=f"imagefolder:{root}")).preprocessing
+    grey = stage.open_source(tiny_config(data=f"imagefolder:{root}", channels=1)).preprocessing
+    colour = stage.open_source(tiny_config(data=f"imagefolder:{root}")).preprocessing
     assert (len(grey.mean), len(colour.mean)) == (1, 3)
     assert grey.mean[0] == pytest.approx(sum(colour.mean) / 3)
 
 
 def test_image_folders_need_a_model(root):
     with pytest.raises(DataError, match="needs a --model"):
-        prepare.open_source(tiny_config(data=f"imagefolder:{root}", model=None))
+        stage.open_source(tiny_config(data=f"imagefolder:{root}", model=None))
     with pytest.raises(ModelError, match="did you mean vit_digits_patch4_8"):
-        prepare.open_source(tiny_config(model="vit_digit_patch4_8"))
+        stage.open_source(tiny_config(model="vit_digit_patch4_8"))
 
 
 @pytest.fixture
@@ -134,25 +146,25 @@ def sounds(tmp_path):
 
 
 def test_sounds_become_spectrograms_of_their_own_length(sounds):
-    how = prepare.open_source(tiny_config(data=sounds, channels=1)).preprocessing
+    how = stage.open_source(tiny_config(data=sounds, channels=1)).preprocessing
     assert how.spectrogram == Spectrogram(seconds=0.3)
     asked = tiny_config(data=sounds, channels=1, seconds=0.5, sample_rate=8000, mels=32)
-    assert prepare.open_source(asked).preprocessing.spectrogram == Spectrogram(seconds=0.5, sample_rate=8000, mels=32)
-    assert prepare.augmentation(tiny_config(data=sounds)) == prepare.SPECTROGRAMS
+    assert stage.open_source(asked).preprocessing.spectrogram == Spectrogram(seconds=0.5, sample_rate=8000, mels=32)
+    assert stage.augmentation(tiny_config(data=sounds)) == stage.SPECTROGRAMS
     with pytest.raises(ConfigError, match="mels"):
-        prepare.open_source(tiny_config(data=sounds, channels=1, mels=1))
+        stage.open_source(tiny_config(data=sounds, channels=1, mels=1))
 
 
 def test_settings_of_sounds_are_refused_for_images(root):
     with pytest.raises(ConfigError, match="--sample-rate is for sounds"):
-        prepare.open_source(tiny_config(data=f"imagefolder:{root}", sample_rate=8000))
+        stage.open_source(tiny_config(data=f"imagefolder:{root}", sample_rate=8000))
 
 
 def test_a_validation_split_that_the_authors_chose_is_kept(sounds, tmp_path):
     config = tiny_config(data=sounds, channels=1)
-    source = prepare.open_source(config)
+    source = stage.open_source(config)
     chosen = np.array([0, 3, 10, 11])
     source = replace(source, train=replace(source.train, validation=chosen))
-    data = prepare.prepare_data(context_of(config, source, tmp_path / "work"))
+    data = stage.decode(runner_of(tmp_path / "work"), source, config.validation)
     assert data.validation.rows.tolist() == chosen.tolist()
     assert sorted([*data.train.rows, *chosen]) == list(range(20))

@@ -1,0 +1,158 @@
+"""Stages `export` and `quantise`: a sub-model's ONNX file, its features for the fusion, and its own head.
+
+A sub-model is loaded once after recovery, here: whatever comes later needs no PyTorch model of it.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from edvit.builder.config import Precision
+from edvit.builder.export import onnx_file
+from edvit.builder.export.onnx_form import OPSET
+from edvit.builder.images import ImageSet
+from edvit.builder.jobs.artifacts import Artifact
+from edvit.builder.jobs.job import Job, Note, unkeyed
+from edvit.builder.jobs.parallel import Progress
+from edvit.builder.jobs.runner import Runner
+from edvit.builder.stages.base import load_extractor
+from edvit.builder.train.augment import Views
+from edvit.builder.train.base import features_of
+from edvit.builder.train.device import Device
+from edvit.inputs.preprocess import Preprocessing
+
+FEATURE_BATCH = 128
+FEATURES = "features.npy"
+"""Of the fusion's training images, float32 `[views x n, dim]`."""
+VALIDATION = "validation.npy"
+"""Features of the validation images, float32 `[n, dim]`."""
+HEAD = "head.safetensors"
+SUBMODEL_FILE = "submodel.onnx"
+SAMPLES = 8
+"""Validation images on which an exported file is compared with PyTorch."""
+
+
+@dataclass(frozen=True)
+class Export(Job):
+    """Writes what a sub-model leaves for the bundle and for the fusion.
+
+    Attributes:
+        submodel: the recovered sub-model.
+        views: of the training set.
+        count: on so many of them the fusion is trained.
+        validation: the validation images.
+        preprocessing: how images reach the sub-model.
+        device: what computes features.
+        opset: of the ONNX file.
+    """
+
+    STAGE: ClassVar[str] = "export"
+    LIBRARIES: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript", "timm", "torch")
+
+    submodel: Artifact
+    views: Views
+    count: int
+    validation: ImageSet
+    preprocessing: Preprocessing
+    device: Device = unkeyed()
+    opset: int = OPSET
+
+    def run(self, folder: Path, progress: Progress) -> Note:
+        extractor = load_extractor(self.submodel, self.preprocessing)
+        onnx_file.export_submodel(extractor, sample_images(self.validation), folder / SUBMODEL_FILE)
+        head: nn.Linear = extractor.model.head
+        save_file({name: value.contiguous() for name, value in head.state_dict().items()}, folder / HEAD)
+        extractor.to(self.device.name)
+        rows, n = [], len(self.views.images)
+        with torch.inference_mode():
+            for view in range(self.count):
+                for start in range(0, n, FEATURE_BATCH):
+                    index = np.arange(start, min(start + FEATURE_BATCH, n))
+                    rows.append(extractor(self.views.batch(view, index, self.device)).cpu())
+                    progress(view * n + start, self.count * n)
+        np.save(folder / FEATURES, torch.cat(rows).numpy())
+        np.save(folder / VALIDATION, features_of(extractor, self.validation, device=self.device).numpy())
+        return {}
+
+
+@dataclass(frozen=True)
+class Quantise(Job):
+    """Writes an exported sub-model with int8 weights."""
+
+    STAGE: ClassVar[str] = "quantise"
+    LIBRARIES: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime")
+
+    exported: Artifact
+    sample: ImageSet
+
+    def run(self, folder: Path, progress: Progress) -> Note:
+        path = folder / SUBMODEL_FILE
+        shutil.copyfile(self.exported.folder / SUBMODEL_FILE, path)
+        moved = onnx_file.quantise_submodel(path, torch.from_numpy(self.sample.pixels()))
+        progress(1, 1)
+        return {"quantisation_error": moved}
+
+
+def export(
+    runner: Runner,
+    submodels: Sequence[Artifact],
+    views: Views,
+    count: int,
+    *,
+    validation: ImageSet,
+    preprocessing: Preprocessing,
+    devices: Sequence[Device],
+) -> tuple[Artifact, ...]:
+    """An ONNX file of every sub-model, compared with PyTorch, its features over `count` views, and its head.
+
+    Raises:
+        BuildError: ONNX Runtime and PyTorch differ.
+    """
+    jobs = [
+        Export(submodel, views, count, validation, preprocessing, device)
+        for submodel, device in zip(submodels, cycle(devices), strict=False)
+    ]
+    return runner.make_all(jobs, "ONNX and features")
+
+
+def quantise(
+    runner: Runner, exported: Sequence[Artifact], precision: Precision, validation: ImageSet
+) -> tuple[Artifact, ...]:
+    """The results that hold the sub-models' files in the precision that devices run.
+
+    Raises:
+        BuildError: the features of a sub-model move too far in int8.
+    """
+    if precision == "fp32":
+        return tuple(exported)
+    sample = validation.take(_sample(validation))
+    return runner.make_all([Quantise(artifact, sample) for artifact in exported], "int8")
+
+
+def sample_images(validation: ImageSet) -> torch.Tensor:
+    """The images that exported files are compared on, uint8 `[SAMPLES, channels, size, size]`."""
+    return torch.from_numpy(validation.take(_sample(validation)).pixels())
+
+
+def _sample(validation: ImageSet) -> np.ndarray:
+    return np.arange(min(SAMPLES, len(validation)))
+
+
+def load_head(exported: Artifact) -> nn.Linear:
+    """A sub-model's own head over all classes, in evaluation mode."""
+    state = load_file(exported.folder / HEAD)
+    classes, dim = state["weight"].shape
+    with torch.device("meta"):
+        head = nn.Linear(dim, classes, bias="bias" in state)
+    head.load_state_dict(state, assign=True)
+    return head.eval()

@@ -1,0 +1,92 @@
+"""Stage `teacher`: the base model's outputs on every view of the training set, computed once for all sub-models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+from typing import ClassVar
+
+from edvit.builder.jobs.artifacts import Artifact
+from edvit.builder.jobs.job import Job, Note, unkeyed
+from edvit.builder.jobs.parallel import Progress
+from edvit.builder.jobs.runner import Runner
+from edvit.builder.models.family import describe
+from edvit.builder.stages.base import Base, load_extractor
+from edvit.builder.subspace.rms import to_rms
+from edvit.builder.train import teacher
+from edvit.builder.train.augment import Views
+from edvit.builder.train.device import Device
+from edvit.builder.train.teacher import TeacherView
+from edvit.inputs.preprocess import Preprocessing
+from edvit.units import counted
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The base model's outputs on the views of the training set.
+
+    Attributes:
+        views: one result a view.
+        blocks: after which the residual stream was kept.
+    """
+
+    views: tuple[Artifact, ...]
+    blocks: tuple[int, ...]
+
+    def open(self) -> tuple[TeacherView, ...]:
+        """Map the outputs of every view."""
+        return teacher.open_views([view.folder for view in self.views])
+
+
+@dataclass(frozen=True)
+class Teach(Job):
+    """Runs the base model over one view of the training set."""
+
+    STAGE: ClassVar[str] = "teacher"
+    LIBRARIES: ClassVar[tuple[str, ...]] = ("timm", "torch")
+
+    base: Artifact
+    rotated: bool
+    preprocessing: Preprocessing
+    views: Views
+    view: int
+    blocks: tuple[int, ...]
+    amp: bool | None
+    device: Device = unkeyed()
+
+    def run(self, folder: Path, progress: Progress) -> Note:
+        extractor = load_extractor(self.base, self.preprocessing)
+        if self.rotated:
+            extractor.model = to_rms(extractor.model)
+        teacher.write_view(
+            extractor, self.views, self.view, folder, blocks=self.blocks, device=self.device, progress=progress
+        )
+        return {}
+
+
+def teach(
+    runner: Runner,
+    base: Base,
+    views: Views,
+    count: int,
+    *,
+    preprocessing: Preprocessing,
+    rotated: bool,
+    streams: bool,
+    amp: bool | None,
+    devices: Sequence[Device],
+) -> Teacher:
+    """The base model's outputs on `count` views.
+
+    Args:
+        rotated: whether sub-models are of the rotated form of the base model.
+        streams: whether sub-models will be trained to follow its residual stream.
+    """
+    blocks = teacher.stream_blocks(describe(base.model), len(views.images), count) if streams else ()
+    jobs = [
+        Teach(base.artifact, rotated, preprocessing, views, view, blocks, amp, device)
+        for view, device in zip(range(count), cycle(devices), strict=False)
+    ]
+    return Teacher(runner.make_all(jobs, counted(count, "view")), blocks)
