@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from edvit.builder.images import decode_images, open_images, split_validation
+from edvit.builder.images import open_images, split_validation, write_images
 from edvit.inputs.datasets import read_split
 from edvit.inputs.preprocess import Preprocessing
 
@@ -14,7 +14,7 @@ HOW = Preprocessing(image_size=8, channels=1, mean=(0.5,), std=(0.5,))
 def digit_images(folder, split="train"):
     """Every image of a split, an `ImageSet`."""
     folder.mkdir(parents=True, exist_ok=True)
-    decode_images(read_split("digits", split), HOW, folder, lambda done, total: None)
+    write_images(read_split("digits", split), HOW, folder, lambda done, total: None)
     return open_images(folder)
 
 

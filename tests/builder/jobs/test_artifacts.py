@@ -147,22 +147,25 @@ def test_a_damaged_note_reads_as_not_done(tmp_path, damage):
 KILLED = """
 import sys, time
 from pathlib import Path
-from edvit.builder.jobs.artifacts import LIBRARIES, Artifact, WorkFolder
-from edvit.builder.jobs.job import Job, unkeyed
+sys.path.insert(0, sys.argv[2])
+from edvit.builder.jobs.artifacts import WorkFolder
+from test_artifacts import Write
 
-def fill(folder):
-    (folder / "half").write_text("x" * 100)
-    print("filling", flush=True)
-    time.sleep(60)
+class Slow(Write):
+    def run(self, folder, progress):
+        (folder / "half").write_text("x" * 100)
+        print("filling", flush=True)
+        time.sleep(60)
 
 work = WorkFolder(Path(sys.argv[1]))
 with work.locked():
-    work.make(Stage("base", {"epochs": 3, "classes": (0, 1)}), fill)
+    work.make(Slow(3, "", ""), None)
 """
 
 
 def test_a_killed_fill_reads_as_not_done_and_is_cleared_away(tmp_path):
-    process = subprocess.Popen([sys.executable, "-c", KILLED, tmp_path, Path(__file__).parent], stdout=subprocess.PIPE)
+    command = [sys.executable, "-c", KILLED, tmp_path, Path(__file__).parent]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
     try:
         assert process.stdout.readline() == b"filling\n"
         work = WorkFolder(tmp_path)
