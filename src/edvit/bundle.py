@@ -94,7 +94,7 @@ class FusionInfo(_Strict):
 
 class DataInfo(_Strict):
     spec: str
-    """As given with --data, e.g. `digits` or `imagefolder:parts`."""
+    """The data spec that `--data` gave, e.g. `digits` or `imagefolder:parts`."""
     classes: tuple[str, ...] = Field(min_length=1)
     train: int = Field(ge=0)
     validation: int = Field(ge=0)

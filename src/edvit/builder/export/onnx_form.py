@@ -55,7 +55,7 @@ class _Block(Block):  # type: ignore[misc]  # timm has no types
         return self._write(stream, q, k, v).view(x.shape)
 
     def _write(self, stream: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Of queries, keys and values, `[batch, tokens, heads x head_dim]`, to the stream of the queries' tokens."""
+        """The attention of queries, keys and values, `[batch, tokens, heads x head_dim]`, in the queries' tokens."""
         heads = self.attn.num_heads
         mixed, *_ = torch.onnx.ops.attention(q, k, v, q_num_heads=heads, kv_num_heads=heads)
         stream = stream + self.ls1(self.attn.proj(mixed.flatten(0, 1)))

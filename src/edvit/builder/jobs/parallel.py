@@ -34,7 +34,7 @@ class Pool(Protocol):
     """Where independent jobs run, a core each."""
 
     def run(self, work: Callable[[Job, Progress], Result], jobs: Sequence[Job], *, progress: Progress) -> list[Result]:
-        """As `run_jobs`, with one torch thread a job."""
+        """Run jobs as `run_jobs` does, with one torch thread each."""
 
     def describe(self) -> str:
         """How many jobs run at a time, and where."""
@@ -47,7 +47,7 @@ class Processes:
     workers: int
 
     def run(self, work: Callable[[Job, Progress], Result], jobs: Sequence[Job], *, progress: Progress) -> list[Result]:
-        """As `run_jobs`, with one torch thread a job."""
+        """Run jobs as `run_jobs` does, with one torch thread each."""
         return run_jobs(work, jobs, workers=self.workers, threads=1, progress=progress)
 
     def describe(self) -> str:

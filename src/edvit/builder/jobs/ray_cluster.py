@@ -22,10 +22,10 @@ from edvit.builder.jobs.parallel import Job, Progress, Result, torch_threads
 from edvit.errors import BuildError, ConfigError, EdvitError, MissingExtraError
 
 RETRIES = 3
-"""Of a job whose node or process was lost."""
+"""How often a job is run again when its node or process was lost."""
 CONNECT_SECONDS = 5.0
 HEALTH_SECONDS = 20.0
-"""Of which starting Python takes the most."""
+"""How long the head node may take to answer; starting Python takes most of it."""
 
 
 @dataclass(frozen=True)

@@ -33,11 +33,11 @@ class ResultRow:
     accuracy: float | None = None
     """Over all classes, on the test split, 0 to 1."""
     own_accuracy: float | None = None
-    """Of a sub-model, on the images of its own classes."""
+    """A sub-model's accuracy on the images of its own classes, 0 to 1."""
     params: int | None = None
-    """Of the largest model that one device holds."""
+    """Parameters of the largest model that one device holds."""
     size_bytes: int | None = None
-    """Likewise: its parameters or its file."""
+    """Bytes of that model's parameters or file."""
     predicted_s: float | None = None
     """Latency per image by the plan's formula."""
     measured_s: float | None = None

@@ -31,9 +31,10 @@ from edvit.shape.conv import is_convnet
 
 SCRATCH_EPOCHS = 60
 SMALL_FLOPS = 50_000_000
+"""A model of fewer operations is trained on one thread."""
 FINE_TUNE_EPOCHS = 6
 FINE_TUNE_STEPS = 1000
-"""At least so many, where an epoch of a small data set has few."""
+"""Steps of fine-tuning, at least: an epoch of a small data set has few."""
 
 
 @dataclass(frozen=True)

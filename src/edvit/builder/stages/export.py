@@ -33,7 +33,7 @@ from edvit.inputs.preprocess import Preprocessing
 
 FEATURE_BATCH = 128
 FEATURES = "features.npy"
-"""Of the fusion's training images, float32 `[views x n, dim]`."""
+"""Features of the images that the fusion is trained on, float32 `[views x n, dim]`."""
 VALIDATION = "validation.npy"
 """Features of the validation images, float32 `[n, dim]`."""
 HEAD = "head.safetensors"

@@ -30,7 +30,7 @@ from edvit.shape.conv import AnyArchitecture
 FUSION_VIEWS = 4
 """Views of the training set that the fusion is trained on, at most."""
 TRAINED_EPOCHS = 8
-"""From so many epochs of recovery on one view serves the fusion as well (docs/decisions/2026-11-24-recovery.md)."""
+"""Epochs of recovery from which one view serves the fusion as well as four (docs/decisions/2026-11-24-recovery.md)."""
 FUSION_EPOCHS = 12
 FUSION_FILE = "fusion.onnx"
 

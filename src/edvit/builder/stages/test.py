@@ -62,12 +62,12 @@ class TestResult:
         return float((scores.argmax(axis=1) == self.labels).mean())
 
     def own_accuracy(self, submodel: int, classes: Sequence[int]) -> float:
-        """As `accuracy`, of a sub-model alone on the images of its own classes, told from every other class."""
+        """Accuracy of a sub-model alone on the images of its own classes, told from every other class, 0 to 1."""
         own = np.isin(self.labels, classes)
         return float((self.alone[submodel][own].argmax(axis=1) == self.labels[own]).mean()) if own.any() else 0.0
 
     def metrics(self) -> tuple[Metric, ...]:
-        """As the manifest records them."""
+        """The accuracies that the manifest records."""
         values = {"base": self.accuracy(self.base), "fused": self.accuracy(self.fused)}
         if self.baseline is not None:
             values["n1"] = self.accuracy(self.baseline)

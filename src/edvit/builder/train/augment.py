@@ -63,7 +63,7 @@ SPECTROGRAMS = Augmentation(shift=0.08, scale=0.1, colour=0.2)
 
 
 UNLABELLED = -100
-"""In the place of a mixed image's label; `torch.nn.functional.cross_entropy` ignores it."""
+"""The label of a mixed image, which has none; `torch.nn.functional.cross_entropy` ignores it."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Views:
     mix: float = 0.0
 
     def labels(self, view: int) -> npt.NDArray[np.int64]:
-        """Of view `view`, int64 `[n]`; `UNLABELLED` where an image is mixed."""
+        """Labels of a view, int64 `[n]`; `UNLABELLED` where an image is mixed."""
         if not self.mix:
             return self.images.labels
         return np.where(self._mixing(view)[:, 0] < self.mix, UNLABELLED, self.images.labels)
@@ -110,7 +110,7 @@ class Views:
         return pixels
 
     def _changed(self, view: int, index: np.ndarray, device: Device) -> torch.Tensor:
-        """As `batch`, nothing mixed."""
+        """The batch before any image is mixed."""
         pixels = device.move(torch.from_numpy(self.images.pixels(index))).float()
         if self.augmentation.is_identity:
             return pixels

@@ -117,7 +117,7 @@ def template(
     widths: Widths | None = None,
     rotated: bool = False,
 ) -> VisionTransformer:
-    """As `create`, on torch's meta device: every name and shape, no memory and no values."""
+    """The model that `create` makes, on torch's meta device: every name and shape, no memory and no values."""
     name = name.strip()
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
@@ -432,7 +432,7 @@ class FeatureExtractor(nn.Module):
         return (image.float() / 255.0 - self.mean) / self.std
 
     def follow(self, image: Tensor, blocks: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
-        """As `forward`, and the residual stream after each of `blocks`, `[batch, tokens, dim]`."""
+        """What `forward` gives, and the residual stream after each of `blocks`, `[batch, tokens, dim]`."""
         if not blocks:
             return self(image), []
         stream, after = embed(self.model, self.normalise(image)), []

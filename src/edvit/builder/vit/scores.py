@@ -53,7 +53,7 @@ class Scores:
 
     @classmethod
     def mean(cls, scores: Sequence[Scores], images: Sequence[int]) -> Scores:
-        """Of all images, from the scores on some of them each.
+        """Scores on all images, from the scores on some of them each.
 
         Args:
             scores: of the same components by the same criterion; at least one.
