@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conv_modules import assert_as_described
 from edvit.builder.conv import cut, network
 from edvit.builder.conv.apoz import Activity
 from edvit.errors import BuildError
@@ -44,7 +45,7 @@ def test_a_cut_equals_the_network_with_the_other_filters_at_zero(name):
     shape = model.architecture
     kept = cut.select(scores_of(shape), shape, shape.narrowed(9).widths)
     pruned = cut.cut(model, kept)
-    network.check(pruned)
+    assert_as_described(pruned)
     # A filter whose normalisation gives 0 is 0 after ReLU too, and adds nothing.
     modules = dict(model.named_modules())
     for conv in shape.convs:

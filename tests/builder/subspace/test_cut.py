@@ -39,15 +39,14 @@ NARROW = Widths(
         BlockWidths(heads=3, head_dim=3, hidden=48),
     ),
 )
-NOTHING = Options(rotate=False, low_rank=False, units="energy", refit_readers=False, refit_writers=False)
+NOTHING = Options(rotate=False, low_rank=False, refit_readers=False, refit_writers=False)
 ABLATIONS = {
     "all": Options(),
-    "rotation alone": Options(units="energy", low_rank=False, refit_readers=False, refit_writers=False),
+    "rotation alone": Options(low_rank=False, refit_readers=False, refit_writers=False),
     "low rank alone": replace(NOTHING, low_rank=True),
     "writers alone": replace(NOTHING, refit_writers=True, correct_errors=False),
     "errors corrected": replace(NOTHING, refit_writers=True, correct_errors=True),
     "readers alone": replace(NOTHING, refit_readers=True),
-    "elimination": replace(NOTHING, refit_writers=True, units="elimination"),
     "fisher": Options(fisher=0.3),
     "nothing": NOTHING,
 }
@@ -84,7 +83,7 @@ def test_a_rotation_changes_no_output(variant, monkeypatch):
     """Any orthogonal matrix in place of the leading directions."""
     rotation = torch.linalg.qr(torch.randn(24, 24, generator=torch.Generator().manual_seed(5)).double())[0]
     monkeypatch.setattr(cut_module.Cutting, "_directions", lambda *_: rotation)
-    options = Options(refit_readers=False, refit_writers=False, units="energy")
+    options = Options(refit_readers=False, refit_writers=False)
     rotated = cut_one(variant, FULL, options)
     torch.testing.assert_close(logits(rotated.model), logits(vit_variants.make(variant)), atol=1e-5, rtol=1e-5)
 
@@ -110,9 +109,9 @@ def test_every_refit_brings_the_model_closer_to_the_base(variant):
     ).batches(np.arange(80))
     errors = []
     for options in (
-        Options(refit_readers=False, refit_writers=False, units="energy"),
-        Options(refit_readers=False, units="energy"),
-        Options(units="energy"),
+        Options(refit_readers=False, refit_writers=False),
+        Options(refit_readers=False),
+        Options(),
     ):
         narrow = cut(base, sums, calibration, [Group((0, 1), NARROW)], options)[0]
         errors.append(float((logits(narrow.model, images) - logits(base, images)).square().mean()))

@@ -153,13 +153,3 @@ def create(architecture: ConvArchitecture) -> ConvNet:
     if architecture.spiking:
         return SpikingVgg(architecture)
     return Vgg(architecture) if architecture.name.startswith("vgg") else ResNet(architecture)
-
-
-def check(model: ConvNet) -> None:
-    """Raises ValueError unless every path of the architecture is a module of its widths (a defect of ours)."""
-    modules = dict(model.named_modules())
-    for conv in model.architecture.convs:
-        found: Any = modules[conv.conv]
-        wanted = (model.architecture.filters(conv), model.architecture.inputs(conv), conv.kernel, conv.kernel)
-        if tuple(found.weight.shape) != wanted or len(modules[conv.norm].weight) != wanted[0]:
-            raise ValueError(f"{conv.conv} is {tuple(found.weight.shape)}, not {wanted}")

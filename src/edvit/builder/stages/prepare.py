@@ -221,7 +221,7 @@ def prepare_base(context: Context, data: Data) -> Base:
             "data": data.digest,
             "model": source.model,
             "weights": sha256_of(config.weights) if config.weights else None,
-            "training": asdict(how),
+            "training": {**asdict(how), "mixup": 0.0},  # as in every work folder that there is
             "augment": asdict(augmentation(config)),
             "seed": config.seed,
             **config.training_precision,

@@ -200,7 +200,7 @@ def _by_subspace(context: Context, data: Data, trained: Base, groups: Sequence[G
                 **shared,
                 "classes": group.classes,
                 "widths": group.widths.model_dump(mode="json"),
-                "options": asdict(options),
+                "options": {**asdict(options), "units": "energy"},  # as in every work folder that there is
                 "fitted": config.resolved_widths,
             },
         )
