@@ -304,7 +304,7 @@ def _embed(base: VisionTransformer, calibration: Calibration, used: Ints, cuttin
     pieces, inner = [], []
     for _, images in calibration.batches(used):
         if forward.has_pre_norm(base):
-            inner.append(forward.before_pre_norm(base, images))
+            inner.append(backbone.before_pre_norm(base, images))
         pieces.append(backbone.embed(base, images))
     stream = torch.cat(pieces)
     for cutting in cuttings:
