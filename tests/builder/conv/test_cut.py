@@ -71,7 +71,7 @@ def test_the_most_active_filters_are_kept_and_ties_go_to_the_lower_index():
 def test_fitted_widths_never_exceed_the_budget(seed, pruned, name):
     base = convnet(name, classes=10)
     budget = base.narrowed(pruned).widths
-    widths = cut.fit_widths(base, scores_of(base, seed), budget)
+    widths = cut.active_widths(base, scores_of(base, seed), budget)
     cost, limit = (
         conv_cost(one.model_copy(update={"classes": 0}))
         for one in (base.model_copy(update={"widths": widths}), base.narrowed(pruned))
@@ -90,7 +90,7 @@ def test_filters_that_are_dear_to_run_are_counted_as_such():
     budget = base.narrowed(8)
     cost, limit = (
         conv_cost(base.model_copy(update={"widths": widths, "classes": 0}))
-        for widths in (cut.fit_widths(base, Activity(tuple(sets)), budget.widths), budget.widths)
+        for widths in (cut.active_widths(base, Activity(tuple(sets)), budget.widths), budget.widths)
     )
     assert cost.flops <= limit.flops
     assert cost.peak_memory_bytes <= limit.peak_memory_bytes
@@ -98,7 +98,7 @@ def test_filters_that_are_dear_to_run_are_counted_as_such():
 
 def test_a_budget_of_everything_keeps_what_is_ever_active():
     base = convnet("vgg5", classes=10)
-    assert cut.fit_widths(base, scores_of(base), base.widths) == base.widths
+    assert cut.active_widths(base, scores_of(base), base.widths) == base.widths
 
 
 def test_scores_of_another_network_and_wider_targets_are_refused():

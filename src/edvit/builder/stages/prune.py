@@ -32,8 +32,7 @@ from edvit.builder.stages.prepare import WEIGHTS, Base, Context, Data, Source, s
 from edvit.builder.subspace import cut as cutting
 from edvit.builder.subspace import statistics
 from edvit.builder.subspace.calibration import Calibration
-from edvit.builder.subspace.cut import Cut, Options, cut
-from edvit.builder.subspace.cut import Group as CutGroup
+from edvit.builder.subspace.cut import Cut, CutGroup, Options, cut
 from edvit.builder.subspace.rms import to_rms
 from edvit.builder.subspace.widths import fit_groups
 from edvit.builder.train import base
