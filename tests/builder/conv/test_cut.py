@@ -39,7 +39,7 @@ def test_keeping_everything_is_the_identity(name):
     assert not {p.data_ptr() for p in same.parameters()} & {p.data_ptr() for p in model.parameters()}
 
 
-@pytest.mark.parametrize("name", ["vgg5", "vgg9", "resnet10", "resnet18"])
+@pytest.mark.parametrize("name", ["vgg5", "vgg9", "vgg16"])
 def test_a_cut_equals_the_network_with_the_other_filters_at_zero(name):
     model = model_of(name)
     shape = model.architecture
@@ -67,7 +67,7 @@ def test_the_most_active_filters_are_kept_and_ties_go_to_the_lower_index():
 
 
 @settings(max_examples=30, deadline=None)
-@given(seed=st.integers(0, 1000), pruned=st.integers(0, 15), name=st.sampled_from(["vgg5", "vgg9", "resnet10"]))
+@given(seed=st.integers(0, 1000), pruned=st.integers(0, 15), name=st.sampled_from(["vgg5", "vgg9"]))
 def test_fitted_widths_never_exceed_the_budget(seed, pruned, name):
     base = convnet(name, classes=10)
     budget = base.narrowed(pruned).widths

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
-from torchvision.models import resnet18
 from torchvision.models.vgg import cfgs, make_layers
 
 from conv_modules import assert_as_described
@@ -34,17 +32,6 @@ def test_vgg16_equals_torchvisions_convolutions():
     images = torch.randn(2, 3, 32, 32)
     with torch.inference_mode():
         torch.testing.assert_close(model.forward_features(images), theirs(images))
-
-
-def test_resnet18_equals_torchvisions_but_for_the_stem():
-    model = network.create(convnet("resnet18", image_size=32, classes=10)).eval()
-    theirs = resnet18(num_classes=10).eval()
-    theirs.conv1, theirs.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
-    state = {name.replace("head.", "fc."): value for name, value in model.state_dict().items()}
-    theirs.load_state_dict(state)
-    images = torch.randn(2, 3, 32, 32)
-    with torch.inference_mode():
-        torch.testing.assert_close(model(images), theirs(images))
 
 
 def test_a_spiking_network_fires_at_rates_of_its_time_steps():
