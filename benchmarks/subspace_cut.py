@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from edvit.builder.subspace.calibration import Calibration
-from edvit.builder.subspace.cut import Group, Options, cut
+from edvit.builder.subspace.cut import CutGroup, Options, cut
 from edvit.builder.subspace.rms import to_rms
 from edvit.builder.subspace.statistics import collect
 from edvit.builder.subspace.widths import fit_groups
@@ -55,7 +55,7 @@ def main() -> None:
     del model
     shape = backbone.describe(base)
     widths = pruned_widths(shape.widths, heads_pruned_at(default_keep(shape.heads), shape.heads))
-    groups = [Group(classes, widths) for classes in partition(args.classes, args.groups, args.seed)]
+    groups = [CutGroup(classes, widths) for classes in partition(args.classes, args.groups, args.seed)]
     noise = Noise(np.arange(args.images, dtype=np.int64) % args.classes, args.img_size)
     calibration = Calibration(noise, (0.5,) * 3, (0.5,) * 3)
 

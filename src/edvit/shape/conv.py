@@ -29,10 +29,8 @@ _VGG: dict[str, tuple[int | Literal["pool"], ...]] = {
         *(512, 512, 512, "pool", 512, 512, 512, "pool"),
     ),
 }
-_RESNET: dict[str, tuple[int, ...]] = {"resnet10": (1, 1, 1, 1), "resnet18": (2, 2, 2, 2)}
-"""Blocks in each stage, of two convolutions each."""
 SPIKING = "spiking_"
-NAMES = (*_VGG, *_RESNET, *(SPIKING + name for name in _VGG))
+NAMES = (*_VGG, *(SPIKING + name for name in _VGG))
 
 
 class FilterWidths(BaseModel):
@@ -141,7 +139,7 @@ def convnet(name: str, *, image_size: int | None = None, channels: int = 3, clas
     if size < SMALLEST_IMAGE:
         raise ModelError(f"image size {size} is too small for {name}; give at least {SMALLEST_IMAGE}")
     plain = name.removeprefix(SPIKING)
-    convs, filters = _vgg_convs(plain, size) if plain in _VGG else _resnet_convs(plain, size)
+    convs, filters = _vgg_convs(plain, size)
     return ConvArchitecture(
         name=name,
         image_size=size,
@@ -191,34 +189,3 @@ def _vgg_convs(name: str, size: int) -> tuple[tuple[Conv, ...], tuple[int, ...]]
         )
         module += 3
     return tuple(convs), filters
-
-
-def _resnet_convs(name: str, size: int) -> tuple[tuple[Conv, ...], tuple[int, ...]]:
-    """After torchvision's ResNet of basic blocks, with the stem for small images: 3x3, no stride, no pool."""
-
-    def add(conv: str, norm: str, active: str, reads: int | None, writes: int, *, kernel: int = 3) -> None:
-        convs.append(
-            Conv(conv=conv, norm=norm, active=active, reads=reads, writes=writes, kernel=kernel, size=size, bias=False)
-        )
-
-    convs: list[Conv] = []
-    filters = [64]
-    add("conv1", "bn1", "relu", None, 0)
-    stream = 0
-    for stage, blocks in enumerate(_RESNET[name]):
-        width = 64 * 2**stage
-        for block in range(blocks):
-            at = f"layer{stage + 1}.{block}"
-            first = stage > 0 and block == 0
-            if first:
-                size = (size + 1) // 2
-            inner, reads = len(filters), stream
-            filters.append(width)
-            if first:
-                stream = len(filters)
-                filters.append(width)
-            add(f"{at}.conv1", f"{at}.bn1", f"{at}.bn1", reads, inner)
-            add(f"{at}.conv2", f"{at}.bn2", at, inner, stream)
-            if first:
-                add(f"{at}.downsample.0", f"{at}.downsample.1", at, reads, stream, kernel=1)
-    return tuple(convs), tuple(filters)

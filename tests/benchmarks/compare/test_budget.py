@@ -12,7 +12,7 @@ from tiny_build import MODEL
 
 BASES = {
     name: family_of(name).plan(name, image_size=size, channels=1, classes=10)
-    for name, size in ((MODEL, 8), ("vgg5", 16), ("resnet10", 16))
+    for name, size in ((MODEL, 8), ("vgg5", 16))
 }
 
 

@@ -37,17 +37,6 @@ def test_activity_is_the_share_of_positive_outputs():
     assert index == len(found.sets)
 
 
-@torch.inference_mode()
-def test_a_set_that_two_blocks_write_counts_both():
-    model, images = model_of("resnet18")
-    found = activity(model, images)
-    first = model.relu(model.bn1(model.conv1(images)))
-    second = model.layer1[0](first)
-    third = model.layer1[1](second)
-    expected = sum((maps > 0).double().mean(dim=(0, 2, 3)) for maps in (first, second, third)) / 3
-    torch.testing.assert_close(found.sets[0], expected, **FEW)
-
-
 def test_spikes_count_over_time():
     model, images = model_of("spiking_vgg5")
     found = activity(model, images)

@@ -2,10 +2,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
-from torchvision.models import resnet18
 from torchvision.models.vgg import cfgs, make_layers
 
+from conv_modules import assert_as_described
 from edvit.builder.conv import network
 from edvit.shape.conv import NAMES, convnet
 
@@ -17,20 +16,13 @@ torch.set_num_threads(1)
 def test_every_path_of_the_shape_is_a_module_of_its_widths(name, pruned):
     shape = convnet(name, image_size=16, channels=1, classes=10).narrowed(pruned)
     model = network.create(shape).eval()
-    network.check(model)
+    assert_as_described(model)
     images = torch.randn(2, 1, 16, 16)
     with torch.inference_mode():
         maps = model.forward_features(images)
         assert maps.shape[1] == shape.feature_dim
         assert model.forward_head(maps, pre_logits=True).shape == (2, shape.feature_dim)
         torch.testing.assert_close(model(images), model.forward_head(maps))
-
-
-def test_check_finds_another_width():
-    model = network.create(convnet("vgg5", classes=10))
-    model.features[0] = nn.Conv2d(3, 16, 3)
-    with pytest.raises(ValueError, match=r"features\.0"):
-        network.check(model)
 
 
 def test_vgg16_equals_torchvisions_convolutions():
@@ -40,17 +32,6 @@ def test_vgg16_equals_torchvisions_convolutions():
     images = torch.randn(2, 3, 32, 32)
     with torch.inference_mode():
         torch.testing.assert_close(model.forward_features(images), theirs(images))
-
-
-def test_resnet18_equals_torchvisions_but_for_the_stem():
-    model = network.create(convnet("resnet18", image_size=32, classes=10)).eval()
-    theirs = resnet18(num_classes=10).eval()
-    theirs.conv1, theirs.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
-    state = {name.replace("head.", "fc."): value for name, value in model.state_dict().items()}
-    theirs.load_state_dict(state)
-    images = torch.randn(2, 3, 32, 32)
-    with torch.inference_mode():
-        torch.testing.assert_close(model(images), theirs(images))
 
 
 def test_a_spiking_network_fires_at_rates_of_its_time_steps():

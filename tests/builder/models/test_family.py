@@ -55,7 +55,7 @@ def test_it_is_scored_and_cut_with_a_rotation_that_selects(name, tmp_path):
     assert narrowed.model(images).shape == (6, 10)
 
 
-@pytest.mark.parametrize(("name", "size"), [(MODEL, 8), ("resnet10", 16), ("spiking_vgg5", 16)])
+@pytest.mark.parametrize(("name", "size"), [(MODEL, 8), ("vgg5", 16), ("spiking_vgg5", 16)])
 def test_scores_of_parts_are_those_of_all_images(name, size, tmp_path):
     family = family_of(name)
     torch.manual_seed(0)

@@ -13,7 +13,7 @@ import vit_variants
 from edvit.builder.models import checkpoint
 from edvit.builder.subspace import cut as cut_module
 from edvit.builder.subspace.cut import (
-    Group,
+    CutGroup,
     Options,
     bin_weights,
     cut,
@@ -39,15 +39,14 @@ NARROW = Widths(
         BlockWidths(heads=3, head_dim=3, hidden=48),
     ),
 )
-NOTHING = Options(rotate=False, low_rank=False, units="energy", refit_readers=False, refit_writers=False)
+NOTHING = Options(rotate=False, low_rank=False, refit_readers=False, refit_writers=False)
 ABLATIONS = {
     "all": Options(),
-    "rotation alone": Options(units="energy", low_rank=False, refit_readers=False, refit_writers=False),
+    "rotation alone": Options(low_rank=False, refit_readers=False, refit_writers=False),
     "low rank alone": replace(NOTHING, low_rank=True),
     "writers alone": replace(NOTHING, refit_writers=True, correct_errors=False),
     "errors corrected": replace(NOTHING, refit_writers=True, correct_errors=True),
     "readers alone": replace(NOTHING, refit_readers=True),
-    "elimination": replace(NOTHING, refit_writers=True, units="elimination"),
     "fisher": Options(fisher=0.3),
     "nothing": NOTHING,
 }
@@ -62,7 +61,7 @@ def cut_one(variant, widths, options=None, calibration=None, classes=(0, 1)):
     base = to_rms(vit_variants.make(variant))
     calibration = calibration or calibration_images.calibration()
     sums = collect(base, calibration, gradients=True)
-    return cut(base, sums, calibration, [Group(classes, widths)], options)[0]
+    return cut(base, sums, calibration, [CutGroup(classes, widths)], options)[0]
 
 
 @pytest.mark.parametrize("variant", CONVERTIBLE)
@@ -84,7 +83,7 @@ def test_a_rotation_changes_no_output(variant, monkeypatch):
     """Any orthogonal matrix in place of the leading directions."""
     rotation = torch.linalg.qr(torch.randn(24, 24, generator=torch.Generator().manual_seed(5)).double())[0]
     monkeypatch.setattr(cut_module.Cutting, "_directions", lambda *_: rotation)
-    options = Options(refit_readers=False, refit_writers=False, units="energy")
+    options = Options(refit_readers=False, refit_writers=False)
     rotated = cut_one(variant, FULL, options)
     torch.testing.assert_close(logits(rotated.model), logits(vit_variants.make(variant)), atol=1e-5, rtol=1e-5)
 
@@ -110,11 +109,11 @@ def test_every_refit_brings_the_model_closer_to_the_base(variant):
     ).batches(np.arange(80))
     errors = []
     for options in (
-        Options(refit_readers=False, refit_writers=False, units="energy"),
-        Options(refit_readers=False, units="energy"),
-        Options(units="energy"),
+        Options(refit_readers=False, refit_writers=False),
+        Options(refit_readers=False),
+        Options(),
     ):
-        narrow = cut(base, sums, calibration, [Group((0, 1), NARROW)], options)[0]
+        narrow = cut(base, sums, calibration, [CutGroup((0, 1), NARROW)], options)[0]
         errors.append(float((logits(narrow.model, images) - logits(base, images)).square().mean()))
     assert errors[1] < errors[0]
     assert errors[2] < errors[0]
@@ -123,7 +122,7 @@ def test_every_refit_brings_the_model_closer_to_the_base(variant):
 def test_groups_cut_together_are_those_cut_alone():
     base, calibration = to_rms(vit_variants.make("plain")), calibration_images.calibration()
     sums = collect(base, calibration)
-    groups = [Group((0, 1), NARROW), Group((2, 3, 4), NARROW), Group((4,), FULL)]
+    groups = [CutGroup((0, 1), NARROW), CutGroup((2, 3, 4), NARROW), CutGroup((4,), FULL)]
     together = cut(base, sums, calibration, groups)
     for group, one in zip(groups, together, strict=True):
         alone = cut(base, sums, calibration, [group])[0]
@@ -152,7 +151,7 @@ def cut_within(limit, groups, monkeypatch):
     return cut(base, collect(base, calibration), calibration, groups, progress=passes), passes.count
 
 
-GROUPS = [Group((0, 1), NARROW), Group((2, 3), NARROW), Group((4,), FULL), Group((0, 1, 2, 3, 4), NARROW)]
+GROUPS = [CutGroup((0, 1), NARROW), CutGroup((2, 3), NARROW), CutGroup((4,), FULL), CutGroup((0, 1, 2, 3, 4), NARROW)]
 
 
 def assert_same(made, expected):
@@ -206,8 +205,8 @@ def test_statistics_by_group_do_as_well_as_by_class():
     base, calibration = to_rms(vit_variants.make("plain")), calibration_images.calibration()
     by_class = collect(base, calibration)
     by_group = collect(base, calibration, bins=[int(label >= 2) for label in calibration.labels])
-    one = cut(base, by_class, calibration, [Group((0, 1), NARROW)])[0]
-    other = cut(base, by_group, calibration, [Group((0, 1), NARROW, bins=(0,))])[0]
+    one = cut(base, by_class, calibration, [CutGroup((0, 1), NARROW)])[0]
+    other = cut(base, by_group, calibration, [CutGroup((0, 1), NARROW, bins=(0,))])[0]
     torch.testing.assert_close(logits(one.model), logits(other.model), atol=1e-4, rtol=1e-4)
 
 
@@ -267,7 +266,7 @@ def test_a_model_that_says_nothing(variant):
     base, calibration = to_rms(model), calibration_images.calibration()
     sums = collect(base, calibration, gradients=True)
     for options in (Options(), Options(fisher=0.3)):
-        made = cut(base, sums, calibration, [Group((0, 1), NARROW)], options)[0].model
+        made = cut(base, sums, calibration, [CutGroup((0, 1), NARROW)], options)[0].model
         torch.testing.assert_close(logits(made), torch.zeros(4, 5))
 
 
@@ -275,10 +274,10 @@ def test_a_class_without_images():
     base, calibration = to_rms(vit_variants.make("plain")), calibration_images.calibration(classes=4)
     sums = collect(base, calibration)
     with pytest.raises(DataError, match="class 4 has no calibration images"):
-        cut(base, sums, calibration, [Group((0, 4), NARROW)])
+        cut(base, sums, calibration, [CutGroup((0, 4), NARROW)])
     with pytest.raises(DataError, match="class 4 has no images in the statistics"):
-        cut(base, sums, calibration_images.calibration(), [Group((0, 4), NARROW)])
-    assert cut(base, sums, calibration, [Group((0, 1), NARROW)])  # a foreign one may be missing
+        cut(base, sums, calibration_images.calibration(), [CutGroup((0, 4), NARROW)])
+    assert cut(base, sums, calibration, [CutGroup((0, 1), NARROW)])  # a foreign one may be missing
 
 
 def test_refusals():
@@ -286,18 +285,18 @@ def test_refusals():
     base = to_rms(model)
     sums = collect(base, calibration)
     with pytest.raises(BuildError, match="to_rms"):
-        cut(model, sums, calibration, [Group((0, 1), NARROW)])
+        cut(model, sums, calibration, [CutGroup((0, 1), NARROW)])
     wide = Widths(dim=24, blocks=(*FULL.blocks[:2], BlockWidths(heads=3, head_dim=8, hidden=56)))
     with pytest.raises(ConfigError, match=r"blocks\.2\.hidden: cannot keep 56 of 48"):
-        cut(base, sums, calibration, [Group((0, 1), wide)])
+        cut(base, sums, calibration, [CutGroup((0, 1), wide)])
     with pytest.raises(ConfigError, match="blocks: cannot keep 2 of 3"):
-        cut(base, sums, calibration, [Group((0, 1), Widths(dim=16, blocks=FULL.blocks[:2]))])
+        cut(base, sums, calibration, [CutGroup((0, 1), Widths(dim=16, blocks=FULL.blocks[:2]))])
     with pytest.raises(ConfigError, match="statistics without gradients"):
-        cut(base, sums, calibration, [Group((0, 1), NARROW)], Options(fisher=0.3))
+        cut(base, sums, calibration, [CutGroup((0, 1), NARROW)], Options(fisher=0.3))
     with torch.no_grad():
         base.blocks[0].mlp.fc2.weight[0, 0] = float("nan")
     with pytest.raises(BuildError, match="NaN or infinite"):
-        cut(base, sums, calibration, [Group((0, 1), NARROW)])
+        cut(base, sums, calibration, [CutGroup((0, 1), NARROW)])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -309,9 +308,9 @@ def test_a_gpu_cuts_what_the_cpu_cuts(variant):
         base = to_rms(vit_variants.make(variant)).to(where.name)
         with where.default():
             sums = collect(base, calibration, gradients=True)
-            groups = [Group((0, 1), NARROW), Group((2, 3, 4), NARROW)]
+            groups = [CutGroup((0, 1), NARROW), CutGroup((2, 3, 4), NARROW)]
             fitted = Widths(dim=16, blocks=(BlockWidths(heads=3, head_dim=4, hidden=16),) * 3)
-            groups += fit_groups(base, sums, calibration, [Group((0, 1), fitted)], Options(fisher=0.3))
+            groups += fit_groups(base, sums, calibration, [CutGroup((0, 1), fitted)], Options(fisher=0.3))
             cuts.append(cut(base, sums, calibration, groups, Options(fisher=0.3)))
     for cpu, gpu in zip(*cuts, strict=True):
         assert {parameter.device.type for parameter in gpu.model.parameters()} == {"cuda"}

@@ -12,7 +12,7 @@ import torch
 import calibration_images
 import vit_variants
 from edvit.builder.subspace import attention, losses, rotation
-from edvit.builder.subspace.cut import Group, Options, bin_weights, cut, group_rows
+from edvit.builder.subspace.cut import CutGroup, Options, bin_weights, cut, group_rows
 from edvit.builder.subspace.losses import estimate_losses
 from edvit.builder.subspace.rms import to_rms
 from edvit.builder.subspace.statistics import collect
@@ -44,7 +44,7 @@ def test_every_kind_of_model_has_falling_curves_and_can_be_cut_to_what_is_fitted
     narrow = (BlockWidths(heads=3, head_dim=8, hidden=24),) * 3
     fitted = fit_widths(of, found, Widths(dim=16, blocks=narrow))
     sums = collect(base, calibration, gradients=True)
-    made = cut(base, sums, calibration, [Group((0, 1), fitted)], Options(fisher=0.3))[0]
+    made = cut(base, sums, calibration, [CutGroup((0, 1), fitted)], Options(fisher=0.3))[0]
     assert backbone.describe(made.model).widths == fitted
     again = estimated(base, calibration)
     assert all(np.array_equal(getattr(found, name), getattr(again, name)) for name in ("stream", "heads", "units"))

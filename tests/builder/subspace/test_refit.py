@@ -89,20 +89,6 @@ def test_nan_is_an_error():
         moments_of(x, y, w).solve(torch.zeros(5, 12), 1e-3)
 
 
-def test_elimination_takes_out_duplicates_and_silent_units_first():
-    x, _, _ = data(rows=500, inputs=6)
-    generator = torch.Generator().manual_seed(2)
-    noise = 1e-3 * torch.randn(500, 6, generator=generator, dtype=torch.float64)
-    units = torch.cat([x, x + noise, torch.ones(500, 2)], dim=1)  # each unit twice, two constant ones
-    y = x @ torch.randn(6, 4, generator=generator, dtype=torch.float64)
-    moments = moments_of(units, y, torch.ones(500))
-    kept = ffn.by_elimination(*moments.centred(), torch.zeros(4, 14).double(), 6, penalty=moments.penalty(1e-6))
-    assert sorted(int(unit) % 6 for unit in kept) == list(range(6))
-    assert kept.tolist() == sorted(kept.tolist())
-    weight, bias = moments.of(kept).solve(torch.zeros(4, 6), 1e-9)
-    torch.testing.assert_close(units[:, kept] @ weight.T + bias, y, atol=1e-2, rtol=0)
-
-
 def test_energy_takes_variance_times_outgoing_norm():
     variance = torch.tensor([1.0, 9.0, 4.0, 0.0])
     writer = torch.tensor([[3.0, 1.0, 1.0, 9.0], [0.0, 0.0, 1.0, 9.0]])

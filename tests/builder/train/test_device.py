@@ -57,8 +57,8 @@ def test_every_gpu_takes_its_turn(monkeypatch):
 
 @pytest.mark.parametrize("has", [True, False])
 def test_a_cpu_trains_in_bfloat16_where_it_has_instructions_for_it_or_is_told_to(monkeypatch, has):
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has, raising=False)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
+    known = {"avx512_bf16": has, "amx_tile": False}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
     assert devices("cpu") == (Device("cpu", mixed=has),)
     assert devices("cpu", amp=True) == (Device("cpu", mixed=True),)
     assert devices("cpu", amp=False) == (CPU,)

@@ -9,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edvit.builder.vit import backbone
-from edvit.builder.vit.gates import gated, mask, open_gates
+from edvit.builder.vit.gates import gated, open_gates
 from edvit.builder.vit.scores import Scores
 from edvit.builder.vit.surgery import BlockSelection, Selection, prune, select
 from edvit.errors import BuildError
 from edvit.shape.vit import BlockWidths, Widths, pruned_widths
+from selection_gates import mask
 from vit_variants import CLASSES, VARIANTS, images, make
 
 torch.set_num_threads(1)

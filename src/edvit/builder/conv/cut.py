@@ -19,7 +19,7 @@ from edvit.shape.vit import WIDTH_MULTIPLE
 THRESHOLD_STEP = 0.005
 
 
-def fit_widths(base: ConvArchitecture, scores: Activity, budget: FilterWidths) -> FilterWidths:
+def active_widths(base: ConvArchitecture, scores: Activity, budget: FilterWidths) -> FilterWidths:
     """As many filters in each set as are more active than one threshold, raised by a step until all is within budget.
 
     EC-SNN's outer loop (IJCAI 2024), from keeping everything. Widths are rounded down to `WIDTH_MULTIPLE`; where no

@@ -1,4 +1,4 @@
-"""Convolutional classifiers whose filters can be cut: torchvision's VGG and ResNet, and the VGG with spiking neurons.
+"""Convolutional classifiers whose filters can be cut: torchvision's VGG, plain or with spiking neurons.
 
 They answer to the same calls as timm's models do: `forward_features`, `forward_head` and `head`.
 """
@@ -6,14 +6,12 @@ They answer to the same calls as timm's models do: `forward_features`, `forward_
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
 
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock
 from torchvision.models.vgg import make_layers
 
 from edvit.builder.conv.lif import Lif
-from edvit.shape.conv import Conv, ConvArchitecture, vgg_plan
+from edvit.shape.conv import ConvArchitecture, vgg_plan
 
 
 class ConvNet(nn.Module, ABC):
@@ -88,53 +86,6 @@ class SpikingVgg(Vgg):
         return rates
 
 
-class ResNet(ConvNet):
-    """torchvision's ResNet of basic blocks, with a stem for small images."""
-
-    def __init__(self, architecture: ConvArchitecture) -> None:
-        super().__init__(architecture)
-        by_path = {conv.conv: conv for conv in architecture.convs}
-        stem = by_path["conv1"]
-        self.conv1 = nn.Conv2d(architecture.channels, architecture.filters(stem), 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(architecture.filters(stem))
-        self.relu = nn.ReLU()
-        size = stem.size
-        self.stages: list[str] = []
-        stage = 1
-        while f"layer{stage}.0.conv1" in by_path:
-            blocks: list[nn.Module] = []
-            while (at := f"layer{stage}.{len(blocks)}") + ".conv1" in by_path:
-                stride = 2 if by_path[f"{at}.conv1"].size < size else 1
-                size = by_path[f"{at}.conv1"].size
-                blocks.append(_block(architecture, at, by_path, stride))
-            self.stages.append(f"layer{stage}")
-            self.add_module(f"layer{stage}", nn.Sequential(*blocks))
-            stage += 1
-        self.head = _head(architecture)
-        _initialise(self)
-
-    def forward_features(self, images: Tensor) -> Tensor:
-        maps: Tensor = self.relu(self.bn1(self.conv1(images)))
-        for stage in self.stages:
-            maps = getattr(self, stage)(maps)
-        return maps
-
-
-def _block(architecture: ConvArchitecture, at: str, by_path: dict[str, Conv], stride: int) -> nn.Module:
-    first, second = by_path[f"{at}.conv1"], by_path[f"{at}.conv2"]
-    reads, inner, writes = architecture.inputs(first), architecture.filters(first), architecture.filters(second)
-    down = None
-    if f"{at}.downsample.0" in by_path:
-        down = nn.Sequential(nn.Conv2d(reads, writes, 1, stride=stride, bias=False), nn.BatchNorm2d(writes))
-    block: Any = BasicBlock(reads, writes, stride, down)
-    # torchvision's block is as wide inside as outside.
-    block.conv1 = nn.Conv2d(reads, inner, 3, stride=stride, padding=1, bias=False)
-    block.bn1 = nn.BatchNorm2d(inner)
-    block.conv2 = nn.Conv2d(inner, writes, 3, padding=1, bias=False)
-    module: nn.Module = block
-    return module
-
-
 def _head(architecture: ConvArchitecture) -> nn.Module:
     return nn.Linear(architecture.feature_dim, architecture.classes) if architecture.classes else nn.Identity()
 
@@ -152,14 +103,4 @@ def create(architecture: ConvArchitecture) -> ConvNet:
     """A freshly initialised network, float32 on the CPU, drawn from torch's global generator."""
     if architecture.spiking:
         return SpikingVgg(architecture)
-    return Vgg(architecture) if architecture.name.startswith("vgg") else ResNet(architecture)
-
-
-def check(model: ConvNet) -> None:
-    """Raises ValueError unless every path of the architecture is a module of its widths (a defect of ours)."""
-    modules = dict(model.named_modules())
-    for conv in model.architecture.convs:
-        found: Any = modules[conv.conv]
-        wanted = (model.architecture.filters(conv), model.architecture.inputs(conv), conv.kernel, conv.kernel)
-        if tuple(found.weight.shape) != wanted or len(modules[conv.norm].weight) != wanted[0]:
-            raise ValueError(f"{conv.conv} is {tuple(found.weight.shape)}, not {wanted}")
+    return Vgg(architecture)

@@ -94,6 +94,7 @@ def run_jobs(
     except BrokenProcessPool:
         raise BuildError("a training process was killed; with too little memory, try --workers 1") from None
     finally:
+        # The executor tells nobody its processes (from Python 3.14 on it can terminate them itself).
         for process in list((pool._processes or {}).values()):
             process.terminate()
         pool.shutdown(wait=True, cancel_futures=True)

@@ -186,7 +186,7 @@ class ConvFamily:
         known, shape = apoz.Activity.mean(*_loaded(apoz.Activity.load, scores)), self.describe(model)
         if not isinstance(budget, FilterWidths):
             raise TypeError("a convolutional network has widths of filters alone")
-        target = conv_cut.fit_widths(shape, known, budget) if fit == "fitted" else budget
+        target = conv_cut.active_widths(shape, known, budget) if fit == "fitted" else budget
         kept = conv_cut.select(known, shape, target)
         shares = tuple(
             share(float(values[rows].sum()), float(values.sum())) for values, rows in zip(known.sets, kept, strict=True)

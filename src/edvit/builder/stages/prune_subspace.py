@@ -25,8 +25,7 @@ from edvit.builder.stages.prune import Group, calibration_rows, save_pruned
 from edvit.builder.subspace import cut as cutting
 from edvit.builder.subspace import statistics
 from edvit.builder.subspace.calibration import Calibration
-from edvit.builder.subspace.cut import Cut, Options, cut
-from edvit.builder.subspace.cut import Group as CutGroup
+from edvit.builder.subspace.cut import Cut, CutGroup, Options, cut
 from edvit.builder.subspace.rms import to_rms
 from edvit.builder.subspace.widths import fit_groups
 from edvit.builder.train.device import Device

@@ -25,7 +25,7 @@ from edvit.builder.vit import backbone
 from edvit.errors import BuildError, ConfigError, DataError
 from edvit.shape.vit import Architecture, Widths
 
-__all__ = ["Cut", "Group", "Options", "cut", "largest_state_bytes", "state_bytes"]
+__all__ = ["Cut", "CutGroup", "Options", "cut", "largest_state_bytes", "state_bytes"]
 
 STATE_LIMIT_BYTES = 2 * 1024**3
 """Of the streams that are kept at a time. Of a group that passes it alone `largest_state_bytes` tells beforehand."""
@@ -34,7 +34,7 @@ Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Group:
+class CutGroup:
     """What one sub-model is to be.
 
     Attributes:
@@ -74,7 +74,7 @@ def cut(
     base: VisionTransformer,
     sums: Sums,
     calibration: Calibration,
-    groups: Sequence[Group],
+    groups: Sequence[CutGroup],
     options: Options | None = None,
     *,
     seed: int = 0,
@@ -125,7 +125,7 @@ def cut(
 class _Chosen:
     """A group and the calibration images it is refitted to, as `group_rows` draws them."""
 
-    group: Group
+    group: CutGroup
     rows: Ints
     weights: Tensor
 
@@ -304,7 +304,7 @@ def _embed(base: VisionTransformer, calibration: Calibration, used: Ints, cuttin
     pieces, inner = [], []
     for _, images in calibration.batches(used):
         if forward.has_pre_norm(base):
-            inner.append(forward.before_pre_norm(base, images))
+            inner.append(backbone.before_pre_norm(base, images))
         pieces.append(backbone.embed(base, images))
     stream = torch.cat(pieces)
     for cutting in cuttings:

@@ -56,12 +56,6 @@ def after_ffn(block: Any, stream: Tensor) -> Tensor:
     return stream + written
 
 
-def before_pre_norm(model: VisionTransformer, images: Tensor) -> Tensor:
-    """Patches and prefix tokens with their positions, `[batch, tokens, dim]`."""
-    embedded: Tensor = model.patch_drop(model._pos_embed(model.patch_embed(images)))
-    return embedded
-
-
 def pooled(model: VisionTransformer, stream: Tensor) -> Tensor:
     """The tokens of the last block that anything reads: those that are pooled."""
     if model.global_pool == "token":

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -43,7 +43,6 @@ class Options:
     rotate: bool = True
     fisher: float | None = None
     low_rank: bool = True
-    units: Literal["energy", "elimination"] = "energy"
     refit_readers: bool = True
     refit_writers: bool = True
     correct_errors: bool = True
@@ -198,23 +197,14 @@ class Cutting:
         prior = self.rotation.T @ old.mlp.fc2.weight.double()
         every = nn.Linear(weight.shape[1], weight.shape[0]).requires_grad_(False)
         _set(every, weight, bias)
-        moments = Moments(every.out_features, self.widths.dim)
-        kept = None if options.refit_writers and options.units == "elimination" else self._units(index, prior)
+        kept = self._units(index, prior)
+        moments = Moments(len(kept), self.widths.dim)
         if options.refit_writers:
-            if kept is not None:
-                moments = Moments(len(kept), self.widths.dim)
             for part in self._parts():
-                units = block.mlp.act(every(block.norm2(self.stream[part])))
-                units = units if kept is None else units[..., kept]
+                units = block.mlp.act(every(block.norm2(self.stream[part])))[..., kept]
                 moments.add(
                     units, self._target(part, before, after), self._token_weights(part, last=self._is_last(index))
                 )
-        if kept is None:
-            gram, cross = moments.centred()
-            kept = ffn.by_elimination(
-                gram, cross, prior, self.widths.blocks[index].hidden, moments.penalty(options.ridge)
-            )
-            moments = moments.of(kept)
         _set(block.mlp.fc1, weight[kept], bias[kept])
         if options.refit_writers:
             _set(block.mlp.fc2, *moments.solve(prior[:, kept], options.ridge))

@@ -46,13 +46,6 @@ class Moments:
         total = max(self.weight, 1e-300)
         return self.xx - torch.outer(self.x, self.x) / total, self.xy - torch.outer(self.x, self.y) / total
 
-    def of(self, kept: Tensor) -> Moments:
-        """The sums of a regression on these inputs alone."""
-        part = Moments(len(kept), len(self.y))
-        part.xx, part.xy, part.x = self.xx[kept][:, kept], self.xy[kept], self.x[kept]
-        part.y, part.weight = self.y, self.weight
-        return part
-
     def penalty(self, ridge: float) -> float:
         """`ridge` times the mean eigenvalue of the centred `sum w x x'`, and a floor for inputs that hardly vary."""
         centred, plain = self.centred()[0].diagonal().mean(), self.xx.diagonal().mean()

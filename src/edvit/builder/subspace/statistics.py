@@ -183,7 +183,7 @@ def _add_pass(base: VisionTransformer, images: Tensor, into: Sums) -> tuple[list
         return normal
 
     if forward.has_pre_norm(base):
-        into.embedding.add_(second_moment(base.norm_pre.norm(forward.before_pre_norm(base, images))))
+        into.embedding.add_(second_moment(base.norm_pre.norm(backbone.before_pre_norm(base, images))))
     stream = backbone.embed(base, images)
     last = len(base.blocks) - 1
     for i, block in enumerate(base.blocks):

@@ -11,7 +11,7 @@ import numpy as np
 from timm.models.vision_transformer import VisionTransformer
 
 from edvit.builder.subspace.calibration import Calibration
-from edvit.builder.subspace.cut import Group, Options, bin_weights, group_rows
+from edvit.builder.subspace.cut import CutGroup, Options, bin_weights, group_rows
 from edvit.builder.subspace.losses import Floats, Ints, Losses, estimate_losses
 from edvit.builder.subspace.statistics import Sums
 from edvit.builder.vit import backbone
@@ -24,12 +24,12 @@ def fit_groups(
     base: VisionTransformer,
     sums: Sums,
     calibration: Calibration,
-    groups: Sequence[Group],
+    groups: Sequence[CutGroup],
     options: Options,
     *,
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> list[Group]:
+) -> list[CutGroup]:
     """The groups with the widths at which each loses least, at no larger cost than those it came with.
 
     Args and errors: as `cut.cut`, which takes the groups that this returns.

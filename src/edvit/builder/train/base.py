@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from timm.data.mixup import Mixup
-from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor, nn
 
 from edvit.builder.images import ImageSet
@@ -27,8 +24,6 @@ class BaseTraining:
     schedule: Schedule
     batch_size: int = 64
     label_smoothing: float = 0.1
-    mixup: float = 0.0
-    """alpha of timm's mix-up; 0 is off."""
 
 
 def train_base(
@@ -44,12 +39,10 @@ def train_base(
 ) -> Classifier:
     """Train a model on a new view of the training set each epoch and return it."""
     torch.manual_seed(seed)
-    np.random.seed(seed)  # timm's mix-up draws from numpy's global generator
     generator = torch.Generator().manual_seed(seed)
     labels = torch.from_numpy(views.images.labels)
     extractor = FeatureExtractor(model, mean, std)
     device.place(extractor)
-    mixup = Mixup(mixup_alpha=how.mixup, label_smoothing=how.label_smoothing, num_classes=model.num_classes)
     steps = max(1, len(views.images) // how.batch_size)
 
     def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -60,10 +53,6 @@ def train_base(
 
     def loss_of(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         images, targets = batch
-        if how.mixup and len(images) % 2 == 0:
-            images, soft = mixup(images, targets)
-            mixed: Tensor = SoftTargetCrossEntropy()(module(images), soft)
-            return mixed
         return F.cross_entropy(module(images), targets, label_smoothing=how.label_smoothing)
 
     kept: Classifier = train(

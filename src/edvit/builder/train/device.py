@@ -97,5 +97,6 @@ def devices(kind: DeviceKind, amp: bool | None = None) -> Sequence[Device]:
 
 def cpu_has_bfloat16() -> bool:
     """Whether this CPU multiplies matrices of bfloat16 by instructions of its own (AVX512_BF16, AMX)."""
-    known = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, name, lambda: False)() for name in known)
+    # Older versions of torch cannot be asked in public; float32 is then right on every CPU.
+    asked: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(bool(asked.get(name)) for name in ("avx512_bf16", "amx_tile"))

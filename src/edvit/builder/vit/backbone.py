@@ -380,9 +380,16 @@ def has_final_norm(model: VisionTransformer) -> bool:
 # --- running -----------------------------------------------------------------------------------------------
 
 
+def before_pre_norm(model: VisionTransformer, images: Tensor) -> Tensor:
+    """Patches and prefix tokens with their positions, `[batch, tokens, dim]`, before `norm_pre`."""
+    # timm has no public way to the stream before block 0: `forward_features` runs every block.
+    embedded: Tensor = model.patch_drop(model._pos_embed(model.patch_embed(images)))
+    return embedded
+
+
 def embed(model: VisionTransformer, images: Tensor) -> Tensor:
     """Normalised images `[batch, channels, H, W]` to the residual stream before block 0, `[batch, tokens, dim]`."""
-    stream: Tensor = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(images))))
+    stream: Tensor = model.norm_pre(before_pre_norm(model, images))
     return stream
 
 

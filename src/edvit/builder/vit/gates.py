@@ -18,7 +18,6 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from edvit.builder.vit import backbone
-from edvit.builder.vit.surgery import Selection
 from edvit.shape.vit import Widths
 
 
@@ -54,28 +53,6 @@ def open_gates(widths: Widths, batch: int, like: Tensor) -> Gates:
         for i, block in enumerate(widths.blocks)
     }
     return Gates(ones(widths.dim), blocks)
-
-
-def mask(selection: Selection, widths: Widths, like: Tensor) -> Gates:
-    """The gates, 1 on what is selected and 0 elsewhere, that do what `surgery.prune` does; one row for all."""
-    gates = open_gates(widths, 1, like)
-    if gates.dim is not None:
-        gates.dim.copy_(_indicator(selection.dim, widths.dim, like))
-    for i, (block, base) in enumerate(zip(selection.blocks, widths.blocks, strict=True)):
-        gate = gates.blocks[i]
-        if gate.attn is None or gate.heads is None or gate.hidden is None:
-            continue
-        gate.heads.copy_(_indicator(block.heads, base.heads, like))
-        gate.hidden.copy_(_indicator(block.hidden, base.hidden, like))
-        for head, kept in zip(block.heads.tolist(), block.head_dims, strict=True):
-            gate.attn[:, head] = _indicator(kept, base.head_dim, like)
-    return gates
-
-
-def _indicator(kept: Tensor, width: int, like: Tensor) -> Tensor:
-    flags = torch.zeros(width, dtype=like.dtype, device=like.device)
-    flags[kept.to(like.device)] = 1.0
-    return flags
 
 
 @contextmanager
