@@ -16,7 +16,7 @@ from edvit.errors import ConfigError, InfeasibleError, MissingExtraError, ModelE
 from edvit.fleet import local_fleet
 from edvit.inputs.datasets import read_split
 from edvit.inputs.preprocess import Preprocessing
-from edvit.plan.cost import vit_cost
+from edvit.plan.cost import model_cost
 from edvit.runtime.wire.image_encoding import encode_images
 from sounds import encoded, tone
 from tiny_build import MAX_MODEL
@@ -225,4 +225,4 @@ def test_the_predicted_base_is_the_models_own():
     model = create("vit_digits_patch4_8", channels=1, classes=10)
     values = json.loads(run("--data", "digits", "--devices", "2", "--json"))
     assert values["base"]["cost"]["params"] == sum(p.numel() for p in model.parameters())
-    assert values["base"]["cost"]["flops"] == vit_cost(describe(model)).flops
+    assert values["base"]["cost"]["flops"] == model_cost(describe(model)).flops

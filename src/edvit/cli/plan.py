@@ -153,8 +153,7 @@ def headline(plan: Plan) -> list[str]:
 
     Where none holds it, on the fastest of all.
     """
-    from edvit.plan.cost import communication_s, latency_s
-    from edvit.plan.model_cost import model_cost
+    from edvit.plan.cost import communication_s, latency_s, model_cost
 
     whole = model_cost(plan.base)
 
@@ -244,7 +243,7 @@ def to_json(plan: Plan, names: tuple[str, ...]) -> str:
     import json
     from dataclasses import asdict
 
-    from edvit.plan.model_cost import model_cost
+    from edvit.plan.cost import model_cost
 
     values: dict[str, Any] = {
         "base": {"architecture": plan.base.model_dump(mode="json"), "cost": asdict(model_cost(plan.base))},

@@ -39,7 +39,7 @@ from edvit.fleet import first_problem
 from edvit.inputs.audio import Spectrogram
 from edvit.inputs.datasets import GREY, FileSounds, LabelledImages, channels_of, read_split
 from edvit.inputs.preprocess import Preprocessing
-from edvit.plan.model_cost import model_cost
+from edvit.plan.cost import model_cost
 from edvit.shape.conv import AnyArchitecture, is_convnet
 from edvit.units import counted
 
