@@ -131,8 +131,7 @@ class BuildConfig(BaseModel):
     @field_validator("without", "fisher", "foreign")
     @classmethod
     def _weighs(cls, value: T, info: ValidationInfo) -> T:
-        # The command line hands every default over as if it were given.
-        if _by_channels(info.data) and value != cls.model_fields[str(info.field_name)].default:
+        if _by_channels(info.data):
             raise ValueError("goes with subspace pruning only, and this build prunes channels; leave it out")
         return value
 
