@@ -49,7 +49,7 @@ def export(name: str, heads_pruned: int, path: Path) -> int:
 
     from edvit.builder.export.onnx_file import export_submodel
     from edvit.builder.vit import backbone
-    from edvit.plan.cost import vit_cost
+    from edvit.plan.cost import model_cost
     from edvit.shape.vit import pruned_widths
 
     torch.set_num_threads(1)
@@ -58,7 +58,7 @@ def export(name: str, heads_pruned: int, path: Path) -> int:
     half = (0.5, 0.5, 0.5)
     images = torch.zeros(2, 3, 224, 224, dtype=torch.uint8)
     export_submodel(backbone.FeatureExtractor(model, half, half).eval(), images, path)
-    return vit_cost(backbone.describe(model)).peak_memory_bytes
+    return model_cost(backbone.describe(model)).peak_memory_bytes
 
 
 def main() -> None:

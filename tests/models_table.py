@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from edvit.builder.vit import backbone
-from edvit.plan.conv_cost import conv_cost
-from edvit.plan.cost import vit_cost
+from edvit.plan.cost import model_cost
 from edvit.plan.keep import default_keep, heads_pruned_at
 from edvit.shape.conv import NAMES as CONV_NAMES
 from edvit.shape.conv import convnet
@@ -47,7 +46,7 @@ def row(name):
     """One line: of ten classes, at the model's own image size."""
     base = backbone.describe(backbone.template(name, classes=10))
     small = base.model_copy(update={"widths": widths_at_default(base), "classes": 0, "rotated": True})
-    whole, cut = vit_cost(base).params, vit_cost(small).params
+    whole, cut = model_cost(base).params, model_cost(small).params
     heads = f"{base.heads} × {base.widths.blocks[0].head_dim}"
     return (
         f"| `{name}` | {specialities(base)} | {base.image_size} | {whole / 1e6:.1f} M | {heads} | "
@@ -75,7 +74,7 @@ def conv_row(name):
     """One line: of ten classes, three channels, 32 pixels."""
     base = convnet(name, classes=10)
     pruned = heads_pruned_at(default_keep(base.keep_steps), base.keep_steps)
-    whole, cut = conv_cost(base), conv_cost(base.narrowed(pruned).model_copy(update={"classes": 0}))
+    whole, cut = model_cost(base), model_cost(base.narrowed(pruned).model_copy(update={"classes": 0}))
     return (
         f"| `{name}` | {whole.params / 1e6:.2f} M | {whole.flops / 1e6:,.0f} M | "
         f"{cut.params / 1e6:.2f} M, {whole.params / cut.params:.1f}× smaller |"

@@ -9,16 +9,24 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 
+ROOT = Path(__file__).parents[1]
 EDVIT = [sys.executable, "-m", "edvit"]
 
 
 def run(*arguments, timeout=60, **options):
     """Run a command to its end; returns subprocess.CompletedProcess with text output."""
+    return run_module("edvit", *arguments, timeout=timeout, **options)
+
+
+def run_module(name, *arguments, timeout=60, **options):
+    """Run `python -m NAME` from the repository's root to its end; returns as `run`."""
+    command = [sys.executable, "-m", name, *map(str, arguments)]
     return subprocess.run(
-        [*EDVIT, *map(str, arguments)], capture_output=True, text=True, timeout=timeout, check=False, **options
+        command, **{"cwd": ROOT, **options}, capture_output=True, text=True, timeout=timeout, check=False
     )
 
 

@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 import typer
 import yaml
+from benchmarks.compare.__main__ import app as compare_app
+from benchmarks.paper.__main__ import app as paper_app
 
 import edvit
 from edvit.cli import app, commands
 from edvit.fleet import Fleet
 from edvit.runtime.http.answers import Predicted, Timings
 
+BENCHMARKS = {"bench paper": paper_app, "bench compare": compare_app}
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "docs" / "compare.md", *sorted((ROOT / "docs" / "guide").glob("*.md"))]
 SERVING = (ROOT / "docs" / "guide" / "serving.md").read_text()
@@ -35,10 +38,11 @@ def lines_starting(word):
 def options_of(name):
     assert commands
     group = typer.main.get_command(app)
-    if name == "bench paper":  # it hands on what it does not know
-        return options_of("build") | {
-            option for parameter in group.commands["bench"].commands["paper"].params for option in parameter.opts
-        }
+    if name in BENCHMARKS:
+        group = typer.main.get_command(BENCHMARKS[name])
+        # The table of the paper hands on to `edvit build` what it does not know.
+        known = {option for parameter in group.params for option in parameter.opts}
+        return known | options_of("build") if name == "bench paper" else known
     for word in name.split():
         group = group.commands[word]
     return {option for parameter in group.params for option in (*parameter.opts, *parameter.secondary_opts)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 from edvit.errors import ConfigError
-from edvit.plan.model_cost import model_cost
+from edvit.plan.cost import model_cost
 from edvit.shape.conv import AnyArchitecture
 
 FINENESS = 8

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from edvit.builder.conv.network import ConvNet
 from edvit.plan.conv_cost import conv_flops
-from edvit.plan.cost import attention_flops, embedding_flops
-from edvit.plan.model_cost import model_cost
+from edvit.plan.cost import attention_flops, embedding_flops, model_cost
 from edvit.shape.conv import AnyArchitecture, ConvArchitecture
 
 ADD_J = 0.9e-12

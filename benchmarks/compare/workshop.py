@@ -33,8 +33,7 @@ from edvit.builder.vit.backbone import FeatureExtractor
 from edvit.bundle import Bundle
 from edvit.fleet import local_fleet
 from edvit.inputs.datasets import read_split
-from edvit.plan.cost import ACTIVATION_BYTES, Cost
-from edvit.plan.model_cost import model_cost
+from edvit.plan.cost import ACTIVATION_BYTES, Cost, model_cost
 from edvit.runtime.wire.image_encoding import ImageEncoding, decode_images, encode_images
 from edvit.shape.conv import AnyArchitecture, is_convnet
 

@@ -120,13 +120,6 @@ class PlanInfo(_Strict):
     latency_s: float = Field(ge=0)
     """Predicted latency of the slowest device plus communication and fusion."""
 
-    def device_of(self, submodel: int) -> str:
-        """Name of the device that holds it. Raises KeyError."""
-        for line in self.placed:
-            if line.submodel == submodel:
-                return line.device
-        raise KeyError(submodel)
-
 
 class Metric(_Strict):
     """One measured figure. Timings do not belong here: they differ from run to run and would change the digest."""

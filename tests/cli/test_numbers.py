@@ -5,11 +5,11 @@ from __future__ import annotations
 import inspect
 
 import pytest
+from benchmarks.compare.__main__ import app as compare_app
 
 from edvit.cli import app, commands  # noqa: F401  (registers the commands)
-from edvit.cli.bench import bench_app
 
-CALLBACKS = [info.callback for group in (app, bench_app) for info in group.registered_commands]
+CALLBACKS = [info.callback for group in (app, compare_app) for info in group.registered_commands]
 NUMBERS = [
     (callback.__name__, name, parameter.default)
     for callback in CALLBACKS

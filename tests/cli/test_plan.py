@@ -16,7 +16,7 @@ from edvit.errors import ConfigError, InfeasibleError, MissingExtraError, ModelE
 from edvit.fleet import local_fleet
 from edvit.inputs.datasets import read_split
 from edvit.inputs.preprocess import Preprocessing
-from edvit.plan.cost import vit_cost
+from edvit.plan.cost import model_cost
 from edvit.runtime.wire.image_encoding import encode_images
 from sounds import encoded, tone
 from tiny_build import MAX_MODEL
@@ -124,12 +124,33 @@ def test_encoded_images_are_counted_as_they_are():
 
 def test_a_sound_is_sent_as_its_spectrogram(tmp_path):
     for index, word in enumerate(("low", "high")):
-        folder = tmp_path / "train" / word
-        folder.mkdir(parents=True)
-        (folder / "a.wav").write_bytes(encoded(tone(300 * (index + 1))))
+        for split in ("train", "test"):
+            folder = tmp_path / split / word
+            folder.mkdir(parents=True)
+            (folder / "a.wav").write_bytes(encoded(tone(300 * (index + 1))))
     spec = ("--data", f"audiofolder:{tmp_path}", "--img-size", "64", "--devices", "2", "--json")
     values = json.loads(run(*spec, "--image-encoding", "jpeg"))
     assert 0 < values["input_bytes"] < 64 * 64
+
+
+def test_what_is_sent_is_counted_as_the_build_prepares_it(tmp_path):
+    """timm's interpolation, its own bands and its own length of sound, as the device will see them."""
+    for index, word in enumerate(("low", "high")):
+        for split in ("train", "test"):
+            folder = tmp_path / split / word
+            folder.mkdir(parents=True)
+            (folder / "a.wav").write_bytes(encoded(tone(300 * (index + 1))))
+    options = {"seconds": 0.5, "sample_rate": 8000, "mels": 16}
+    flags = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    spec = f"audiofolder:{tmp_path}"
+    planned = json.loads(
+        run("--data", spec, *flags, "--img-size", "64", "--devices", "2", "--image-encoding", "webp", "--json")
+    )
+    built = open_source(
+        make_config(data=spec, model="vit_digits_patch4_8", image_size=64, fleet=local_fleet(2), **options)
+    )
+    each = [len(encode_images(built.train.prepared(index, built.preprocessing)[None], "webp")) for index in (0, 1)]
+    assert planned["input_bytes"] == round(sum(each) / 2)
 
 
 def test_the_seed_draws_the_groups():
@@ -225,4 +246,4 @@ def test_the_predicted_base_is_the_models_own():
     model = create("vit_digits_patch4_8", channels=1, classes=10)
     values = json.loads(run("--data", "digits", "--devices", "2", "--json"))
     assert values["base"]["cost"]["params"] == sum(p.numel() for p in model.parameters())
-    assert values["base"]["cost"]["flops"] == vit_cost(describe(model)).flops
+    assert values["base"]["cost"]["flops"] == model_cost(describe(model)).flops

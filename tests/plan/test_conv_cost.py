@@ -5,8 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from edvit.builder.conv import network
-from edvit.plan.conv_cost import conv_cost
-from edvit.plan.model_cost import model_cost
+from edvit.plan.cost import model_cost
 from edvit.shape.conv import NAMES, convnet
 
 torch.set_num_threads(1)
@@ -17,7 +16,7 @@ torch.set_num_threads(1)
 def test_parameters_and_operations_equal_torchs(name, pruned):
     shape = convnet(name, image_size=16, channels=1, classes=7).narrowed(pruned)
     model = network.create(shape).eval()
-    cost = conv_cost(shape)
+    cost = model_cost(shape)
     assert cost.params == sum(parameter.numel() for parameter in model.parameters())
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.zeros(1, 1, 16, 16))
@@ -33,7 +32,7 @@ def test_a_submodel_sends_its_feature_and_holds_no_head():
 
 def test_bytes_of_weights_and_image():
     shape = convnet("vgg5", image_size=16, channels=3, classes=10)
-    cost = conv_cost(shape, bytes_per_param=1)
+    cost = model_cost(shape, bytes_per_param=1)
     assert cost.weight_bytes == cost.params
     assert cost.input_bytes == 3 * 16 * 16
     assert cost.peak_memory_bytes > cost.weight_bytes

@@ -75,7 +75,7 @@ def count(model: torch.nn.Module) -> int:
     ids=["base", "small", "tiny", "dinov2-reg4", "clip", "112px-grey", "qk-norm", "no-qkv-bias", "average-pool"],
 )
 def test_params_are_those_of_the_timm_model(architecture, options):
-    assert costs.vit_cost(architecture).params == count(on_meta(architecture, **options))
+    assert costs.model_cost(architecture).params == count(on_meta(architecture, **options))
 
 
 @pytest.mark.parametrize("architecture", [SMALL, TINY, DINO, CLIP], ids=lambda a: a.name)
@@ -87,14 +87,14 @@ def test_flops_are_those_of_torchs_counter(architecture):
     side = architecture.image_size
     with FlopCounterMode(display=False) as counter:
         model(torch.empty(1, architecture.channels, side, side, device="meta"))
-    assert costs.vit_cost(architecture).flops == counter.get_total_flops()
+    assert costs.model_cost(architecture).flops == counter.get_total_flops()
 
 
 def test_headline_of_the_paper():
     """Keep ratio 2/12 on ViT-B/16 at 224 px: 85.8 M to about 2.5 M parameters, 34x (ED-ViT's 34.1x)."""
     widths = pruned_widths(BASE.widths, heads_pruned=10, mode="heads")
     assert widths == uniform(128, 2, 64, 512, 12)
-    base, pruned = costs.vit_cost(BASE), costs.vit_cost(BASE.model_copy(update={"widths": widths}))
+    base, pruned = costs.model_cost(BASE), costs.model_cost(BASE.model_copy(update={"widths": widths}))
     model = VisionTransformer(num_classes=0, embed_dim=128, num_heads=2, depth=12, device="meta")
     assert pruned.params == count(model)
     assert base.params == pytest.approx(85.8e6, rel=1e-3)
@@ -111,11 +111,11 @@ def test_blocks_may_differ():
 
 
 def test_bytes():
-    cost = costs.vit_cost(TINY)
+    cost = costs.model_cost(TINY)
     assert cost.input_bytes == 3 * 224 * 224
     assert cost.feature_bytes == 192 * 4
     assert cost.weight_bytes == cost.params * 4
-    assert costs.vit_cost(TINY, bytes_per_param=1).weight_bytes == cost.params
+    assert costs.model_cost(TINY, bytes_per_param=1).weight_bytes == cost.params
     # The attention's moment is the largest at 197 tokens: stream twice, q k v, logits and softmax.
     attention = 2 * 197 * 192 + 3 * 197 * 192 + 2 * 3 * 197 * 197
     ffn = 2 * 197 * 192 + 2 * 197 * 768
@@ -159,4 +159,4 @@ def test_params_of_what_the_build_cuts(name, heads_pruned, mode):
     base = backbone.describe(backbone.template(name, channels=1, classes=7))
     widths = pruned_widths(base.widths, min(heads_pruned, base.heads - 1), mode)
     pruned = backbone.template(name, channels=1, classes=7, widths=widths)
-    assert costs.vit_cost(backbone.describe(pruned)).params == count(pruned)
+    assert costs.model_cost(backbone.describe(pruned)).params == count(pruned)

@@ -81,7 +81,7 @@ class BuildConfig(BaseModel):
     """Share of the training data that is held out for validation, where the data set's authors have not chosen it."""
     augment: Augment | None = None
     base_epochs: int | None = Field(default=None, ge=0)
-    """None: 0 where the weights know the classes, `prepare.fine_tune_epochs` to fine-tune, 60 without weights."""
+    """None: 0 where the weights know the classes, `stages.base.fine_tune_epochs` to fine-tune, 60 without weights."""
     recover_epochs: int = Field(default=20, ge=0)
     """0 keeps sub-models as pruned."""
     views: int | None = Field(default=None, ge=1)
@@ -131,8 +131,7 @@ class BuildConfig(BaseModel):
     @field_validator("without", "fisher", "foreign")
     @classmethod
     def _weighs(cls, value: T, info: ValidationInfo) -> T:
-        # The command line hands every default over as if it were given.
-        if _by_channels(info.data) and value != cls.model_fields[str(info.field_name)].default:
+        if _by_channels(info.data):
             raise ValueError("goes with subspace pruning only, and this build prunes channels; leave it out")
         return value
 

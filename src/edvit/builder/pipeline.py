@@ -49,10 +49,9 @@ from edvit.bundle import (
     sha256_of,
     write_bundle,
 )
-from edvit.plan.greedy import assign
-from edvit.plan.keep import default_keep, format_keep, heads_pruned_at, parse_keep
-from edvit.plan.model_cost import model_cost
-from edvit.plan.partition import partition
+from edvit.plan import make
+from edvit.plan.cost import model_cost
+from edvit.plan.keep import format_keep
 from edvit.plan.plan import Plan
 from edvit.shape.conv import FilterWidths
 from edvit.units import counted
@@ -272,14 +271,14 @@ def make_plan(config: BuildConfig, source: Source) -> Plan:
         rms.check_rotatable(
             backbone.template(source.model, image_size=how.image_size, channels=how.channels, classes=classes)
         )
-    keep = parse_keep(config.keep) if config.keep else default_keep(architecture.keep_steps)
-    return assign(
+    return make.make_plan(
         architecture,
-        partition(classes, config.resolved_groups, config.seed),
         config.fleet,
-        heads_pruned=heads_pruned_at(keep, architecture.keep_steps, config.attention),
-        mode=config.attention,
+        groups=config.groups,
+        keep=config.keep,
+        attention=config.attention,
         rotated=config.rotated,
+        seed=config.seed,
     )
 
 

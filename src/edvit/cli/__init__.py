@@ -51,12 +51,17 @@ def plain_console() -> Console:
 
 
 def main() -> None:
-    """Entry point of the `edvit` command: an `EdvitError` becomes one line on stderr and an exit code."""
+    """Entry point of the `edvit` command."""
     from edvit.cli import commands  # noqa: F401  (registers every command on `app`)
 
+    run_app(app)
+
+
+def run_app(command: typer.Typer) -> None:
+    """Run a command line to its end: an `EdvitError` becomes one line on stderr and an exit code."""
     try:
         try:
-            app()
+            command()
         finally:
             if sys.stdout is not None:  # it is where there is no standard output
                 sys.stdout.flush()  # else what is wrong with it comes out when nothing can be said any more

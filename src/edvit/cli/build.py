@@ -13,6 +13,10 @@ from edvit.errors import ConfigError, MissingExtraError
 NOT_RECORDED = {"out", "work", "force", "workers", "ray", "memory_limit", "download"}
 """Flags that do not change what is built; recording them would change the bundle's digest."""
 
+SETTINGS = {"img_size": "image_size", "memory_limit": "memory_limit_mb"}
+"""Fields of `BuildConfig` whose options have another name."""
+NO_SETTINGS = {"out", "work", "force", "download", "fleet", "devices"}
+
 
 @app.command()
 def build(
@@ -133,57 +137,29 @@ def build(
         from edvit.builder.download import download as fetch
 
         fetch(data, data_root)
-    settings: dict[str, Any] = {
-        "data": data,
-        "data_root": data_root,
-        "model": model,
-        "weights": weights,
-        "image_size": img_size,
-        "channels": channels,
-        "seconds": seconds,
-        "sample_rate": sample_rate,
-        "mels": mels,
-        "fleet": chosen_fleet(fleet, devices),
-        "groups": groups,
-        "keep": keep,
-        "attention": attention,
-        "prune": prune,
-        "criterion": criterion,
-        "without": tuple(without),
-        "widths": widths,
-        "fisher": fisher,
-        "foreign": foreign,
-        "calibration": calibration,
-        "augment": augment,
-        "base_epochs": base_epochs,
-        "base_lr": base_lr,
-        "recover_epochs": recover_epochs,
-        "recover_lr": recover_lr,
-        "views": views,
-        "mix": mix,
-        "strength": strength,
-        "precision": precision,
-        "batch_size": batch_size,
-        "validation": validation,
-        "seed": seed,
-        "baseline": baseline,
-        "device": device,
-        "amp": amp,
-        "memory_limit_mb": memory_limit,
-        "ray": ray,
-    }
-    if workers is not None:
-        settings["workers"] = workers
-    bundle, _ = run(
-        make_config(**settings), out, work=work, force=frozenset(force), flags=given_flags(context), report=Reporter()
-    )
+    config = make_config(**given_settings(context), fleet=chosen_fleet(fleet, devices))
+    bundle, _ = run(config, out, work=work, force=frozenset(force), flags=given_flags(context), report=Reporter())
     typer.echo(f"\nNext: edvit serve {bundle.path} --local")
+
+
+def given(context: typer.Context) -> dict[str, Any]:
+    """The options that the user typed, by the names of the parameters."""
+    return {
+        name: value
+        for name, value in sorted(context.params.items())
+        if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+    }
+
+
+def given_settings(context: typer.Context) -> dict[str, Any]:
+    """The fields of `BuildConfig` that the user set; `BuildConfig` itself knows the default of every other one."""
+    return {SETTINGS.get(name, name): value for name, value in given(context).items() if name not in NO_SETTINGS}
 
 
 def given_flags(context: typer.Context) -> dict[str, Any]:
     """What the user typed, as JSON values; what does not change the result is left out."""
     return {
         name: str(value) if isinstance(value, Path) else value
-        for name, value in sorted(context.params.items())
-        if name not in NOT_RECORDED and getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+        for name, value in given(context).items()
+        if name not in NOT_RECORDED
     }

@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-from edvit.cli import app, bench, build, demo, device, evaluate, inspect, plan, predict, serve  # noqa: F401
+from edvit.cli import app, build, demo, device, evaluate, inspect, plan, predict, serve  # noqa: F401

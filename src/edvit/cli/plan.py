@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
-from edvit.cli import DATA_ROOT_HELP, app, plain_console
+from edvit.cli import DATA_ROOT_HELP, app, finite, plain_console
 from edvit.errors import ConfigError, MissingExtraError
 from edvit.plan.keep import format_keep
 from edvit.shape.conv import convnet, is_convnet
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from edvit.fleet import Device, Fleet
     from edvit.inputs.datasets import LabelledImages
+    from edvit.inputs.preprocess import Preprocessing
     from edvit.plan.plan import DeviceLoad, Plan
     from edvit.runtime.wire.image_encoding import ImageEncoding
     from edvit.shape.conv import AnyArchitecture
@@ -37,6 +38,11 @@ def plan(
     ),
     data: str | None = typer.Option(None, help="Data spec whose classes are split, e.g. digits or imagefolder:DIR."),
     data_root: Path | None = typer.Option(None, help=DATA_ROOT_HELP),
+    seconds: float | None = typer.Option(
+        None, callback=finite, help="Length of each sound, its middle; default: the median length."
+    ),
+    sample_rate: int | None = typer.Option(None, help="Samples a second of each sound, Hz; default: 16000."),
+    mels: int | None = typer.Option(None, help="Mel bands of each sound; default: 64."),
     classes: int | None = typer.Option(None, min=1, help="Number of classes, in place of --data."),
     fleet: Path | None = typer.Option(None, help="fleet.yaml that describes the devices."),
     devices: int | None = typer.Option(None, min=1, help="Number of equal devices, in place of --fleet."),
@@ -51,26 +57,41 @@ def plan(
     as_json: bool = typer.Option(False, "--json", help="Print the plan as JSON."),
 ) -> None:
     """Show what each device would hold, how fast, how large, how many joules, before any training."""
-    from edvit.inputs.datasets import channels_of
-    from edvit.plan.greedy import assign
     from edvit.plan.keep import default_keep, heads_pruned_at, parse_keep
-    from edvit.plan.partition import partition
+    from edvit.plan.make import make_plan
 
-    images = _images(data, data_root, classes)
-    names = tuple(map(str, range(classes or 0))) if images is None else images.classes
-    if image_encoding != "raw" and images is None:
+    if (data is None) == (classes is None):
+        raise ConfigError("give either --data or --classes: the plan needs to know what is split")
+    if image_encoding != "raw" and data is None:
         raise ConfigError("--image-encoding needs --data: what images take depends on them")
     chosen = chosen_fleet(fleet, devices)
-    rotated = prune == "subspace" or (prune is None and not is_convnet(model))
-    if channels is None and data is not None:
-        channels = channels_of(data)
-    base = _architecture(model, img_size, channels, len(names), rotated=rotated)
-    ratio = default_keep(base.keep_steps) if keep is None else parse_keep(keep)
-    asked = heads_pruned_at(ratio, base.keep_steps, attention)
-    class_groups = partition(len(names), groups or len(chosen.devices), seed)
-    result = assign(base, class_groups, chosen, heads_pruned=asked, mode=attention, rotated=rotated)
-    if image_encoding != "raw" and images is not None:
-        result = result.with_input(sent_bytes(images, base, image_encoding))
+    if data is None:
+        rotated = prune == "subspace" or (prune is None and not is_convnet(model))
+        names = tuple(map(str, range(classes or 0)))
+        base = _architecture(model, img_size, channels, len(names), rotated=rotated)
+        result = make_plan(base, chosen, groups=groups, keep=keep, attention=attention, rotated=rotated, seed=seed)
+    else:
+        names, result = _as_built(
+            {
+                "data": data,
+                "data_root": data_root,
+                "model": model,
+                "image_size": img_size,
+                "channels": channels,
+                "seconds": seconds,
+                "sample_rate": sample_rate,
+                "mels": mels,
+                "fleet": chosen,
+                "groups": groups,
+                "keep": keep,
+                "attention": attention,
+                "prune": prune,
+                "seed": seed,
+            },
+            image_encoding,
+        )
+    steps = result.base.keep_steps
+    asked = heads_pruned_at(default_keep(steps) if keep is None else parse_keep(keep), steps, attention)
     if as_json:
         typer.echo(to_json(result, names))
         return
@@ -84,32 +105,27 @@ def plan(
         console.print(line, soft_wrap=True)
 
 
-def _images(data: str | None, data_root: Path | None, classes: int | None) -> LabelledImages | None:
-    """The training split of `--data`; None for `--classes`. Raises ConfigError unless exactly one is given."""
-    if (data is None) == (classes is None):
-        raise ConfigError("give either --data or --classes: the plan needs to know what is split")
-    if data is None:
-        return None
-    from edvit.inputs.datasets import read_split
+def _as_built(settings: dict[str, Any], encoding: ImageEncoding) -> tuple[tuple[str, ...], Plan]:
+    """The names of the classes, and the plan that a build with these settings makes."""
+    try:
+        from edvit.builder.config import make_config
+        from edvit.builder.pipeline import make_plan
+        from edvit.builder.stages.data import open_source
+    except ModuleNotFoundError as error:
+        raise _missing(error) from None
+    config = make_config(**settings)
+    source = open_source(config)
+    result = make_plan(config, source)
+    if encoding != "raw":
+        result = result.with_input(sent_bytes(source.train, source.preprocessing, encoding))
+    return source.train.classes, result
 
-    return read_split(data, "train", data_root)
 
-
-def sent_bytes(images: LabelledImages, base: AnyArchitecture, encoding: ImageEncoding) -> int:
+def sent_bytes(images: LabelledImages, how: Preprocessing, encoding: ImageEncoding) -> int:
     """Bytes of an image, or of a sound's spectrogram, on its way to a device: the mean of some, evenly spaced."""
-    from edvit.inputs.audio import Spectrogram
-    from edvit.inputs.datasets import FileSounds
-    from edvit.inputs.preprocess import Preprocessing
     from edvit.runtime.evaluation import choose
     from edvit.runtime.wire.image_encoding import encode_images
 
-    how = Preprocessing(
-        image_size=base.image_size,
-        channels=1 if base.channels == 1 else 3,
-        mean=(0.0,) * base.channels,
-        std=(1.0,) * base.channels,
-        spectrogram=Spectrogram(seconds=images.typical_seconds()) if isinstance(images, FileSounds) else None,
-    )
     chosen = choose(images, SAMPLES).tolist()
     sizes = [len(encode_images(images.prepared(index, how)[None], encoding)) for index in chosen]
     return round(sum(sizes) / len(sizes))
@@ -136,9 +152,7 @@ def _architecture(
         from edvit.builder.subspace.rms import check_rotatable
         from edvit.builder.vit.backbone import describe, template
     except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            f'planning reads the model from timm, and {error.name} is not installed: pip install "edvit[build]"'
-        ) from None
+        raise _missing(error) from None
     built = template(model, image_size=img_size, channels=channels or 3, classes=classes)
     if rotated:
         check_rotatable(built)
@@ -148,13 +162,18 @@ def _architecture(
     return describe(built)
 
 
+def _missing(error: ModuleNotFoundError) -> MissingExtraError:
+    return MissingExtraError(
+        f'planning reads the model from timm, and {error.name} is not installed: pip install "edvit[build]"'
+    )
+
+
 def headline(plan: Plan) -> list[str]:
     """What splitting buys: the plan's latency next to the whole model's on one device, the fastest that holds it.
 
     Where none holds it, on the fastest of all.
     """
-    from edvit.plan.cost import communication_s, latency_s
-    from edvit.plan.model_cost import model_cost
+    from edvit.plan.cost import communication_s, latency_s, model_cost
 
     whole = model_cost(plan.base)
 
@@ -244,7 +263,7 @@ def to_json(plan: Plan, names: tuple[str, ...]) -> str:
     import json
     from dataclasses import asdict
 
-    from edvit.plan.model_cost import model_cost
+    from edvit.plan.cost import model_cost
 
     values: dict[str, Any] = {
         "base": {"architecture": plan.base.model_dump(mode="json"), "cost": asdict(model_cost(plan.base))},

@@ -1,28 +1,11 @@
-"""What a convolutional network costs, counted from its shape alone, as `edvit.plan.cost` does for ViTs."""
+"""Parameters, operations and activations of a convolutional network, counted from its shape alone.
+
+A spiking network is counted over all its time steps, as if it were dense.
+"""
 
 from __future__ import annotations
 
-from edvit.plan.cost import ACTIVATION_BYTES, Cost
 from edvit.shape.conv import ConvArchitecture
-
-
-def conv_cost(architecture: ConvArchitecture, bytes_per_param: int = 4) -> Cost:
-    """Cost of a whole or pruned network; of a spiking one over all its time steps, counted as if it were dense.
-
-    Args:
-        architecture: with `classes=0` for a sub-model as it is exported (it ends at its feature).
-        bytes_per_param: 4 for fp32 weights, 1 for int8.
-    """
-    params = conv_params(architecture)
-    weight_bytes = params * bytes_per_param
-    return Cost(
-        params=params,
-        flops=conv_flops(architecture),
-        weight_bytes=weight_bytes,
-        peak_memory_bytes=weight_bytes + _peak_activation_bytes(architecture),
-        input_bytes=architecture.channels * architecture.image_size**2,
-        feature_bytes=architecture.feature_dim * ACTIVATION_BYTES,
-    )
 
 
 def conv_params(architecture: ConvArchitecture) -> int:
@@ -47,7 +30,7 @@ def conv_flops(architecture: ConvArchitecture) -> int:
     return total
 
 
-def _peak_activation_bytes(architecture: ConvArchitecture) -> int:
+def conv_activation_bytes(architecture: ConvArchitecture) -> int:
     """Largest set of activations that live at once, fp32, the image included.
 
     The maximum over the convolutions of what one reads and what it writes, before and after its activation; of a
@@ -59,4 +42,4 @@ def _peak_activation_bytes(architecture: ConvArchitecture) -> int:
         written = architecture.filters(conv) * conv.size**2 * architecture.time_steps
         read = pixels if conv.reads is None else architecture.inputs(conv) * conv.size**2 * architecture.time_steps
         largest = max(largest, read + 2 * written)
-    return pixels + largest * ACTIVATION_BYTES
+    return pixels + 4 * largest

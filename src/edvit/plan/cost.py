@@ -1,4 +1,4 @@
-"""What a Vision Transformer costs, counted from its widths alone: parameters, operations, bytes, seconds, joules.
+"""What a model costs, counted from its shape alone: parameters, operations, bytes, seconds, joules.
 
 Symbols below: `T` tokens (prefix included), `P` patches, `d` embedding dimension, `A = heads x head_dim`
 attention width, `f` FFN hidden units.
@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from edvit.fleet import PROFILES, Device, Fleet
+from edvit.plan.conv_cost import conv_activation_bytes, conv_flops, conv_params
+from edvit.shape.conv import AnyArchitecture, ConvArchitecture
 from edvit.shape.vit import Architecture, BlockWidths
 
 ACTIVATION_BYTES = 4
@@ -41,22 +43,27 @@ class Cost:
         )
 
 
-def vit_cost(architecture: Architecture, bytes_per_param: int = 4) -> Cost:
-    """Cost of a whole or pruned `VisionTransformer`; blocks may differ in their widths.
+def model_cost(architecture: AnyArchitecture, bytes_per_param: int = 4) -> Cost:
+    """Cost of a whole or pruned model of either family; blocks may differ in their widths.
 
     Args:
         architecture: with `classes=0` for a sub-model as it is exported (it ends at its feature).
         bytes_per_param: 4 for fp32 weights, 1 for int8.
     """
-    params = vit_params(architecture)
+    if isinstance(architecture, ConvArchitecture):
+        params, flops = conv_params(architecture), conv_flops(architecture)
+        activation_bytes = conv_activation_bytes(architecture)
+    else:
+        params, flops = vit_params(architecture), vit_flops(architecture)
+        activation_bytes = peak_activation_bytes(architecture)
     weight_bytes = params * bytes_per_param
     return Cost(
         params=params,
-        flops=vit_flops(architecture),
+        flops=flops,
         weight_bytes=weight_bytes,
-        peak_memory_bytes=weight_bytes + peak_activation_bytes(architecture),
+        peak_memory_bytes=weight_bytes + activation_bytes,
         input_bytes=architecture.channels * architecture.image_size**2,
-        feature_bytes=architecture.widths.dim * ACTIVATION_BYTES,
+        feature_bytes=architecture.feature_dim * ACTIVATION_BYTES,
     )
 
 
@@ -115,13 +122,13 @@ def vit_flops(architecture: Architecture) -> int:
 
 
 def embedding_flops(architecture: Architecture) -> int:
-    """Of `vit_flops` those of the patch embedding."""
+    """Operations of the patch embedding, which `vit_flops` counts as well."""
     weights = architecture.channels * architecture.patch_size**2 * architecture.widths.dim
     return 2 * _patches(architecture) * weights
 
 
 def attention_flops(architecture: Architecture) -> int:
-    """Of `vit_flops` those of `q kᵀ` and attention times values, which no weight takes part in."""
+    """Operations of `q kᵀ` and of attention times values, which `vit_flops` counts as well; no weight takes part."""
     return sum(4 * architecture.tokens**2 * block.attention for block in architecture.widths.blocks)
 
 

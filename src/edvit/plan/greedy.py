@@ -14,8 +14,8 @@ from fractions import Fraction
 
 from edvit.errors import ConfigError, InfeasibleError
 from edvit.fleet import Device, Fleet
+from edvit.plan.cost import model_cost
 from edvit.plan.keep import format_keep, steps_below_one_head
-from edvit.plan.model_cost import model_cost
 from edvit.plan.plan import Demand, Placement, Plan, PlannedSubModel
 from edvit.shape.conv import AnyArchitecture
 from edvit.shape.vit import AttentionMode

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from edvit.builder.models.family import family_of
 from edvit.errors import ConfigError
-from edvit.plan.model_cost import model_cost
+from edvit.plan.cost import model_cost
 from tiny_build import MODEL
 
 BASES = {

@@ -9,7 +9,7 @@ from conv_modules import assert_as_described
 from edvit.builder.conv import cut, network
 from edvit.builder.conv.apoz import Activity
 from edvit.errors import BuildError
-from edvit.plan.conv_cost import conv_cost
+from edvit.plan.cost import model_cost
 from edvit.shape.conv import NAMES, FilterWidths, convnet
 
 torch.set_num_threads(1)
@@ -73,7 +73,7 @@ def test_fitted_widths_never_exceed_the_budget(seed, pruned, name):
     budget = base.narrowed(pruned).widths
     widths = cut.active_widths(base, scores_of(base, seed), budget)
     cost, limit = (
-        conv_cost(one.model_copy(update={"classes": 0}))
+        model_cost(one.model_copy(update={"classes": 0}))
         for one in (base.model_copy(update={"widths": widths}), base.narrowed(pruned))
     )
     assert cost.params <= limit.params
@@ -89,7 +89,7 @@ def test_filters_that_are_dear_to_run_are_counted_as_such():
     sets[2:] = [torch.linspace(0, 0.5, len(values), dtype=torch.float64) for values in sets[2:]]
     budget = base.narrowed(8)
     cost, limit = (
-        conv_cost(base.model_copy(update={"widths": widths, "classes": 0}))
+        model_cost(base.model_copy(update={"widths": widths, "classes": 0}))
         for widths in (cut.active_widths(base, Activity(tuple(sets)), budget.widths), budget.widths)
     )
     assert cost.flops <= limit.flops

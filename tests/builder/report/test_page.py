@@ -20,7 +20,7 @@ from edvit.bundle import (
 )
 from edvit.fleet import Device, Fleet
 from edvit.inputs.preprocess import Preprocessing
-from edvit.plan.cost import vit_cost
+from edvit.plan.cost import model_cost
 from edvit.plan.greedy import assign
 from edvit.plan.partition import partition
 from edvit.shape.vit import Architecture, BlockWidths, Widths
@@ -44,7 +44,7 @@ def manifest(names=NAMES, groups: int = 5, **changes) -> Manifest:
     devices = [Device(name=f"pi-{i}", profile="raspberry-pi-4b", memory_mb=20, energy_j=1.5) for i in range(groups)]
     fleet = Fleet(name="shelf", devices=(*devices, Device(name="spare", profile="mini-pc", memory_mb=1)))
     plan = assign(base, partition(len(names), groups), fleet, heads_pruned=2)
-    cost = vit_cost(base)
+    cost = model_cost(base)
     submodels = tuple(
         SubModelInfo(
             id=one.id,

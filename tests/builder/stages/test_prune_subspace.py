@@ -22,7 +22,7 @@ from edvit.builder.vit import backbone
 from edvit.builder.vit.scores import Scores
 from edvit.builder.vit.surgery import BlockSelection, Selection
 from edvit.errors import ConfigError, ModelError
-from edvit.plan.cost import vit_cost
+from edvit.plan.cost import model_cost
 from edvit.shape.vit import Architecture
 from tiny_build import opened, tiny_config
 
@@ -153,8 +153,8 @@ def test_fitted_widths_are_each_groups_own_and_cost_no_more(work):
     made = [backbone.describe(model_of(artifact)) for artifact in artifacts]
     assert any(one.widths != group.widths for one, group in zip(made, groups, strict=True))
     for one, group in zip(made, groups, strict=True):
-        budget = vit_cost(one.model_copy(update={"widths": group.widths, "classes": 0}))
-        cost = vit_cost(one.model_copy(update={"classes": 0}))
+        budget = model_cost(one.model_copy(update={"widths": group.widths, "classes": 0}))
+        cost = model_cost(one.model_copy(update={"classes": 0}))
         assert cost.params <= budget.params
         assert cost.flops <= budget.flops
         assert cost.peak_memory_bytes <= budget.peak_memory_bytes

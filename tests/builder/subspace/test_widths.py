@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from edvit.builder.subspace.losses import Losses
 from edvit.builder.subspace.widths import fit_widths
 from edvit.errors import BuildError, ConfigError
-from edvit.plan.cost import vit_cost
+from edvit.plan.cost import model_cost
 from edvit.shape.vit import Architecture, BlockWidths, Widths
 
 SIZES = {"few tokens": 8, "many tokens": 64}
@@ -59,7 +59,7 @@ def loss_of(losses, chosen):
 
 
 def costs(of, chosen):
-    cost = vit_cost(of.model_copy(update={"widths": chosen, "classes": 0}))
+    cost = model_cost(of.model_copy(update={"widths": chosen, "classes": 0}))
     return np.array([cost.params, cost.flops, cost.peak_memory_bytes])
 
 

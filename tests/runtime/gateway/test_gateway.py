@@ -43,7 +43,7 @@ def bundle(tmp_path_factory):
     """Three sub-models on dev-1 and dev-2 (0 and 2 on dev-1), and a spare device."""
     fleet = fleet_of({"name": "dev-1"}, {"name": "dev-2"})
     bundle = write_tiny_bundle(tmp_path_factory.mktemp("gateway") / "bundle", submodels=3, classes=6, fleet=fleet)
-    assert [bundle.manifest.plan.device_of(i) for i in range(3)] == ["dev-1", "dev-2", "dev-1"]
+    assert [line.device for line in bundle.manifest.plan.placed] == ["dev-1", "dev-2", "dev-1"]
     return bundle
 
 

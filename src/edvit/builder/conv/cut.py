@@ -11,8 +11,7 @@ from edvit.builder.conv import network
 from edvit.builder.conv.apoz import Activity
 from edvit.builder.conv.network import ConvNet
 from edvit.errors import BuildError
-from edvit.plan.conv_cost import conv_cost
-from edvit.plan.cost import Cost
+from edvit.plan.cost import Cost, model_cost
 from edvit.shape.conv import ConvArchitecture, FilterWidths
 from edvit.shape.vit import WIDTH_MULTIPLE
 
@@ -42,7 +41,7 @@ def active_widths(base: ConvArchitecture, scores: Activity, budget: FilterWidths
 
 
 def _cost(base: ConvArchitecture, widths: FilterWidths) -> Cost:
-    return conv_cost(base.model_copy(update={"widths": widths, "classes": 0}))
+    return model_cost(base.model_copy(update={"widths": widths, "classes": 0}))
 
 
 def select(scores: Activity, base: ConvArchitecture, target: FilterWidths) -> tuple[Tensor, ...]:

@@ -26,7 +26,7 @@ from edvit.builder.train.training import Schedule
 from edvit.builder.vit.backbone import FeatureExtractor
 from edvit.bundle import sha256_of
 from edvit.inputs.preprocess import Preprocessing
-from edvit.plan.model_cost import model_cost
+from edvit.plan.cost import model_cost
 from edvit.shape.conv import is_convnet
 
 SCRATCH_EPOCHS = 60

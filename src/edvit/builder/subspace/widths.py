@@ -16,7 +16,7 @@ from edvit.builder.subspace.losses import Floats, Ints, Losses, estimate_losses
 from edvit.builder.subspace.statistics import Sums
 from edvit.builder.vit import backbone
 from edvit.errors import BuildError, ConfigError
-from edvit.plan.cost import peak_activation_bytes, vit_cost
+from edvit.plan.cost import model_cost, peak_activation_bytes
 from edvit.shape.vit import WIDTH_MULTIPLE, Architecture, BlockWidths, Widths
 
 
@@ -47,7 +47,7 @@ def fit_groups(
 def fit_widths(architecture: Architecture, losses: Losses, reference: Widths) -> Widths:
     """The widths of least estimated loss that cost no more than the reference's: a plan made for those stays valid.
 
-    Parameters, operations and peak memory (`plan.cost.vit_cost`, without a head) are each at most the reference's.
+    Parameters, operations and peak memory (`plan.cost.model_cost`, without a head) are each at most the reference's.
     Every block keeps all heads. Widths are multiples of `WIDTH_MULTIPLE`, or the base's own.
 
     At a given `dim`, what a block costs is linear in its head width and in its hidden units, at one price in all
@@ -156,7 +156,7 @@ class _Budget:
 
     def __init__(self, architecture: Architecture, reference: Widths) -> None:
         self.architecture = architecture
-        self.cost = vit_cost(architecture.model_copy(update={"widths": reference}))
+        self.cost = model_cost(architecture.model_copy(update={"widths": reference}))
 
     def most_steps(self, dim: int, activations: int, heads: _Ladder, units: _Ladder) -> Ints:
         """For every number of steps in `heads` the most steps in `units`, -1 for none.
@@ -170,7 +170,7 @@ class _Budget:
         narrowest = np.full(heads.blocks, heads.narrowest), np.full(units.blocks, units.narrowest)
         first = np.eye(1, heads.blocks, dtype=np.int64)[0]
         least, of_heads, of_units = (
-            vit_cost(_with(self.architecture, dim, narrowest[0] + head, narrowest[1] + unit))
+            model_cost(_with(self.architecture, dim, narrowest[0] + head, narrowest[1] + unit))
             for head, unit in ((0 * first, 0 * first), (first, 0 * first), (0 * first, first))
         )
         weights = (self.cost.peak_memory_bytes - activations) // (self.cost.weight_bytes // self.cost.params)
@@ -193,7 +193,7 @@ class _Budget:
         return low
 
     def _holds(self, dim: int, heads: Ints, units: Ints) -> bool:
-        return vit_cost(_with(self.architecture, dim, heads, units)).within(self.cost)
+        return model_cost(_with(self.architecture, dim, heads, units)).within(self.cost)
 
 
 def _activation_limits(architecture: Architecture, dim: int) -> list[tuple[int, int, int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edvit.errors import ConfigError
-from edvit.plan.cost import vit_cost
+from edvit.plan.cost import model_cost
 from edvit.shape.vit import Architecture
 
 PROCESS_BYTES = 800_000_000
@@ -19,7 +19,7 @@ def images_within(limit_bytes: int, architecture: Architecture) -> int:
     Raises:
         ConfigError: not one image fits; the message says what does.
     """
-    fixed = PROCESS_BYTES + 2 * vit_cost(architecture).weight_bytes  # scoring works on a copy
+    fixed = PROCESS_BYTES + 2 * model_cost(architecture).weight_bytes  # scoring works on a copy
     one = activation_bytes(architecture)
     count = (limit_bytes - fixed) // one
     if count < 1:

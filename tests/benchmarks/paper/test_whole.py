@@ -1,18 +1,18 @@
-"""`edvit bench paper` on the digits, with builds of a few seconds."""
+"""`python -m benchmarks.paper` on the digits, with builds of a few seconds."""
 
 import csv
 
 import pytest
 
-from serving import run
+from serving import run_module
 
 OPTIONS = ["--data", "digits", "--base-epochs", "2", "--recover-epochs", "0", "--views", "1", "--workers", "1"]
 
 
 @pytest.mark.slow
 def test_a_table_is_built_and_taken_up_again(tmp_path):
-    table = ["bench", "paper", "-o", tmp_path / "table", "--devices", "1,2", "--seeds", "1", *OPTIONS]
-    done = run(*table, timeout=240)
+    table = ["benchmarks.paper", "-o", tmp_path / "table", "--devices", "1,2", "--seeds", "1", *OPTIONS]
+    done = run_module(*table, timeout=240)
     assert done.returncode == 0, done.stderr
     rows = list(csv.DictReader((tmp_path / "table" / "table.csv").open()))
     assert [row["devices"] for row in rows] == ["1", "2"]
@@ -22,7 +22,7 @@ def test_a_table_is_built_and_taken_up_again(tmp_path):
     assert (tmp_path / "table" / "figure.svg").read_text().startswith("<?xml")
 
     before = (tmp_path / "table" / "n2-seed0" / "manifest.json").stat().st_mtime_ns
-    again = run(*table, timeout=60)
+    again = run_module(*table, timeout=60)
     assert again.returncode == 0, again.stderr
     assert (tmp_path / "table" / "n2-seed0" / "manifest.json").stat().st_mtime_ns == before
 
@@ -32,11 +32,13 @@ def test_bad_input_is_one_line(tmp_path):
         (["--devices", "two"], "--devices two: give numbers of devices separated by commas"),
         (["--seed", "3"], "--seed: the table sets this option itself"),
     ):
-        done = run("bench", "paper", "-o", tmp_path / "table", *options)
+        done = run_module("benchmarks.paper", "-o", tmp_path / "table", *options)
         assert done.returncode == 2
         assert len(done.stderr.splitlines()) == 1
         assert message in done.stderr
-    failed = run("bench", "paper", "-o", tmp_path / "table", "--devices", "1", "--seeds", "1", "--data", "nothing")
+    failed = run_module(
+        "benchmarks.paper", "-o", tmp_path / "table", "--devices", "1", "--seeds", "1", "--data", "nothing"
+    )
     assert failed.returncode != 0
     assert "unknown data spec 'nothing'" in failed.stderr
     assert failed.stderr.splitlines()[-1].startswith("edvit: this cell failed, see above: edvit build --data nothing")

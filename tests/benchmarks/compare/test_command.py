@@ -1,11 +1,28 @@
-"""`edvit bench` from the command line, in this process: flags that contradict each other."""
+"""`python -m benchmarks.compare` from the command line, in this process: flags that contradict each other."""
 
 from __future__ import annotations
 
+import sys
+
 import pytest
+from benchmarks.compare.__main__ import app
 
 from benchmarks.compare import comparison as compare_module
+from edvit.cli import run_app
 from edvit.errors import ConfigError
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Runs the command in this process; returns (exit code, stdout, stderr)."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["benchmarks.compare", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            run_app(app)
+        return caught.value.code, *capsys.readouterr()
+
+    return run
 
 
 @pytest.mark.parametrize(
@@ -17,14 +34,14 @@ from edvit.errors import ConfigError
         (("--recover-epochs", "1"), "--recover-epochs"),
     ],
 )
-def test_quick_refuses_what_it_sets_itself(edvit, tmp_path, flags, named):
-    code, _, said = edvit("bench", "compare", "--quick", "-o", tmp_path / "out", *flags)
+def test_quick_refuses_what_it_sets_itself(command, tmp_path, flags, named):
+    code, _, said = command("--quick", "-o", tmp_path / "out", *flags)
     assert (code, said) == (2, f"edvit: --quick sets {named} itself: leave one or the other out\n")
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(("flags", "links"), [((), 1), (("--link", "5mbit", "--link", "9mbit"), 2)])
-def test_quick_goes_with_the_rest(edvit, tmp_path, monkeypatch, flags, links):
+def test_quick_goes_with_the_rest(command, tmp_path, monkeypatch, flags, links):
     asked = {}
 
     def compare(settings, _out, **how):
@@ -32,6 +49,6 @@ def test_quick_goes_with_the_rest(edvit, tmp_path, monkeypatch, flags, links):
         raise ConfigError("seen")
 
     monkeypatch.setattr(compare_module, "compare", compare)
-    edvit("bench", "compare", "--quick", "--data", "mnist", "--systems", "small", "-o", tmp_path / "out", *flags)
+    command("--quick", "--data", "mnist", "--systems", "small", "-o", tmp_path / "out", *flags)
     assert (asked["settings"].data, asked["settings"].devices, asked["seeds"], asked["images"]) == ("mnist", 2, 1, 6)
     assert len(asked["links"]) == links

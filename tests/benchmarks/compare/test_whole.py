@@ -1,4 +1,4 @@
-"""`edvit bench compare` on the digits: every system is built and carried out for real."""
+"""`python -m benchmarks.compare` on the digits: every system is built and carried out for real."""
 
 import csv
 import signal
@@ -8,16 +8,16 @@ import sys
 import pytest
 from benchmarks.compare.systems import SYSTEMS
 
-from serving import run
+from serving import ROOT, run_module
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_all_systems_are_compared_and_a_killed_run_is_taken_up(tmp_path):
     out = tmp_path / "compared"
-    command = [sys.executable, "-m", "edvit", "bench", "compare", "--quick", "--workers", "1", "-o", str(out)]
+    command = [sys.executable, "-m", "benchmarks.compare", "--quick", "--workers", "1", "-o", str(out)]
     command += ["--image-encoding", "webp"]
-    begun = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    begun = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     for line in begun.stdout:
         if line.startswith("[channels,"):
             break
@@ -26,7 +26,7 @@ def test_all_systems_are_compared_and_a_killed_run_is_taken_up(tmp_path):
     finished = {path: path.stat().st_mtime_ns for path in (out / "measured").glob("*.json")}
     assert finished
 
-    done = subprocess.run(command, capture_output=True, text=True, timeout=800)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=800)
     assert done.returncode == 0, done.stderr
     assert all(path.stat().st_mtime_ns == then for path, then in finished.items())
     rows = list(csv.DictReader((out / "compare.csv").open()))
@@ -52,7 +52,7 @@ def test_bad_input_is_one_line(tmp_path):
         (["--systems", "split-cnn", "--convnet", "vgg99"], "unknown model 'vgg99'"),
         (["--systems", "compact", "--compact", "mobilenetv3_small_100"], "mobilenetv3_small_100 cannot be"),
     ):
-        done = run("bench", "compare", "-o", tmp_path / "compared", *options)
+        done = run_module("benchmarks.compare", "-o", tmp_path / "compared", *options)
         assert done.returncode == 2, done.stderr
         assert len(done.stderr.splitlines()) == 1
         assert message in done.stderr

@@ -1,4 +1,4 @@
-"""`edvit bench`: tables and figures that compare builds."""
+"""`python -m benchmarks.compare`: this project next to other ways to use N devices."""
 
 from __future__ import annotations
 
@@ -8,40 +8,16 @@ from typing import Any, Literal
 
 import typer
 
-from edvit.cli import DATA_HELP, DATA_ROOT_HELP, app, finite
-from edvit.errors import ConfigError, MissingExtraError
+from benchmarks.compare import comparison as comparison_module
+from benchmarks.compare import figures
+from benchmarks.compare.links import parse_link
+from benchmarks.compare.systems import SYSTEMS
+from benchmarks.compare.workshop import Settings
+from edvit.builder.jobs.progress import Reporter
+from edvit.cli import DATA_HELP, DATA_ROOT_HELP, finite, run_app
+from edvit.errors import ConfigError
 
-bench_app = typer.Typer(help="Tables and figures that compare builds.", no_args_is_help=True)
-app.add_typer(bench_app, name="bench")
-
-
-@bench_app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def paper(
-    context: typer.Context,
-    *,
-    out: Path = typer.Option(..., "--out", "-o", help="Folder of the table, its figure and the bundles."),
-    devices: str = typer.Option("1,2,3,5,10", help="Numbers of devices, separated by commas."),
-    seeds: int = typer.Option(3, min=1, help="Builds of each: seeds 0, 1, ..."),
-) -> None:
-    """Build for several numbers of devices and seeds: accuracy, latency and size, as in the paper. Run again to resume.
-
-    The table is written after each build. Every other option is one of edvit build, the same in all builds.
-    """
-    try:
-        from benchmarks.paper.builds import cells, run_all, to_csv, to_markdown
-        from benchmarks.paper.figure import figure
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(f"edvit bench needs {error.name}: pip install 'edvit[build]'") from None
-    planned = cells(out, _numbers(devices), seeds, context.args)
-    out.mkdir(parents=True, exist_ok=True)
-    markdown = ""
-    for rows in run_all(planned, typer.echo):
-        markdown = to_markdown(rows)
-        (out / "table.csv").write_text(to_csv(rows), encoding="utf-8")
-        (out / "table.md").write_text(markdown, encoding="utf-8")
-        figure(rows).savefig(out / "figure.svg", metadata={"Date": None})
-    typer.echo(f"\n{markdown}\nTable and figure: {out / 'table.md'}, {out / 'table.csv'}, {out / 'figure.svg'}")
-
+app = typer.Typer(name="python -m benchmarks.compare", add_completion=False, pretty_exceptions_enable=False)
 
 QUICK: dict[str, Any] = {
     "devices": 2,
@@ -53,11 +29,11 @@ QUICK: dict[str, Any] = {
     "recover_epochs": 1,
     "views": 1,
 }
-"""Settings of `bench compare --quick`."""
+"""Settings of `--quick`."""
 QUICK_SEEDS, QUICK_IMAGES = 1, 6
 
 
-@bench_app.command()
+@app.command()
 def compare(
     context: typer.Context,
     *,
@@ -98,25 +74,17 @@ def compare(
     workers: int | None = typer.Option(None, min=1, help="Sub-models trained at a time; default: one per core."),
     quick: bool = typer.Option(False, help="All systems on digits within minutes: a trial of the command, no result."),
 ) -> None:
-    r"""Compare this project with other ways to use N devices: accuracy, size, latency over links, energy.
+    """Compare this project with other ways to use N devices: accuracy, size, latency over links, energy.
 
-    Run again to resume. Needs pip install 'edvit\[bench]'.
+    Run again to resume. Needs the bench extra.
     """
-    try:
-        from benchmarks.compare.comparison import check_systems, compare, to_csv, to_markdown
-        from benchmarks.compare.links import parse_link
-        from benchmarks.compare.systems import SYSTEMS
-        from benchmarks.compare.workshop import Settings
-
-        from benchmarks.compare import figures as compare_figures
-        from edvit.builder.jobs.progress import Reporter
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(f"edvit bench needs {error.name}: pip install 'edvit[bench]'") from None
     given = {name for name in context.params if _is_given(context, name)}
     clash = sorted(f"--{name.replace('_', '-')}" for name in given & {*QUICK, "seeds", "images"})
     if quick and clash:
         raise ConfigError(f"--quick sets {', '.join(clash)} itself: leave one or the other out")
-    wanted = check_systems(list(SYSTEMS) if systems is None else [name.strip() for name in systems.split(",")])
+    wanted = comparison_module.check_systems(
+        list(SYSTEMS) if systems is None else [name.strip() for name in systems.split(",")]
+    )
     specs = [parse_link(text) for text in (links[:1] if quick and "links" not in given else links)]
     settings = Settings(
         data=data,
@@ -143,14 +111,14 @@ def compare(
     if quick:
         settings, seeds, images = replace(settings, **QUICK), QUICK_SEEDS, QUICK_IMAGES
     out.mkdir(parents=True, exist_ok=True)
-    comparison = compare(
+    comparison = comparison_module.compare(
         settings, out, systems=wanted, seeds=seeds, links=specs, images=images, report=Reporter(), tell=typer.echo
     )
-    markdown = to_markdown(comparison)
+    markdown = comparison_module.to_markdown(comparison)
     (out / "compare.md").write_text(markdown, encoding="utf-8")
-    (out / "compare.csv").write_text(to_csv(comparison), encoding="utf-8")
-    compare_figures.scatters(comparison, str(specs[0])).savefig(out / "accuracy.svg", metadata={"Date": None})
-    compare_figures.bars(comparison).savefig(out / "bars.svg", metadata={"Date": None})
+    (out / "compare.csv").write_text(comparison_module.to_csv(comparison), encoding="utf-8")
+    figures.scatters(comparison, str(specs[0])).savefig(out / "accuracy.svg", metadata={"Date": None})
+    figures.bars(comparison).savefig(out / "bars.svg", metadata={"Date": None})
     written = ("compare.md", "compare.csv", "accuracy.svg", "bars.svg")
     typer.echo(f"\n{markdown}\nTables and figures: {', '.join(str(out / name) for name in written)}")
 
@@ -159,11 +127,5 @@ def _is_given(context: typer.Context, name: str) -> bool:
     return getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
 
 
-def _numbers(text: str) -> list[int]:
-    try:
-        numbers = [int(part) for part in text.split(",")]
-    except ValueError:
-        numbers = []
-    if not numbers or min(numbers) < 1:
-        raise ConfigError(f"--devices {text}: give numbers of devices separated by commas, such as 1,2,5")
-    return numbers
+if __name__ == "__main__":
+    run_app(app)
