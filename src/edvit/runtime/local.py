@@ -100,7 +100,7 @@ def device_processes(
 
 
 def _start_device(name: str, fleet: str, endpoint: str, folder: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "edvit.runtime.tether", "device"]
+    command = [sys.executable, "-m", "edvit.cli.tether", "device"]
     command += ["--name", name, "--fleet", fleet, "--connect", endpoint, "--cache", str(folder / "cache")]
     command += ["--threads", "1"]  # the devices share this machine's cores
     with log_of(folder, name).open("wb") as log:

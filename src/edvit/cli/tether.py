@@ -1,4 +1,4 @@
-"""Runs an edvit command that ends when the process that started it does: `python -m edvit.runtime.tether device ...`.
+"""Runs an edvit command that ends when the process that started it does: `python -m edvit.cli.tether device ...`.
 
 The tether is standard input: its other end closes when the parent ends, however it ends. Unlike Linux's
 PR_SET_PDEATHSIG it does not fire when only the thread that started the process ends.

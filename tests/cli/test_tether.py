@@ -19,7 +19,7 @@ print(child.pid, flush=True)
 CHILD = """
 import time, edvit.cli
 edvit.cli.main = lambda: {handler}time.sleep(600)
-from edvit.runtime import tether
+from edvit.cli import tether
 tether.main()
 """
 STUBBORN = "__import__('signal').signal(15, __import__('signal').SIG_IGN) and None or "
