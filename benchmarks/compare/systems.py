@@ -1,4 +1,4 @@
-"""The ways to use N devices that `edvit bench compare` compares, each built from the same data and measured.
+"""The ways to use N devices that `python -m benchmarks.compare` compares, each built from the same data and measured.
 
 | system | what it is |
 |---|---|
