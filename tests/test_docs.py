@@ -18,7 +18,7 @@ from edvit.runtime.http.answers import Predicted, Timings
 
 BENCHMARKS = {"bench paper": paper_app, "bench compare": compare_app}
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "docs" / "compare.md", *sorted((ROOT / "docs" / "guide").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "docs" / "results/comparison.md", *sorted((ROOT / "docs" / "guide").glob("*.md"))]
 SERVING = (ROOT / "docs" / "guide" / "serving.md").read_text()
 
 

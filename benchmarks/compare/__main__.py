@@ -45,7 +45,7 @@ def compare(
     budget: float | None = typer.Option(
         None, callback=finite, help="MB of fp32 weights that a sub-model may have; default: an eighth of the ViT's."
     ),
-    systems: str | None = typer.Option(None, help="Names separated by commas; default: all (docs/compare.md)."),
+    systems: str | None = typer.Option(None, help="Names separated by commas; default: all (docs/results/comparison.md)."),
     links: list[str] = typer.Option(
         ["100mbit", "20mbit", "100mbit,5ms", "100mbit,5ms,1%"],
         "--link",
@@ -115,11 +115,11 @@ def compare(
         settings, out, systems=wanted, seeds=seeds, links=specs, images=images, report=Reporter(), tell=typer.echo
     )
     markdown = comparison_module.to_markdown(comparison)
-    (out / "compare.md").write_text(markdown, encoding="utf-8")
+    (out / "results/comparison.md").write_text(markdown, encoding="utf-8")
     (out / "compare.csv").write_text(comparison_module.to_csv(comparison), encoding="utf-8")
     figures.scatters(comparison, str(specs[0])).savefig(out / "accuracy.svg", metadata={"Date": None})
     figures.bars(comparison).savefig(out / "bars.svg", metadata={"Date": None})
-    written = ("compare.md", "compare.csv", "accuracy.svg", "bars.svg")
+    written = ("results/comparison.md", "compare.csv", "accuracy.svg", "bars.svg")
     typer.echo(f"\n{markdown}\nTables and figures: {', '.join(str(out / name) for name in written)}")
 
 
