@@ -157,6 +157,16 @@ def test_a_device_without_submodels_is_not_sent_any_input(fleet, node, bundle):
     eventually(lambda: infer(node, bundle, some_images(bundle)) == [])
 
 
+def test_a_device_whose_load_failed_is_not_sent_any_input(fleet, node, bundle):
+    agent = fleet.device("dev-1")
+    load(node, agent, bundle, 0)
+    with pytest.raises(UnavailableError, match="no gateway"):
+        load(node, agent, bundle, specs=(spec_of(bundle, 1, sha256="0" * 64),))
+    assert agent.info().submodels == ()
+    # Whoever served the key would refuse an input of another bundle.
+    assert infer(node, bundle, some_images(bundle), digest="f" * 64) == []
+
+
 def test_loading_the_same_again_fetches_nothing(fleet, node, bundle, tmp_path):
     said = []
     agent = fleet.device("dev-1", say=said.append)

@@ -470,3 +470,21 @@ def test_strange_liveliness_keys_are_ignored(fleet, bundle):
     gateway = fleet.gateway()
     gateway._placement._on_change("edvit/local/devices/a/b/c/d", True)
     assert gateway.is_ready()
+
+
+def test_closing_ends_the_threads_that_load_devices(fleet):
+    """One in the middle of a load that takes its minute, one between two tries."""
+    asked, let_go = threading.Event(), threading.Event()
+    slow, broken = fleet.node(), fleet.node()
+    here = {"fleet": "local", "device": "dev-1"}
+    slow.serve(LOAD.key(**here), lambda request: (asked.set(), let_go.wait(60), ())[2])
+    slow.announce(ALIVE.key(**here, instance="a" * 16))
+    broken.announce(ALIVE.key(fleet="local", device="dev-2", instance="b" * 16))
+    before = set(threading.enumerate())
+    gateway = fleet.gateway(ready=False)
+    assert asked.wait(60)
+    eventually(lambda: gateway.devices()[1].problem)
+    gateway.close()
+    left = [thread.name for thread in set(threading.enumerate()) - before]
+    assert [name for name in left if name.startswith(("place", "reconcile"))] == []
+    let_go.set()

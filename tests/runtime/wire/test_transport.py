@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from edvit.errors import EdvitError, MemoryLimitError
+from edvit.errors import EdvitError, MemoryLimitError, ServiceError
 from edvit.runtime.wire.memory_transport import MemoryNetwork, MemoryTransport
 from edvit.runtime.wire.transport import MAX_WAITING, Answer, Failure, Packet
 from edvit.runtime.wire.zenoh_transport import ZenohTransport
@@ -335,3 +337,60 @@ def test_closing_twice_is_fine(net):
     registration.close()
     node.close()
     node.close()
+
+
+@pytest.mark.parametrize("size", [0, 300_000])
+@pytest.mark.parametrize("how", ["ask", "ask_each"])
+def test_closing_the_session_that_asks_ends_its_waits(net, how, size):
+    hub, leaf = net.node(), net.node()
+    stuck = Stuck("a/b")
+    leaf.serve("a/b", stuck)
+    ask_served(hub, "a/b")
+    packet = Packet(b"stick", bytes(size))
+    waiting = [
+        hub.ask("a/b", packet, deadline_s=LONG_S) if how == "ask" else hub.ask_each(["a/b"], packet, deadline_s=LONG_S)
+        for _ in range(3)
+    ]
+    assert stuck.began.wait(60)
+    start = time.monotonic()
+    with ThreadPoolExecutor(1) as pool:
+        waited = pool.submit(list, waiting[0])
+        hub.close()
+        assert waited.result(LONG_S) == []
+    assert [list(replies) for replies in waiting[1:]] == [[], []]
+    assert list(hub.ask("a/b", packet, deadline_s=LONG_S)) == []
+    assert list(hub.ask_each(["a/b"] * 2, packet, deadline_s=LONG_S)) == []
+    assert time.monotonic() - start < LONG_S
+    stuck.let_go.set()
+
+
+@pytest.mark.parametrize("what", ["serve", "announce", "watch"])
+def test_a_closed_transport_takes_nothing_more(net, what):
+    node = net.node()
+    node.close()
+    arguments = {"serve": [echo("a/b")], "announce": [], "watch": [lambda key, alive: None]}[what]
+    with pytest.raises(ServiceError, match="closed"):
+        getattr(node, what)("a/b", *arguments)
+
+
+def test_a_closed_registration_is_forgotten(net):
+    node = net.node()
+    registration = node.serve("a/b", echo("a/b"))
+    forgotten = weakref.ref(registration)
+    registration.close()
+    del registration
+    gc.collect()
+    assert forgotten() is None
+
+
+def test_a_wait_can_be_ended_from_another_thread(net):
+    hub, leaf = net.node(), net.node()
+    stuck = Stuck("a/b")
+    leaf.serve("a/b", stuck)
+    ask_served(hub, "a/b")
+    replies = hub.ask("a/b", Packet(b"stick"), deadline_s=LONG_S)
+    with ThreadPoolExecutor(1) as pool:
+        waited = pool.submit(list, replies)
+        replies.close()
+        assert waited.result(LONG_S) == []
+    stuck.let_go.set()

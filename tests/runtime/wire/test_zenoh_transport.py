@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from edvit.errors import ConfigError, PortInUseError
-from edvit.runtime.wire.zenoh_transport import ZenohTransport, check_endpoint
+from edvit.runtime.wire.transport import Packet, Replies
+from edvit.runtime.wire.zenoh_transport import ZenohTransport, _Query, check_endpoint
 from free_port import free_endpoint
 
 
@@ -35,3 +38,14 @@ def test_a_taken_port_is_told_in_one_line():
 def test_an_address_of_another_machine_is_refused():
     with pytest.raises(ConfigError, match="cannot listen"):
         ZenohTransport(listen=["tcp/192.0.2.1:7447"], scouting=False)
+
+
+def test_a_query_that_zenoh_ends_and_refuses_ends_once():
+    ended = []
+    replies = Replies(2, time.monotonic() + 60)
+    query = _Query(Packet(b"{}"), replies, lambda: ended.append(1))
+    query.end()
+    query.end()
+    assert ended == [1]
+    replies.close()
+    assert list(replies) == []

@@ -237,6 +237,7 @@ class DeviceAgent:
             # Dropped before anything is loaded, so that both never lie in memory together.
             self._held = {i: held for i, held in self._held.items() if wanted.get(i) == held.spec}
             self._bundle = asked.bundle
+            self._serve_inference(bool(self._held))
             lacking = [spec for i, spec in wanted.items() if i not in self._held]
         for spec in lacking:
             if time.monotonic() > until:
@@ -256,8 +257,6 @@ class DeviceAgent:
                 self._serve_inference(True)
             took = time.perf_counter() - start
             self._say(f"sub-model {spec.id}: {spec.bytes / 1e6:.1f} MB, ready after {took:.2f} s")
-        with self._lock:
-            self._serve_inference(bool(self._held))
 
     def _serve_inference(self, wanted: bool) -> None:
         """Only while something is held: inputs are not sent to a device that has no use for them."""

@@ -100,7 +100,7 @@ class Gateway:
         start = time.perf_counter()
         expected = self._placement.expected
         gathered = gather(
-            self._transport,
+            self._transport.ask_each,
             self._bundle.manifest.plan.fleet.name,
             self._bundle.digest,
             images,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
@@ -14,9 +15,15 @@ from edvit.runtime.prediction import Float32, UInt8
 from edvit.runtime.wire.image_encoding import ImageEncoding, encode_images
 from edvit.runtime.wire.messages import InferReply, InferRequest, decode, encode, to_array
 from edvit.runtime.wire.topics import ANY, INFER
-from edvit.runtime.wire.transport import Answer, Failure, Transport
+from edvit.runtime.wire.transport import Answer, Failure, Packet, Replies
 
 log = logging.getLogger(__name__)
+
+
+class AskEach(Protocol):
+    """`Transport.ask_each`."""
+
+    def __call__(self, keys: Sequence[str], packet: Packet, *, deadline_s: float) -> Replies: ...
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,7 @@ class Gathered:
 
 
 def gather(
-    transport: Transport,
+    ask_each: AskEach,
     fleet: str,
     bundle: str,
     images: UInt8,
@@ -51,6 +58,7 @@ def gather(
     """Send images to the devices of `expected`; collect features until all are here or nobody is left to wait for.
 
     Args:
+        ask_each: `Transport.ask_each`, or what stands for it.
         bundle: digest of the bundle the features must be of.
         images: uint8 `[batch, channels, size, size]`.
         expected: by sub-model id.
@@ -69,7 +77,7 @@ def gather(
     devices = dict.fromkeys(entry.device for entry in expected.values())
     keys = [INFER.key(fleet=fleet, submodel=ANY, device=device) for device in devices]
     gathered = Gathered()
-    for reply in transport.ask_each(keys, encode(header, payload), deadline_s=deadline_s):
+    for reply in ask_each(keys, encode(header, payload), deadline_s=deadline_s):
         if isinstance(reply, Failure):
             gathered.problems.append(reply.error)
         else:

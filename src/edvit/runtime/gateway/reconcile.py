@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,7 +24,7 @@ from edvit.runtime.wire.messages import (
     encode,
 )
 from edvit.runtime.wire.topics import ALIVE, ANY, INFO, LOAD, REFUSE
-from edvit.runtime.wire.transport import Answer, Failure, Transport
+from edvit.runtime.wire.transport import Answer, Failure, Packet, Replies, Transport, Waits
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +87,8 @@ class Placement:
         self._devices: dict[str, _Device] = {}
         self._changed = threading.Condition()
         self._closing = threading.Event()
+        self._waits = Waits()
+        self._threads: set[threading.Thread] = set()
         for device in manifest.plan.fleet.devices:
             planned = tuple(sorted(line.submodel for line in manifest.plan.placed if line.device == device.name))
             self._devices[device.name] = _Device(planned=planned, memory_limit_bytes=device.memory_bytes)
@@ -99,10 +101,15 @@ class Placement:
         self._watching = transport.watch(pattern, self._on_change)
 
     def close(self) -> None:
+        """Stop watching, give up what is asked of devices, and wait for the threads that ask."""
         self._closing.set()
         self._watching.close()
+        self._waits.close()
         with self._changed:
             self._changed.notify_all()
+            threads = list(self._threads)
+        for thread in threads:
+            thread.join()
 
     def status(self) -> tuple[DeviceStatus, ...]:
         """Every device of the fleet in its order, then those that are alive but not in it."""
@@ -162,7 +169,27 @@ class Placement:
             self._in_thread(self._keep_loading, name, device, device.instance)
 
     def _in_thread(self, work: Callable[[str, _Device, str], None], name: str, device: _Device, instance: str) -> None:
-        threading.Thread(target=work, args=(name, device, instance), name=f"place {name}", daemon=True).start()
+        """Call it with the lock held."""
+
+        def run() -> None:
+            try:
+                work(name, device, instance)
+            finally:
+                with self._changed:
+                    self._threads.discard(thread)
+
+        thread = threading.Thread(target=run, name=f"reconcile {name}", daemon=True)
+        if not self._closing.is_set():
+            self._threads.add(thread)
+            thread.start()
+
+    # --- what the threads ask; closing ends it ----------------------------------------------------------
+
+    def _ask(self, key: str, packet: Packet, *, deadline_s: float) -> Replies:
+        return self._waits.add(self._transport.ask(key, packet, deadline_s=deadline_s))
+
+    def _ask_each(self, keys: Sequence[str], packet: Packet, *, deadline_s: float) -> Replies:
+        return self._waits.add(self._transport.ask_each(keys, packet, deadline_s=deadline_s))
 
     # --- in threads of their own -----------------------------------------------------------------------
 
@@ -172,7 +199,7 @@ class Placement:
         if older is not None and older in self._infos(name):
             log.warning("a second device %s was refused", name)
             packet = encode(RefuseRequest(instance=newcomer))
-            list(self._transport.ask(REFUSE.key(fleet=self._fleet, device=name), packet, deadline_s=INFO_DEADLINE_S))
+            list(self._ask(REFUSE.key(fleet=self._fleet, device=name), packet, deadline_s=INFO_DEADLINE_S))
             return
         with self._changed:
             # It may have gone meanwhile, and nobody would tell of that a second time.
@@ -184,7 +211,7 @@ class Placement:
         """What each process of that name says of itself, by its instance."""
         found = {}
         key = INFO.key(fleet=self._fleet, device=name)
-        for reply in self._transport.ask(key, encode(InfoRequest()), deadline_s=INFO_DEADLINE_S):
+        for reply in self._ask(key, encode(InfoRequest()), deadline_s=INFO_DEADLINE_S):
             with contextlib.suppress(WireError):
                 if isinstance(reply, Answer):
                     info = decode(DeviceInfo, reply.packet)
@@ -244,7 +271,7 @@ class Placement:
         )
         problem: EdvitError = UnavailableError("it did not answer")
         key = LOAD.key(fleet=self._fleet, device=name)
-        for reply in self._transport.ask(key, encode(request), deadline_s=deadline_s):
+        for reply in self._ask(key, encode(request), deadline_s=deadline_s):
             if isinstance(reply, Failure):
                 problem = reply.error
                 continue
@@ -264,7 +291,7 @@ class Placement:
         for pause in PROBE_PAUSES_S:
             self._closing.wait(pause)
             tried = gather(
-                self._transport,
+                self._ask_each,
                 self._fleet,
                 self._bundle.digest,
                 images,

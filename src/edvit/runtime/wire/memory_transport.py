@@ -5,11 +5,23 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from edvit.runtime.wire.messages import decode_error, encode_error
-from edvit.runtime.wire.transport import Answer, Failure, Handler, Lane, Packet, Reception, Registration, Request
+from edvit.runtime.wire.transport import (
+    Answer,
+    Failure,
+    Handler,
+    Lane,
+    Packet,
+    Reception,
+    Registration,
+    Registrations,
+    Replies,
+    Request,
+    Waits,
+)
 
 
 class MemoryNetwork:
@@ -32,7 +44,8 @@ class MemoryTransport:
 
     def __init__(self, network: MemoryNetwork) -> None:
         self._network = network
-        self._registrations: list[Registration] = []
+        self._registrations = Registrations()
+        self._waits = Waits()
 
     def serve(self, key: str, handler: Handler) -> Registration:
         network = self._network
@@ -45,15 +58,16 @@ class MemoryTransport:
 
         with network.lock:
             network.served.append(entry)
-        return self._keep(undo)
+        return self._registrations.add(undo)
 
-    def ask(self, key: str, packet: Packet, *, deadline_s: float, urgent: bool = True) -> Iterator[Answer | Failure]:
+    def ask(self, key: str, packet: Packet, *, deadline_s: float, urgent: bool = True) -> Replies:
         del urgent  # nothing queues here
         return self.ask_each([key], packet, deadline_s=deadline_s)
 
-    def ask_each(self, keys: Sequence[str], packet: Packet, *, deadline_s: float) -> Iterator[Answer | Failure]:
-        until = time.monotonic() + deadline_s
-        replies: queue.SimpleQueue[Answer | Failure | None] = queue.SimpleQueue()
+    def ask_each(self, keys: Sequence[str], packet: Packet, *, deadline_s: float) -> Replies:
+        with self._network.lock:
+            lanes = [(key, lane) for key in keys for served, lane in self._network.served if matches(served, key)]
+        replies = self._waits.add(Replies(len(lanes), time.monotonic() + deadline_s))
 
         def send(key: str, answer: Answer | Exception) -> None:
             if isinstance(answer, Exception):
@@ -62,12 +76,9 @@ class MemoryTransport:
             elif matches(key, answer.key):
                 replies.put(answer)
 
-        with self._network.lock:
-            lanes = [(key, lane) for key in keys for served, lane in self._network.served if matches(served, key)]
-        for key, lane in lanes:
-            request = Request(key, packet, time.monotonic())
-            lane.put(Reception(request, partial(send, key), lambda: replies.put(None)))
-        return _gather(replies, len(lanes), until)
+        for key, lane in lanes if not self._waits.closed else ():
+            lane.put(Reception(Request(key, packet, time.monotonic()), partial(send, key), replies.end))
+        return replies
 
     def announce(self, key: str) -> Registration:
         network = self._network
@@ -82,7 +93,7 @@ class MemoryTransport:
             if key not in network.alive:
                 network.tell(key, True)
             network.alive.append(key)
-        return self._keep(undo)
+        return self._registrations.add(undo)
 
     def watch(self, key: str, on_change: Callable[[str, bool], None]) -> Registration:
         network = self._network
@@ -104,40 +115,11 @@ class MemoryTransport:
             for present in dict.fromkeys(network.alive):
                 if matches(key, present):
                     changes.put((present, True))
-        return self._keep(undo)
+        return self._registrations.add(undo)
 
     def close(self) -> None:
-        for registration in self._registrations:
-            registration.close()
-
-    def _keep(self, undo: Callable[[], None]) -> Registration:
-        registration = _Undo(undo)
-        self._registrations.append(registration)
-        return registration
-
-
-class _Undo:
-    def __init__(self, undo: Callable[[], None]) -> None:
-        self._undo: Callable[[], None] | None = undo
-
-    def close(self) -> None:
-        undo, self._undo = self._undo, None
-        if undo is not None:
-            undo()
-
-
-def _gather(
-    replies: queue.SimpleQueue[Answer | Failure | None], servers: int, until: float
-) -> Iterator[Answer | Failure]:
-    while servers:
-        try:
-            reply = replies.get(timeout=max(0.0, until - time.monotonic()))
-        except queue.Empty:
-            return
-        if reply is None:
-            servers -= 1
-        else:
-            yield reply
+        self._waits.close()
+        self._registrations.close()
 
 
 def matches(a: str, b: str) -> bool:

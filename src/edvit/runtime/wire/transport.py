@@ -6,14 +6,18 @@ know nothing of what the bytes mean. Keys are Zenoh key expressions: `/`-separat
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import queue
 import threading
+import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from edvit.errors import EdvitError
+from edvit.errors import EdvitError, ServiceError
 
 log = logging.getLogger(__name__)
 
@@ -59,14 +63,115 @@ Handler = Callable[[Request], Iterable[Answer]]
 """Answers a request: none, one or many times. What it raises becomes a `Failure` at the asker."""
 
 
-class Registration(Protocol):
-    """Something served, announced or watched, until it is closed. Closing twice is fine."""
+class Replies:
+    """An iterator over what servers reply, as it arrives. `close` ends the wait for it, from any thread.
 
-    def close(self) -> None: ...
+    Args:
+        servers: how many will call `end`; the iteration ends when all have.
+        until: `time.monotonic()` at which it ends in any case, seconds.
+    """
+
+    def __init__(self, servers: int, until: float) -> None:
+        self.until = until
+        self._servers = servers
+        self._arrived: queue.SimpleQueue[Answer | Failure | None] = queue.SimpleQueue()
+        self._closed = False
+
+    def put(self, reply: Answer | Failure) -> None:
+        self._arrived.put(reply)
+
+    def end(self) -> None:
+        """One server says nothing more."""
+        self._arrived.put(None)
+
+    def close(self) -> None:
+        """Wait for nothing more."""
+        self._closed = True
+        self._arrived.put(None)
+
+    def __iter__(self) -> Replies:
+        return self
+
+    def __next__(self) -> Answer | Failure:
+        while self._servers > 0 and not self._closed:
+            try:
+                reply = self._arrived.get(timeout=max(0.0, self.until - time.monotonic()))
+            except queue.Empty:
+                break
+            if reply is not None:
+                return reply
+            self._servers -= 1
+        raise StopIteration
+
+
+class Waits:
+    """The replies that are being waited for. Closing ends every wait, also those that begin later."""
+
+    def __init__(self) -> None:
+        self._open: weakref.WeakSet[Replies] = weakref.WeakSet()
+        self.closed = False
+        self._lock = threading.Lock()
+
+    def add(self, replies: Replies) -> Replies:
+        with self._lock:
+            self._open.add(replies)
+            if self.closed:
+                replies.close()
+        return replies
+
+    def close(self) -> None:
+        with self._lock:
+            self.closed = True
+            for replies in self._open:
+                replies.close()
+
+
+class Registration:
+    """Something served, announced or watched, until it is closed. Closing twice is fine. Thread-safe."""
+
+    def __init__(self, undo: Callable[[], None]) -> None:
+        self._undo = [undo]
+
+    def close(self) -> None:
+        with contextlib.suppress(IndexError):
+            self._undo.pop()()
+
+
+class Registrations:
+    """What one transport serves, announces and watches."""
+
+    def __init__(self) -> None:
+        self._open: set[Registration] = set()
+        self._closed = False
+        self._lock = threading.Lock()
+
+    def add(self, *steps: Callable[[], None]) -> Registration:
+        """Remember what undoes a registration. Raises ServiceError, with it undone, after `close`."""
+
+        def undo() -> None:
+            with self._lock:
+                self._open.discard(registration)
+            for step in steps:
+                step()
+
+        registration = Registration(undo)
+        with self._lock:
+            if not self._closed:
+                self._open.add(registration)
+                return registration
+        registration.close()
+        raise ServiceError("the network session is closed")
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            left = list(self._open)
+        for registration in left:
+            registration.close()
 
 
 class Transport(Protocol):
-    """One participant of the network."""
+    """One participant of the network. Once it is closed, asking gives no reply, and all else raises ServiceError."""
 
     def serve(self, key: str, handler: Handler) -> Registration:
         """Answer what is asked at `key`, one request after the other in a thread of its own.
@@ -74,18 +179,18 @@ class Transport(Protocol):
         Closing it, or the transport, ends the wait of those whose request is being handled.
         """
 
-    def ask(self, key: str, packet: Packet, *, deadline_s: float, urgent: bool = True) -> Iterator[Answer | Failure]:
+    def ask(self, key: str, packet: Packet, *, deadline_s: float, urgent: bool = True) -> Replies:
         """Ask everyone who serves `key`; replies come as they arrive.
 
-        The request has left when this returns. The iterator ends when everyone has answered, closed or died, or
-        after `deadline_s` seconds; it never raises for what a server did. `urgent=False` lets other traffic pass
-        first.
+        The request has left when this returns. The replies end when everyone has answered, closed or died, when this
+        transport closes, or after `deadline_s` seconds; iterating never raises for what a server did.
+        `urgent=False` lets other traffic pass first.
         """
 
-    def ask_each(self, keys: Sequence[str], packet: Packet, *, deadline_s: float) -> Iterator[Answer | Failure]:
+    def ask_each(self, keys: Sequence[str], packet: Packet, *, deadline_s: float) -> Replies:
         """Ask at several keys side by side, urgently: one whose server takes nothing holds up no other, nor the caller.
 
-        The iterator is that of `ask`, for all of them.
+        The replies are those of `ask`, for all of them.
         """
 
     def announce(self, key: str) -> Registration:

@@ -8,8 +8,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -17,7 +16,19 @@ import zenoh
 
 from edvit.errors import ConfigError, PortInUseError, ServiceError
 from edvit.runtime.wire.messages import MAX_PAYLOAD_BYTES, decode_error, encode_error
-from edvit.runtime.wire.transport import Answer, Failure, Handler, Lane, Packet, Reception, Registration, Request
+from edvit.runtime.wire.transport import (
+    Answer,
+    Failure,
+    Handler,
+    Lane,
+    Packet,
+    Reception,
+    Registration,
+    Registrations,
+    Replies,
+    Request,
+    Waits,
+)
 
 log = logging.getLogger(__name__)
 
@@ -29,21 +40,7 @@ MAX_UNSENT = 16
 ROOM_BYTES = 2 * 65_535
 """What an idle peer's queue takes at once: two of Zenoh's messages."""
 
-_Replies = queue.SimpleQueue[zenoh.Reply | None]
-"""None once for every query: nothing more comes for it."""
-
 _RETRY = {"period_init_ms": 100, "period_max_ms": 1000, "period_increase_factor": 2}
-
-
-@dataclass(frozen=True, slots=True)
-class _Query:
-    packet: Packet
-    replies: _Replies
-    until: float
-    """`time.monotonic()` after which nobody waits for it any more."""
-
-    def end(self) -> None:
-        self.replies.put(None)
 
 
 class ZenohTransport:
@@ -72,7 +69,8 @@ class ZenohTransport:
             if listen:
                 raise ConfigError(f"cannot listen on {where}: use an address of this machine") from None
             raise ServiceError("cannot start the network session") from None
-        self._registrations: list[Registration] = []
+        self._registrations = Registrations()
+        self._waits = Waits()
         self._outboxes: dict[str, _Outbox] = {}
         self._lock = threading.Lock()
 
@@ -82,49 +80,56 @@ class ZenohTransport:
         def receive(query: zenoh.Query) -> None:
             lane.put(_reception(query))
 
-        queryable = self._session.declare_queryable(key, zenoh.handlers.Callback(receive, indirect=False))
-        return self._keep(queryable.undeclare, lane.close)
+        with _while_open():
+            queryable = self._session.declare_queryable(key, zenoh.handlers.Callback(receive, indirect=False))
+        return self._registrations.add(queryable.undeclare, lane.close)
 
-    def ask(self, key: str, packet: Packet, *, deadline_s: float, urgent: bool = True) -> Iterator[Answer | Failure]:
-        query = _Query(packet, queue.SimpleQueue(), time.monotonic() + deadline_s)
-        self._get(key, query, query.end, urgent=urgent)
-        return _gather(query, 1)
+    def ask(self, key: str, packet: Packet, *, deadline_s: float, urgent: bool = True) -> Replies:
+        query = _Query(packet, self._waits.add(Replies(1, time.monotonic() + deadline_s)))
+        self._get(key, query, urgent=urgent)
+        return query.replies
 
-    def ask_each(self, keys: Sequence[str], packet: Packet, *, deadline_s: float) -> Iterator[Answer | Failure]:
-        query = _Query(packet, queue.SimpleQueue(), time.monotonic() + deadline_s)
-        for key in keys:
-            self._outbox(key).send(query)
-        return _gather(query, len(keys))
+    def ask_each(self, keys: Sequence[str], packet: Packet, *, deadline_s: float) -> Replies:
+        replies = self._waits.add(Replies(len(keys), time.monotonic() + deadline_s))
+        for key in keys if not self._waits.closed else ():
+            self._outbox(key).send(packet, replies)
+        return replies
 
-    def _get(self, key: str, query: _Query, end: Callable[[], None], *, urgent: bool) -> None:
-        """Waits while a peer that serves `key` takes no more. `end` is called once, when no further reply can come."""
-        self._session.get(
-            key,
-            zenoh.handlers.Callback(query.replies.put, end, indirect=False),
-            payload=query.packet.payload,
-            attachment=query.packet.header,
-            target=zenoh.QueryTarget.ALL,
-            consolidation=zenoh.ConsolidationMode.NONE,
-            timeout=max(0.0, query.until - time.monotonic()),
-            congestion_control=zenoh.CongestionControl.BLOCK,
-            priority=zenoh.Priority.INTERACTIVE_HIGH if urgent else zenoh.Priority.DATA_LOW,
-            express=urgent,
-        )
+    def _get(self, key: str, query: _Query, *, urgent: bool) -> None:
+        """Waits while a peer that serves `key` takes no more."""
+        try:
+            self._session.get(
+                key,
+                zenoh.handlers.Callback(query.put, query.end, indirect=False),
+                payload=query.packet.payload,
+                attachment=query.packet.header,
+                target=zenoh.QueryTarget.ALL,
+                consolidation=zenoh.ConsolidationMode.NONE,
+                timeout=max(0.0, query.replies.until - time.monotonic()),
+                congestion_control=zenoh.CongestionControl.BLOCK,
+                priority=zenoh.Priority.INTERACTIVE_HIGH if urgent else zenoh.Priority.DATA_LOW,
+                express=urgent,
+            )
+        except zenoh.ZError as error:
+            log.info("a request could not be sent: %s", error)
+            query.end()
 
     def announce(self, key: str) -> Registration:
-        token = self._session.liveliness().declare_token(key)
-        return self._keep(token.undeclare)
+        with _while_open():
+            token = self._session.liveliness().declare_token(key)
+        return self._registrations.add(token.undeclare)
 
     def watch(self, key: str, on_change: Callable[[str, bool], None]) -> Registration:
         def changed(sample: zenoh.Sample) -> None:
             on_change(str(sample.key_expr), sample.kind == zenoh.SampleKind.PUT)
 
-        subscriber = self._session.liveliness().declare_subscriber(key, changed, history=True)
-        return self._keep(subscriber.undeclare)
+        with _while_open():
+            subscriber = self._session.liveliness().declare_subscriber(key, changed, history=True)
+        return self._registrations.add(subscriber.undeclare)
 
     def close(self) -> None:
-        for registration in self._registrations:
-            registration.close()
+        self._waits.close()
+        self._registrations.close()
         if not self._session.is_closed():
             self._session.close()  # type: ignore[no-untyped-call]
         for outbox in self._outboxes.values():
@@ -136,71 +141,83 @@ class ZenohTransport:
                 self._outboxes[key] = _Outbox(key, partial(self._get, key, urgent=True))
             return self._outboxes[key]
 
-    def _keep(self, *undo: Callable[[], None]) -> Registration:
-        registration = _Undo(*undo)
-        self._registrations.append(registration)
-        return registration
+
+@contextmanager
+def _while_open() -> Iterator[None]:
+    try:
+        yield
+    except zenoh.ZError:
+        raise ServiceError("the network session is closed") from None
+
+
+class _Query:
+    """What is asked at one key.
+
+    Args:
+        on_end: called once, when no further reply can come. Zenoh ends a query that it then refuses with an error, too.
+    """
+
+    def __init__(self, packet: Packet, replies: Replies, on_end: Callable[[], None] = lambda: None) -> None:
+        self.packet = packet
+        self.replies = replies
+        self._on_end = [on_end]
+
+    def put(self, reply: zenoh.Reply) -> None:
+        if reply.ok is not None:
+            sample = reply.ok
+            self.replies.put(Answer(str(sample.key_expr), Packet(_bytes(sample.attachment), _bytes(sample.payload))))
+        elif reply.err is not None and reply.err.encoding == zenoh.Encoding.APPLICATION_JSON:
+            # Errors of another encoding are Zenoh's own: the query timed out, and the replies end anyway.
+            self.replies.put(Failure(decode_error(reply.err.payload.to_bytes())))
+
+    def end(self) -> None:
+        with suppress(IndexError):
+            self._on_end.pop()()
+            self.replies.end()
 
 
 class _Outbox:
     """Where requests to one key leave: from a thread of its own as soon as sending them may have to wait.
 
     Args:
-        get: sends a query, and calls back when no further reply can come.
+        get: sends a query, or waits; ends the query if it cannot be sent.
     """
 
-    def __init__(self, key: str, get: Callable[[_Query, Callable[[], None]], None]) -> None:
+    def __init__(self, key: str, get: Callable[[_Query], None]) -> None:
         self._get = get
         self._open = 0
         self._lock = threading.Lock()
         self._waiting: queue.Queue[_Query | None] = queue.Queue(MAX_UNSENT)
         threading.Thread(target=self._run, name=f"ask {key}", daemon=True).start()
 
-    def send(self, query: _Query) -> None:
+    def send(self, packet: Packet, replies: Replies) -> None:
         """Never waits."""
+        query = _Query(packet, replies, self._ended)
         with self._lock:
             self._open += 1
             idle = self._open == 1
-        if idle and len(query.packet.payload) <= ROOM_BYTES:
-            self._ask(query)
+        if idle and len(packet.payload) <= ROOM_BYTES:
+            self._get(query)
             return
         try:
             self._waiting.put_nowait(query)
         except queue.Full:
-            self._end(query)
+            query.end()
 
     def close(self) -> None:
-        with suppress(queue.Full):
-            self._waiting.put_nowait(None)
+        """Call it when the session is closed: what waits to leave is then given up at once."""
+        self._waiting.put(None)
 
     def _run(self) -> None:
         while (query := self._waiting.get()) is not None:
-            if time.monotonic() < query.until:
-                self._ask(query)
+            if time.monotonic() < query.replies.until:
+                self._get(query)
             else:
-                self._end(query)
+                query.end()
 
-    def _ask(self, query: _Query) -> None:
-        try:
-            self._get(query, partial(self._end, query))
-        except zenoh.ZError as error:
-            log.warning("a request could not be sent: %s", error)
-            self._end(query)
-
-    def _end(self, query: _Query) -> None:
+    def _ended(self) -> None:
         with self._lock:
             self._open -= 1
-        query.end()
-
-
-class _Undo:
-    def __init__(self, *undo: Callable[[], None]) -> None:
-        self._undo: tuple[Callable[[], None], ...] = undo
-
-    def close(self) -> None:
-        undo, self._undo = self._undo, ()
-        for step in undo:
-            step()
 
 
 def check_endpoint(endpoint: str) -> None:
@@ -249,19 +266,3 @@ def _reception(query: zenoh.Query) -> Reception:
             log.warning("an answer could not be sent: %s", error)
 
     return Reception(Request(str(query.key_expr), packet, time.monotonic()), send, query.drop)
-
-
-def _gather(query: _Query, asked: int) -> Iterator[Answer | Failure]:
-    while asked > 0:
-        try:
-            reply = query.replies.get(timeout=max(0.0, query.until - time.monotonic()))
-        except queue.Empty:
-            return
-        if reply is None:
-            asked -= 1
-        elif reply.ok is not None:
-            sample = reply.ok
-            yield Answer(str(sample.key_expr), Packet(_bytes(sample.attachment), _bytes(sample.payload)))
-        elif reply.err is not None and reply.err.encoding == zenoh.Encoding.APPLICATION_JSON:
-            # Errors of another encoding are Zenoh's own: the query timed out, and the iterator ends anyway.
-            yield Failure(decode_error(reply.err.payload.to_bytes()))
