@@ -18,13 +18,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from edvit.builder.train.device import Device, cpu_has_bfloat16
+from edvit.builder.train.device import TorchDevice, cpu_has_bfloat16
 from edvit.builder.train.training import Schedule, train
 from edvit.builder.vit import backbone
 from edvit.plan.keep import heads_pruned_at, parse_keep
 from edvit.shape.vit import pruned_widths
 
-PRECISIONS = {"float32": Device("cpu"), "bfloat16": Device("cpu", mixed=True)}
+PRECISIONS = {"float32": TorchDevice("cpu"), "bfloat16": TorchDevice("cpu", mixed=True)}
 CLASSES = 10
 
 
@@ -57,7 +57,7 @@ def main() -> None:
         show(name, seconds, args.batch_size)
 
 
-def step_seconds(model: torch.nn.Module, images: torch.Tensor, device: Device, steps: int) -> float:
+def step_seconds(model: torch.nn.Module, images: torch.Tensor, device: TorchDevice, steps: int) -> float:
     """Of one step of the loop that every stage trains with."""
     labels = torch.arange(len(images)) % CLASSES
     model = copy.deepcopy(model)  # placing a model on a device may change how it computes attention

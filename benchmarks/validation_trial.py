@@ -14,7 +14,7 @@ from edvit.builder.jobs.runner import Runner
 from edvit.builder.pipeline import make_plan
 from edvit.builder.stages.base import Base, train
 from edvit.builder.stages.data import Data, Source, decode, open_source
-from edvit.builder.train.device import Device, devices
+from edvit.builder.train.device import TorchDevice, devices
 from edvit.fleet import local_fleet
 from edvit.plan.plan import Plan
 
@@ -60,7 +60,7 @@ class Opened:
     data: Data
     base: Base
     plan: Plan
-    device: Device
+    device: TorchDevice
 
 
 def open_build(config: BuildConfig, work: Path) -> Opened:

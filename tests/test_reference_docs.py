@@ -12,7 +12,7 @@ import edvit
 from edvit.builder import stages
 from edvit.builder.config import STAGES
 from edvit.builder.jobs.job import Job
-from edvit.fleet import PROFILES, Device, Fleet, Gateway, Link
+from edvit.fleet import PROFILES, Device, Fleet, GatewaySpec, Link
 
 DOCS = Path(__file__).parents[1] / "docs"
 FLEET, STAGES_PAGE, API = ((DOCS / name).read_text(encoding="utf-8") for name in ("fleet.md", "stages.md", "api.md"))
@@ -25,12 +25,12 @@ def first_column(page):
 def test_every_field_of_a_fleet_is_described():
     fields = [
         *(name for name in Fleet.model_fields if name != "gateway"),
-        *(f"gateway.{name}" for name in Gateway.model_fields),
+        *(f"gateway.{name}" for name in GatewaySpec.model_fields),
         *(f"devices[].{name}" for name in Device.model_fields if name != "link"),
         *(f"devices[].link.{name}" for name in Link.model_fields),
     ]
     assert sorted(first_column(FLEET.partition("## Profiles")[0])) == sorted(fields)
-    for model, prefix in ((Gateway, "gateway"), (Link, "devices[].link")):
+    for model, prefix in ((GatewaySpec, "gateway"), (Link, "devices[].link")):
         for name, field in model.model_fields.items():
             assert f"| {field.default:g} |" in next(line for line in FLEET.splitlines() if f"`{prefix}.{name}`" in line)
 

@@ -21,7 +21,7 @@ from edvit.builder.jobs.runner import Runner
 from edvit.builder.pipeline import Built, build
 from edvit.builder.stages.base import Base, train
 from edvit.builder.stages.data import Data, Source, decode, open_source
-from edvit.builder.train.device import Device, devices
+from edvit.builder.train.device import TorchDevice, devices
 from edvit.bundle import Bundle
 from edvit.fleet import local_fleet
 
@@ -87,7 +87,7 @@ class Opened:
     source: Source
     data: Data
     base: Base
-    device: Device
+    device: TorchDevice
 
 
 def opened(config, work, source=None):

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import typer
 
+from benchmarks.compare import charts
 from benchmarks.compare import comparison as comparison_module
-from benchmarks.compare import figures
 from benchmarks.compare.links import parse_link
 from benchmarks.compare.systems import SYSTEMS
 from benchmarks.compare.workshop import Settings
@@ -45,7 +45,9 @@ def compare(
     budget: float | None = typer.Option(
         None, callback=finite, help="MB of fp32 weights that a sub-model may have; default: an eighth of the ViT's."
     ),
-    systems: str | None = typer.Option(None, help="Names separated by commas; default: all (docs/results/comparison.md)."),
+    systems: str | None = typer.Option(
+        None, help="Names separated by commas; default: all (docs/results/comparison.md)."
+    ),
     links: list[str] = typer.Option(
         ["100mbit", "20mbit", "100mbit,5ms", "100mbit,5ms,1%"],
         "--link",
@@ -117,8 +119,8 @@ def compare(
     markdown = comparison_module.to_markdown(comparison)
     (out / "results/comparison.md").write_text(markdown, encoding="utf-8")
     (out / "compare.csv").write_text(comparison_module.to_csv(comparison), encoding="utf-8")
-    figures.scatters(comparison, str(specs[0])).savefig(out / "accuracy.svg", metadata={"Date": None})
-    figures.bars(comparison).savefig(out / "bars.svg", metadata={"Date": None})
+    charts.scatters(comparison, str(specs[0])).savefig(out / "accuracy.svg", metadata={"Date": None})
+    charts.bars(comparison).savefig(out / "bars.svg", metadata={"Date": None})
     written = ("results/comparison.md", "compare.csv", "accuracy.svg", "bars.svg")
     typer.echo(f"\n{markdown}\nTables and figures: {', '.join(str(out / name) for name in written)}")
 

@@ -22,7 +22,7 @@ from typing import Any
 from benchmarks.compare.exchange import Program, Send, Step, Work
 from benchmarks.compare.onnx_model import OnnxModel
 from edvit.errors import DeadlineError, EdvitError, WireError
-from edvit.runtime.wire.transport import Answer, Failure, Packet, Request
+from edvit.runtime.wire.transport import Failure, Packet, Reply, Request
 from edvit.runtime.wire.zenoh_transport import ZenohTransport
 
 RETRY_S = 0.05
@@ -116,7 +116,7 @@ class ReplayNode:
         # The oldest image first: with several under way they do not all come through at the same time.
         self._ready: queue.PriorityQueue[tuple[int, int, list[bytes]]] = queue.PriorityQueue()
         self._leaving: queue.SimpleQueue[_Message] = queue.SimpleQueue()
-        self._unacknowledged: queue.SimpleQueue[tuple[_Message, Iterator[Answer | Failure]]] = queue.SimpleQueue()
+        self._unacknowledged: queue.SimpleQueue[tuple[_Message, Iterator[Reply | Failure]]] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[tuple[float, bytes] | Exception] = queue.SimpleQueue()
         own = settings.endpoints[settings.node]
         self._transport = ZenohTransport(listen=[own], connect=settings.endpoints[: settings.node], scouting=False)
@@ -179,7 +179,7 @@ class ReplayNode:
         except Exception as error:
             self._done.put(error)
 
-    def _receive(self, request: Request) -> Iterator[Answer]:
+    def _receive(self, request: Request) -> Iterator[Reply]:
         try:
             image, step, source = map(int, request.packet.header.split())
             waits = self._settings.program[step].waits
@@ -188,7 +188,7 @@ class ReplayNode:
         with self._lock:
             self._received_bytes += len(request.packet.payload)
         self._take(image, step, source, request.packet.payload, waits)
-        yield Answer(_key(self._settings.node), Packet(b""))
+        yield Reply(_key(self._settings.node), Packet(b""))
 
     def _take(self, image: int, step: int, source: int, payload: bytes, waits: int) -> None:
         with self._lock:

@@ -79,7 +79,7 @@ class Device(BaseModel):
         return int(self.memory_mb * 1_000_000)
 
 
-class Gateway(BaseModel):
+class GatewaySpec(BaseModel):
     """The machine that fans out the input and fuses the features."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -94,7 +94,7 @@ class Fleet(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str = Field(pattern=NAME_PATTERN)
-    gateway: Gateway = Gateway()
+    gateway: GatewaySpec = GatewaySpec()
     devices: tuple[Device, ...] = Field(min_length=1)
 
     @field_validator("devices")

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from edvit.errors import UnavailableError
 from edvit.inputs.datasets.images import ArrayImages
 from edvit.inputs.preprocess import Preprocessing, decode_image
-from edvit.runtime.evaluation import Answer, choose, evaluate, per_class
+from edvit.runtime.evaluation import Classified, choose, evaluate, per_class
 
 HOW = Preprocessing(image_size=2, channels=1, mean=(0.0,), std=(1.0,))
 
@@ -25,7 +25,7 @@ def grey(data):
 
 def test_counts_per_class_and_in_all():
     predicted = [0, 0, 2, 2, 1]
-    result = evaluate(images([0, 1, 2, 2, 2]), lambda data: Answer(predicted[grey(data)], degraded=grey(data) == 3))
+    result = evaluate(images([0, 1, 2, 2, 2]), lambda data: Classified(predicted[grey(data)], degraded=grey(data) == 3))
     assert result.predicted.tolist() == predicted
     assert [(c.name, c.correct, c.images) for c in result.classes] == [("a", 1, 1), ("b", 0, 1), ("c", 2, 3)]
     assert (result.accuracy, result.images, result.degraded) == (3 / 5, 5, 1)
@@ -34,7 +34,7 @@ def test_counts_per_class_and_in_all():
 
 
 def test_classes_without_images_are_left_out():
-    result = evaluate(images([2, 2]), lambda data: Answer(2))
+    result = evaluate(images([2, 2]), lambda data: Classified(2))
     assert [(c.name, c.accuracy) for c in result.classes] == [("c", 1.0)]
 
 
@@ -43,7 +43,7 @@ def test_progress_and_limit():
     asked = []
     evaluate(
         images([0] * 10),
-        lambda data: asked.append(grey(data)) or Answer(0),
+        lambda data: asked.append(grey(data)) or Classified(0),
         limit=5,
         progress=lambda done, total: seen.append((done, total)),
     )

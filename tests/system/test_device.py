@@ -17,7 +17,7 @@ from edvit.errors import UnavailableError, WireError
 from edvit.runtime.device.engine import LocalPredictor
 from edvit.runtime.wire.messages import InferRequest, InfoRequest, encode
 from edvit.runtime.wire.topics import INFER, INFO, LOAD
-from edvit.runtime.wire.transport import Answer, Failure, Packet
+from edvit.runtime.wire.transport import Failure, Packet, Reply
 from fleet_in_memory import some_images
 from free_port import free_endpoint
 from tiny_bundle import write_tiny_bundle
@@ -170,7 +170,7 @@ def test_malformed_messages_are_refused_and_the_process_lives_on(fleet, bundle):
         (reply,) = transport.ask(topic.key(fleet="local", device="dev-1"), Packet(b"nonsense"), deadline_s=30)
         assert type(reply.error) is WireError
     (reply,) = transport.ask(INFO.key(fleet="local", device="dev-1"), encode(InfoRequest()), deadline_s=30)
-    assert isinstance(reply, Answer)
+    assert isinstance(reply, Reply)
     assert not gateway.predict(some_images(bundle)).degraded
     assert device.process.poll() is None
     assert device.end() == 0

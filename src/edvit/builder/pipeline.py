@@ -35,7 +35,7 @@ from edvit.builder.stages.recover import recover, recovery
 from edvit.builder.stages.teacher import teach
 from edvit.builder.stages.test import TestResult, open_test, run_test
 from edvit.builder.subspace import rms
-from edvit.builder.train.device import Device, devices
+from edvit.builder.train.device import TorchDevice, devices
 from edvit.builder.vit import backbone
 from edvit.bundle import (
     BaseModelInfo,
@@ -133,7 +133,7 @@ def _run(
     source: Source,
     plan: Plan,
     *,
-    where: Sequence[Device],
+    where: Sequence[TorchDevice],
     out: Path,
     flags: dict[str, Any],
 ) -> tuple[Bundle, Built]:
@@ -236,7 +236,7 @@ def prune(
     groups: Sequence[Group],
     *,
     source: Source,
-    device: Device,
+    device: TorchDevice,
 ) -> tuple[Artifact, ...]:
     """A pruned model for each group, by the pruner that the settings name.
 

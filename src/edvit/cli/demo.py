@@ -82,7 +82,7 @@ def evaluate_over_http(bundle: Bundle, url: str) -> tuple[Evaluation, int]:
     from edvit.inputs.datasets import read_split
     from edvit.inputs.preprocess import decode_file
     from edvit.runtime.device.engine import LocalPredictor
-    from edvit.runtime.evaluation import Answer, evaluate
+    from edvit.runtime.evaluation import Classified, evaluate
     from edvit.runtime.http.client import Client
 
     manifest = bundle.manifest
@@ -90,9 +90,9 @@ def evaluate_over_http(bundle: Bundle, url: str) -> tuple[Evaluation, int]:
     here = LocalPredictor(bundle)
     with Client(url) as client:
 
-        def ask(data: bytes) -> Answer:
+        def ask(data: bytes) -> Classified:
             answer = client.predict(data)
-            return Answer(answer.index, answer.degraded)
+            return Classified(answer.index, answer.degraded)
 
         result = evaluate(images, ask)
     same = sum(

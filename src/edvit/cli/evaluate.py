@@ -13,9 +13,9 @@ from edvit.cli import DATA_HELP, DATA_ROOT_HELP, app
 from edvit.units import counted
 
 if TYPE_CHECKING:
-    from edvit.runtime.evaluation import Answer, Evaluation
+    from edvit.runtime.evaluation import Classified, Evaluation
 
-    Ask = Callable[[bytes], Answer]
+    Ask = Callable[[bytes], Classified]
 
 
 @app.command()
@@ -55,16 +55,16 @@ def evaluate(
 @contextmanager
 def answering(target: str) -> Iterator[tuple[tuple[str, ...], Ask]]:
     """The class names of a gateway or a bundle, and a function that classifies the bytes of an image or sound file."""
-    from edvit.runtime.evaluation import Answer
+    from edvit.runtime.evaluation import Classified
 
     if target.startswith(("http://", "https://")):
         from edvit.runtime.http.client import Client
 
         with Client(target) as client:
 
-            def ask_gateway(image: bytes) -> Answer:
+            def ask_gateway(image: bytes) -> Classified:
                 answer = client.predict(image)
-                return Answer(answer.index, answer.degraded)
+                return Classified(answer.index, answer.degraded)
 
             yield client.fleet().classes, ask_gateway
     else:
@@ -75,9 +75,9 @@ def answering(target: str) -> Iterator[tuple[tuple[str, ...], Ask]]:
         bundle = read_bundle(Path(target))
         predictor = LocalPredictor(bundle)
 
-        def ask_here(image: bytes) -> Answer:
+        def ask_here(image: bytes) -> Classified:
             prediction = predictor.predict(decode_file(image, bundle.manifest.preprocessing)[None])
-            return Answer(int(prediction.labels[0]), prediction.degraded)
+            return Classified(int(prediction.labels[0]), prediction.degraded)
 
         yield bundle.manifest.data.classes, ask_here
 

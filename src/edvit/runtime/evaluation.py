@@ -15,7 +15,7 @@ Indices = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Answer:
+class Classified:
     """What is known about one image: the predicted class index, and whether it is degraded."""
 
     index: int
@@ -72,7 +72,7 @@ def choose(images: LabelledImages, limit: int | None) -> Indices:
 
 def evaluate(
     images: LabelledImages,
-    answer: Callable[[bytes], Answer],
+    answer: Callable[[bytes], Classified],
     *,
     limit: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -89,7 +89,7 @@ def evaluate(
         DataError: an image cannot be read. Errors of `answer` pass through.
     """
     chosen = choose(images, limit)
-    answers: list[Answer] = []
+    answers: list[Classified] = []
     latency: list[float] = []
     for done, i in enumerate(chosen):
         data = images.encoded(int(i))

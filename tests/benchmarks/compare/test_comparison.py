@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict, replace
 
 import pytest
+from benchmarks.compare.charts import LOOKS, bars, scatters
 from benchmarks.compare.comparison import (
     Comparison,
     OverLink,
@@ -18,7 +19,6 @@ from benchmarks.compare.comparison import (
 )
 from benchmarks.compare.energy import Operations
 from benchmarks.compare.exchange import AllGather, Chain, FanOut, Work
-from benchmarks.compare.figures import LOOKS, bars, scatters
 from benchmarks.compare.links import Means, parse_link
 from benchmarks.compare.systems import SYSTEMS, UNSPLIT, Measured, measure
 from hypothesis import given

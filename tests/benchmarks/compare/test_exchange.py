@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edvit.errors import ConfigError
-from edvit.fleet import Fleet, Gateway, local_fleet
+from edvit.fleet import Fleet, GatewaySpec, local_fleet
 from edvit.plan.cost import communication_s
 
 LINK = LinkSpec(8)  # a megabyte a second
@@ -126,7 +126,7 @@ def test_a_fan_out_is_what_the_plan_says(count, input_bytes, feature_bytes, mbps
     device = fleet.devices[0].model_copy(
         update={"link": fleet.devices[0].link.model_copy(update={"mbps": mbps, "rtt_ms": 2 * delay_ms})}
     )
-    fleet = Fleet(name="f", gateway=Gateway(uplink_mbps=mbps), devices=(device,))
+    fleet = Fleet(name="f", gateway=GatewaySpec(uplink_mbps=mbps), devices=(device,))
     planned = communication_s(fleet, device, devices=count, input_bytes=input_bytes, feature_bytes=feature_bytes)
     assert math.isclose(FanOut(input_bytes, work, sizes).latency_s(link), 1e3 + planned)
 

@@ -24,7 +24,7 @@ from edvit.builder.subspace.cut import (
 from edvit.builder.subspace.rms import to_rms
 from edvit.builder.subspace.statistics import collect
 from edvit.builder.subspace.widths import fit_groups
-from edvit.builder.train.device import CPU, Device
+from edvit.builder.train.device import CPU, TorchDevice
 from edvit.builder.vit import backbone
 from edvit.errors import BuildError, ConfigError, DataError
 from edvit.shape.vit import BlockWidths, Widths
@@ -304,7 +304,7 @@ def test_refusals():
 def test_a_gpu_cuts_what_the_cpu_cuts(variant):
     """Statistics, fitted widths and cut, all of them on either."""
     calibration, cuts = calibration_images.calibration(), []
-    for where in (CPU, Device("cuda:0")):
+    for where in (CPU, TorchDevice("cuda:0")):
         base = to_rms(vit_variants.make(variant)).to(where.name)
         with where.default():
             sums = collect(base, calibration, gradients=True)

@@ -12,7 +12,7 @@ from edvit.builder.images import ImageSet
 from edvit.builder.train import device, training
 from edvit.builder.train.augment import NATURAL, Views
 from edvit.builder.train.base import BaseTraining, accuracy, logits_of, train_base
-from edvit.builder.train.device import CPU, Device, devices
+from edvit.builder.train.device import CPU, TorchDevice, devices
 from edvit.builder.train.recover import Recovery, recover
 from edvit.builder.train.teacher import TeacherView
 from edvit.builder.train.training import Schedule, train
@@ -32,7 +32,7 @@ class Batch:
 
 
 def test_tensors_inside_of_a_batch_are_moved_and_the_rest_is_left():
-    moved = Device("meta").move([Batch(torch.ones(2), (torch.ones(3), "text")), 7])
+    moved = TorchDevice("meta").move([Batch(torch.ones(2), (torch.ones(3), "text")), 7])
     assert moved[0].images.is_meta and moved[0].more[0].is_meta
     assert moved[0].more[1] == "text" and moved[0].nothing is None and moved[1] == 7
 
@@ -51,26 +51,26 @@ def test_no_gpu_is_one_line(monkeypatch):
 def test_every_gpu_takes_its_turn(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert devices("cuda") == (Device("cuda:0", mixed=True), Device("cuda:1", mixed=True))
-    assert devices("cuda", amp=False) == (Device("cuda:0"), Device("cuda:1"))
+    assert devices("cuda") == (TorchDevice("cuda:0", mixed=True), TorchDevice("cuda:1", mixed=True))
+    assert devices("cuda", amp=False) == (TorchDevice("cuda:0"), TorchDevice("cuda:1"))
 
 
 @pytest.mark.parametrize("has", [True, False])
 def test_a_cpu_trains_in_bfloat16_where_it_has_instructions_for_it_or_is_told_to(monkeypatch, has):
     known = {"avx512_bf16": has, "amx_tile": False}
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
-    assert devices("cpu") == (Device("cpu", mixed=has),)
-    assert devices("cpu", amp=True) == (Device("cpu", mixed=True),)
+    assert devices("cpu") == (TorchDevice("cpu", mixed=has),)
+    assert devices("cpu", amp=True) == (TorchDevice("cpu", mixed=True),)
     assert devices("cpu", amp=False) == (CPU,)
 
 
 def test_attention_in_bfloat16_on_a_cpu_is_not_pytorchs_fused_one():
     model = backbone.create(MODEL, image_size=8, channels=1, classes=10).eval()
     images = torch.randn(4, 1, 8, 8)
-    for where, fused in ((CPU, True), (Device("cpu", mixed=True), False)):
+    for where, fused in ((CPU, True), (TorchDevice("cpu", mixed=True), False)):
         where.place(model)
         assert {block.attn.fused_attn for block in model.blocks} == {fused}
-    with torch.no_grad(), Device("cpu", mixed=True).autocast():
+    with torch.no_grad(), TorchDevice("cpu", mixed=True).autocast():
         mixed = model(images)
     assert torch.allclose(mixed.float(), model(images), atol=0.01), "scores are of 0.2"
 
@@ -89,7 +89,7 @@ def test_mixed_precision_computes_in_bfloat16_and_keeps_float32_weights():
         yield torch.randn(8, 4)
 
     how = Schedule(epochs=2, lr=1e-2)
-    trained = train(model, batches, loss_of, steps_per_epoch=1, schedule=how, device=Device("cpu", mixed=True))
+    trained = train(model, batches, loss_of, steps_per_epoch=1, schedule=how, device=TorchDevice("cpu", mixed=True))
     assert seen == [torch.bfloat16] * 2
     assert trained.weight.dtype == torch.float32
     train(model, batches, loss_of, steps_per_epoch=1, schedule=how)
@@ -161,7 +161,7 @@ def test_recovery_leaves_no_tensor_on_another_device(monkeypatch, streams):
     trained = recover(
         model, (0, 1), views, [outputs], Recovery(Schedule(epochs=1, lr=1e-3), batch_size=4),
         rotation=torch.eye(dim), blocks=(0,) if streams else (), mean=(0.5,), std=(0.5,), seed=0,
-        device=Device("cuda:0", mixed=True),
+        device=TorchDevice("cuda:0", mixed=True),
     )  # fmt: skip
     assert {parameter.device.type for parameter in trained.parameters()} == {"cpu"}
 
@@ -173,7 +173,7 @@ def test_training_a_base_leaves_no_tensor_on_another_device(monkeypatch):
     fake_gpu(monkeypatch)
     train_base(
         model, views, BaseTraining(Schedule(epochs=1, lr=1e-3), batch_size=4), mean=(0.5,), std=(0.5,), seed=0,
-        device=Device("cuda:0", mixed=True),
+        device=TorchDevice("cuda:0", mixed=True),
     )  # fmt: skip
 
 
@@ -188,7 +188,7 @@ def test_a_forgotten_move_would_be_noticed(monkeypatch):
 @pytest.mark.parametrize("mix", [0.0, 1.0])
 def test_a_gpu_makes_the_views_that_the_cpu_makes(tmp_path, mix):
     views, index = Views(digit_images(tmp_path), NATURAL, 0, mix), np.arange(100)
-    there = views.batch(1, index, Device("cuda:0"))
+    there = views.batch(1, index, TorchDevice("cuda:0"))
     assert there.device.type == "cuda"
     assert torch.allclose(there.cpu(), views.batch(1, index), atol=0.05), "of 255"
 
@@ -197,7 +197,7 @@ def test_a_gpu_makes_the_views_that_the_cpu_makes(tmp_path, mix):
 def test_a_gpu_trains_the_base_that_the_cpu_trains(tmp_path):
     digits = digit_images(tmp_path)
     models = []
-    for where in (CPU, Device("cuda:0"), Device("cuda:0", mixed=True)):
+    for where in (CPU, TorchDevice("cuda:0"), TorchDevice("cuda:0", mixed=True)):
         torch.manual_seed(0)
         model = backbone.create(MODEL, image_size=8, channels=1, classes=10)
         how = BaseTraining(Schedule(epochs=3, lr=1e-3))

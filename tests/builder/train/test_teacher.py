@@ -6,7 +6,7 @@ import torch
 
 from digit_images import HOW, train_and_validation
 from edvit.builder.train.augment import GLYPHS, Views
-from edvit.builder.train.device import Device
+from edvit.builder.train.device import TorchDevice
 from edvit.builder.train.teacher import STREAM_LIMIT_BYTES, open_views, stream_blocks, write_view
 from edvit.builder.vit import backbone
 from edvit.builder.vit.backbone import FeatureExtractor
@@ -55,7 +55,7 @@ def test_in_mixed_precision_the_teacher_sees_what_sub_models_see(tmp_path, extra
     train, _ = train_and_validation(tmp_path / "digits", 40)
     views, seen, follow = Views(train, GLYPHS, 3, mix=0.5), [], extractor.follow
     monkeypatch.setattr(extractor, "follow", lambda images, blocks: seen.append(images) or follow(images, blocks))
-    write_view(extractor, views, 0, tmp_path, device=Device("cpu", mixed=True))
+    write_view(extractor, views, 0, tmp_path, device=TorchDevice("cpu", mixed=True))
     assert torch.equal(torch.cat(seen), views.batch(0, np.arange(len(train))))
 
 

@@ -39,7 +39,7 @@ from edvit.runtime.wire.messages import (
     to_payload,
 )
 from edvit.runtime.wire.topics import BLOB, INFER, INFO, LOAD, REFUSE
-from edvit.runtime.wire.transport import Answer, Failure, Packet
+from edvit.runtime.wire.transport import Failure, Packet, Reply
 from fleet_in_memory import memory_fleet, some_images
 from tiny_bundle import FEATURE_DIM, write_tiny_bundle
 from waiting import eventually
@@ -246,7 +246,7 @@ def test_a_model_with_another_digest_is_refused(fleet, bundle):
     def lie(request):
         asked = decode(BlobRequest, request.packet)
         part = data[asked.offset :][: asked.length]
-        yield Answer(request.key, encode(BlobReply(offset=asked.offset, length=len(part)), part))
+        yield Reply(request.key, encode(BlobReply(offset=asked.offset, length=len(part)), part))
 
     node.serve(BLOB.key(fleet="local", sha256="*"), lie)
     with pytest.raises(DigestError):
@@ -393,7 +393,7 @@ def test_malformed_requests_are_refused(fleet, node, topic, header):
     (reply,) = ask(node, topic.key(**PLACE), Packet(header))
     assert type(reply.error) is WireError
     (reply,) = ask(node, INFO.key(**PLACE), encode(InfoRequest()))
-    assert isinstance(reply, Answer)
+    assert isinstance(reply, Reply)
 
 
 def test_a_defect_does_not_tell_its_detail(fleet, node, bundle, monkeypatch):

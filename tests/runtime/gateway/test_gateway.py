@@ -12,7 +12,7 @@ import pytest
 from edvit.errors import BundleError, ConfigError, DeadlineError, ImageError, TooLargeError, UnavailableError
 from edvit.fleet import Device, Fleet
 from edvit.runtime.device.engine import CHUNK, LocalPredictor, SubModelEngine
-from edvit.runtime.gateway import reconcile as placement
+from edvit.runtime.gateway import reconcile
 from edvit.runtime.gateway.gateway import Gateway
 from edvit.runtime.wire.image_encoding import decode_images, encode_images
 from edvit.runtime.wire.messages import (
@@ -25,7 +25,7 @@ from edvit.runtime.wire.messages import (
     encode,
 )
 from edvit.runtime.wire.topics import ALIVE, INFER, INFO, LOAD
-from edvit.runtime.wire.transport import Answer, Packet
+from edvit.runtime.wire.transport import Packet, Reply
 from fleet_in_memory import memory_fleet, some_images
 from tiny_bundle import FEATURE_DIM, write_tiny_bundle
 from waiting import eventually
@@ -295,10 +295,10 @@ def test_a_device_that_died_unnoticed_is_replaced_by_its_successor(fleet, bundle
 
 
 def test_a_successor_that_dies_before_it_is_accepted_does_not_stay_online(fleet, bundle, monkeypatch):
-    monkeypatch.setattr(placement, "INFO_DEADLINE_S", 20.0)
+    monkeypatch.setattr(reconcile, "INFO_DEADLINE_S", 20.0)
     settled, asked, let_go = threading.Event(), threading.Event(), threading.Event()
-    settle = placement.Placement._settle
-    monkeypatch.setattr(placement.Placement, "_settle", lambda *args: (settle(*args), settled.set()))
+    settle = reconcile.Reconciler._settle
+    monkeypatch.setattr(reconcile.Reconciler, "_settle", lambda *args: (settle(*args), settled.set()))
     here = {"fleet": "local", "device": "dev-2"}
     ghost, successor, other = fleet.node(), fleet.node(), fleet.node()
     ghost.announce(ALIVE.key(**here, instance="0" * 16))
@@ -370,7 +370,7 @@ class Liar:
         self.answers = []
         self.honest = True
         here = {"fleet": "local", "device": name}
-        self.node.serve(INFO.key(**here), lambda request: [Answer(INFO.key(**here), encode(self._info()))])
+        self.node.serve(INFO.key(**here), lambda request: [Reply(INFO.key(**here), encode(self._info()))])
         self.node.serve(LOAD.key(**here), self._on_load)
         self.node.serve(INFER.key(**here, submodel="*"), self._on_infer)
         self.node.announce(ALIVE.key(**here, instance="a" * 16))
@@ -382,7 +382,7 @@ class Liar:
         asked = decode(LoadRequest, request.packet)
         held = tuple(HeldSubModel(id=s.id, sha256=s.sha256, memory_bytes=s.memory_bytes) for s in asked.submodels)
         info = self._info(bundle=asked.bundle, submodels=held)
-        yield Answer(LOAD.key(fleet="local", device=self.name), encode(info))
+        yield Reply(LOAD.key(fleet="local", device=self.name), encode(info))
 
     def _on_infer(self, request):
         if self.honest:
@@ -402,7 +402,7 @@ def infer_answer(key_submodel=1, key_device=None, payload=None, **changes):
     header.update(changes)
     key = INFER.key(fleet="local", submodel=key_submodel, device=key_device or header["device"])
     payload = np.zeros(FEATURE_DIM, "<f4").tobytes() if payload is None else payload
-    return Answer(key, Packet(json.dumps(header).encode(), payload))
+    return Reply(key, Packet(json.dumps(header).encode(), payload))
 
 
 @pytest.mark.parametrize(
@@ -424,8 +424,8 @@ def infer_answer(key_submodel=1, key_device=None, payload=None, **changes):
         infer_answer(surprise=1),
         infer_answer(payload=np.full(FEATURE_DIM, np.nan, "<f4").tobytes()),
         infer_answer(payload=np.full(FEATURE_DIM, np.inf, "<f4").tobytes()),
-        Answer(INFER.key(fleet="local", submodel=1, device="dev-2"), Packet(b"nonsense", b"")),
-        Answer(INFER.key(fleet="local", submodel=1, device="dev-2"), Packet(b"x" * 100_000, b"")),
+        Reply(INFER.key(fleet="local", submodel=1, device="dev-2"), Packet(b"nonsense", b"")),
+        Reply(INFER.key(fleet="local", submodel=1, device="dev-2"), Packet(b"x" * 100_000, b"")),
     ],
     ids=range(18),
 )
@@ -456,7 +456,7 @@ def test_a_second_answer_for_a_submodel_is_not_taken(fleet, bundle, local):
 
 
 def test_a_device_that_claims_to_hold_something_else_is_not_ready(fleet, bundle, monkeypatch):
-    monkeypatch.setattr(placement, "RETRY_FIRST_S", 0.01)
+    monkeypatch.setattr(reconcile, "RETRY_FIRST_S", 0.01)
     liar = Liar(fleet, "dev-2")
     monkeypatch.setattr(liar, "_info", lambda **held: Liar._info(liar))
     fleet.device("dev-1")

@@ -11,7 +11,7 @@ from edvit.runtime.wire.blobs import ModelCache, fetch_part, serve_blobs
 from edvit.runtime.wire.memory_transport import MemoryNetwork, MemoryTransport
 from edvit.runtime.wire.messages import BLOB_CHUNK_BYTES, BlobReply, encode
 from edvit.runtime.wire.topics import BLOB
-from edvit.runtime.wire.transport import Answer, Packet
+from edvit.runtime.wire.transport import Packet, Reply
 from tiny_bundle import write_tiny_bundle
 
 DATA = random.Random(0).randbytes(2 * BLOB_CHUNK_BYTES + 123)  # its ends are not the "x" that tests put there
@@ -135,7 +135,7 @@ def test_parts_that_are_not_what_was_asked_for_are_refused(packet):
 
     def serve(request):
         asked.append(request.key)
-        yield Answer(request.key, packet)
+        yield Reply(request.key, packet)
 
     MemoryTransport(network).serve(BLOB.key(fleet="f", sha256="*"), serve)
     with pytest.raises(WireError):

@@ -13,7 +13,7 @@ import pytest
 
 from edvit.errors import EdvitError, MemoryLimitError, ServiceError
 from edvit.runtime.wire.memory_transport import MemoryNetwork, MemoryTransport
-from edvit.runtime.wire.transport import MAX_WAITING, Answer, Failure, Packet
+from edvit.runtime.wire.transport import MAX_WAITING, Failure, Packet, Reply
 from edvit.runtime.wire.zenoh_transport import ZenohTransport
 from free_port import free_endpoint
 from waiting import eventually
@@ -78,7 +78,7 @@ def ask_served(node, key, packet=EMPTY):
 
 
 def echo(key):
-    return lambda request: [Answer(key, request.packet)]
+    return lambda request: [Reply(key, request.packet)]
 
 
 @pytest.mark.parametrize("size", [0, 1, 300_000])
@@ -86,13 +86,13 @@ def test_header_and_payload_arrive_as_they_were_sent(net, size):
     hub, leaf = net.node(), net.node()
     leaf.serve("a/b", echo("a/b"))
     packet = Packet(b'{"x": 1}', os.urandom(size))
-    assert ask_served(hub, "a/b", packet) == [Answer("a/b", packet)]
+    assert ask_served(hub, "a/b", packet) == [Reply("a/b", packet)]
 
 
 def test_the_hub_can_serve_too(net):
     hub, leaf = net.node(), net.node()
     hub.serve("a/*", echo("a/b"))
-    assert ask_served(leaf, "a/b") == [Answer("a/b", Packet(b"{}"))]
+    assert ask_served(leaf, "a/b") == [Reply("a/b", Packet(b"{}"))]
 
 
 def test_one_question_reaches_everyone_once(net):
@@ -103,8 +103,8 @@ def test_one_question_reaches_everyone_once(net):
         def handle(request):
             if request.packet.header == b"count":
                 asked[i] += 1
-            yield Answer(f"infer/0/{i}", request.packet)
-            yield Answer(f"infer/1/{i}", request.packet)
+            yield Reply(f"infer/0/{i}", request.packet)
+            yield Reply(f"infer/1/{i}", request.packet)
 
         leaves[i].serve(f"infer/*/{i}", handle)
 
@@ -127,7 +127,7 @@ def test_each_of_several_keys_is_asked(net):
         packet = Packet(b"{}", os.urandom(size))
         for _ in range(3):
             replies = hub.ask_each(["n/1", "n/2", "n/nobody"], packet, deadline_s=LONG_S)
-            assert sorted(replies, key=lambda reply: reply.key) == [Answer("n/1", packet), Answer("n/2", packet)]
+            assert sorted(replies, key=lambda reply: reply.key) == [Reply("n/1", packet), Reply("n/2", packet)]
 
 
 def test_many_requests_to_each_of_several_keys(net):
@@ -144,7 +144,7 @@ def test_many_requests_to_each_of_several_keys(net):
 
 def test_answers_of_one_server_keep_their_order(net):
     hub, leaf = net.node(), net.node()
-    leaf.serve("n/*", lambda request: (Answer(f"n/{i}", Packet(b"")) for i in range(50)))
+    leaf.serve("n/*", lambda request: (Reply(f"n/{i}", Packet(b"")) for i in range(50)))
     assert [reply.key for reply in ask_served(hub, "n/*")] == [f"n/{i}" for i in range(50)]
 
 
@@ -157,7 +157,7 @@ def test_an_error_comes_back_as_its_class_after_the_answers_before_it(net):
     hub, leaf = net.node(), net.node()
 
     def handle(request):
-        yield Answer("a/b", Packet(b"first"))
+        yield Reply("a/b", Packet(b"first"))
         raise MemoryLimitError("too much")
 
     leaf.serve("a/b", handle)
@@ -173,7 +173,7 @@ def test_an_unknown_exception_leaks_nothing_and_ends_nothing(net):
     def handle(request):
         if request.packet.header == b"bad":
             raise ValueError("secret /home/user/key")
-        return [Answer("a/b", request.packet)]
+        return [Reply("a/b", request.packet)]
 
     leaf.serve("a/b", handle)
     ask_served(hub, "a/b")
@@ -182,12 +182,12 @@ def test_an_unknown_exception_leaks_nothing_and_ends_nothing(net):
     assert failure.error.code == EdvitError.code
     assert "secret" not in str(failure.error)
     assert "ValueError" not in str(failure.error)
-    assert ask(hub, "a/b") == [Answer("a/b", Packet(b"{}"))]
+    assert ask(hub, "a/b") == [Reply("a/b", Packet(b"{}"))]
 
 
 def test_an_answer_under_another_key_is_not_taken(net):
     hub, leaf = net.node(), net.node()
-    leaf.serve("a/*", lambda request: [Answer("c/d", Packet(b"")), Answer("a/b", Packet(b""))])
+    leaf.serve("a/*", lambda request: [Reply("c/d", Packet(b"")), Reply("a/b", Packet(b""))])
     assert [reply.key for reply in ask_served(hub, "a/b")] == ["a/b"]
 
 
@@ -203,7 +203,7 @@ class Stuck:
         if request.packet.header == b"stick":
             self.began.set()
             assert self.let_go.wait(60)
-        yield Answer(self._key, request.packet)
+        yield Reply(self._key, request.packet)
 
 
 def test_the_deadline_ends_the_wait(net):
@@ -213,7 +213,7 @@ def test_the_deadline_ends_the_wait(net):
     ask_served(hub, "a/b")
     assert ask(hub, "a/b", Packet(b"stick"), deadline_s=0.2) == []
     stuck.let_go.set()
-    eventually(lambda: ask(hub, "a/b", Packet(b"again")) == [Answer("a/b", Packet(b"again"))])
+    eventually(lambda: ask(hub, "a/b", Packet(b"again")) == [Reply("a/b", Packet(b"again"))])
 
 
 @pytest.mark.parametrize("what", ["registration", "transport"])
@@ -327,7 +327,7 @@ def test_questions_from_many_threads(net):
     for thread in threads:
         thread.join()
     for i in range(4):
-        assert got[i] == [[Answer("a/b", Packet(b"%d" % i, bytes([i]) * 1000))]] * 20
+        assert got[i] == [[Reply("a/b", Packet(b"%d" % i, bytes([i]) * 1000))]] * 20
 
 
 def test_closing_twice_is_fine(net):

@@ -16,8 +16,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from edvit.builder.config import Fit
-from edvit.builder.conv import apoz, network
-from edvit.builder.conv import cut as conv_cut
+from edvit.builder.conv import apoz, filters, network
 from edvit.builder.conv.network import ConvNet
 from edvit.builder.jobs.job import unkeyed
 from edvit.builder.subspace import attention
@@ -186,13 +185,13 @@ class ConvFamily:
         known, shape = apoz.Activity.mean(*_loaded(apoz.Activity.load, scores)), self.describe(model)
         if not isinstance(budget, FilterWidths):
             raise TypeError("a convolutional network has widths of filters alone")
-        target = conv_cut.active_widths(shape, known, budget) if fit == "fitted" else budget
-        kept = conv_cut.select(known, shape, target)
+        target = filters.active_widths(shape, known, budget) if fit == "fitted" else budget
+        kept = filters.select(known, shape, target)
         shares = tuple(
             share(float(values[rows].sum()), float(values.sum())) for values, rows in zip(known.sets, kept, strict=True)
         )
         rotation = attention.selection(kept[shape.feature], shape.feature_dim)
-        return Narrowed(conv_cut.cut(model, kept), rotation, Kept(filters=shares))
+        return Narrowed(filters.cut(model, kept), rotation, Kept(filters=shares))
 
 
 VIT = VitFamily()

@@ -21,7 +21,7 @@ from edvit.builder.models.weights import load_weights
 from edvit.builder.stages.data import Data, Source, augmentation
 from edvit.builder.train.augment import Views
 from edvit.builder.train.base import BaseTraining, accuracy, logits_of, train_base
-from edvit.builder.train.device import Device
+from edvit.builder.train.device import TorchDevice
 from edvit.builder.train.training import Schedule
 from edvit.builder.vit.backbone import FeatureExtractor
 from edvit.bundle import sha256_of
@@ -76,7 +76,7 @@ class TrainBase(Job):
     seed: int
     amp: bool | None
     model: Classifier = unkeyed()
-    device: Device = unkeyed()
+    device: TorchDevice = unkeyed()
     threads: int = unkeyed()
 
     def run(self, folder: Path, progress: Progress) -> Note:
@@ -98,7 +98,7 @@ class TrainBase(Job):
         return {"validation": accuracy(logits, self.validation), "epochs": schedule.epochs, "lr": schedule.lr}
 
 
-def train(runner: Runner, config: BuildConfig, source: Source, data: Data, device: Device) -> Base:
+def train(runner: Runner, config: BuildConfig, source: Source, data: Data, device: TorchDevice) -> Base:
     """Load the base model, and train it where it does not know the classes.
 
     Raises:

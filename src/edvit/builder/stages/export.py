@@ -28,7 +28,7 @@ from edvit.builder.jobs.runner import Runner
 from edvit.builder.stages.base import load_extractor
 from edvit.builder.train.augment import Views
 from edvit.builder.train.base import features_of
-from edvit.builder.train.device import Device
+from edvit.builder.train.device import TorchDevice
 from edvit.inputs.preprocess import Preprocessing
 
 FEATURE_BATCH = 128
@@ -64,7 +64,7 @@ class Export(Job):
     count: int
     validation: ImageSet
     preprocessing: Preprocessing
-    device: Device = unkeyed()
+    device: TorchDevice = unkeyed()
     opset: int = OPSET
 
     def run(self, folder: Path, progress: Progress) -> Note:
@@ -111,7 +111,7 @@ def export(
     *,
     validation: ImageSet,
     preprocessing: Preprocessing,
-    devices: Sequence[Device],
+    devices: Sequence[TorchDevice],
 ) -> tuple[Artifact, ...]:
     """An ONNX file of every sub-model, compared with PyTorch, its features over `count` views, and its head.
 

@@ -22,7 +22,7 @@ from edvit.builder.stages.prune import Group
 from edvit.builder.stages.teacher import Teacher
 from edvit.builder.train.augment import Views
 from edvit.builder.train.base import accuracy
-from edvit.builder.train.device import Device
+from edvit.builder.train.device import TorchDevice
 from edvit.builder.train.fusion import FusionTraining, Samples, train_fusion
 from edvit.builder.train.training import Schedule
 from edvit.shape.conv import AnyArchitecture
@@ -95,7 +95,7 @@ class Fuse(Job):
     hidden: int
     how: FusionTraining
     seed: int
-    device: Device = unkeyed()
+    device: TorchDevice = unkeyed()
 
     def run(self, folder: Path, progress: Progress) -> Note:
         outputs = Teacher(self.teacher, ()).open()
@@ -137,7 +137,7 @@ def fuse_job(
     validation: ImageSet,
     hidden: int,
     seed: int,
-    device: Device,
+    device: TorchDevice,
 ) -> Fuse:
     """The job that trains a fusion on the features over the first `count` views."""
     how = FusionTraining(Schedule(epochs=FUSION_EPOCHS, lr=1e-3, weight_decay=0.05, warmup_epochs=1.0, ema_decay=0.999))

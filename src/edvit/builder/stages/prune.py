@@ -21,7 +21,7 @@ from edvit.builder.jobs.job import Note
 from edvit.builder.models import checkpoint
 from edvit.builder.models.family import AnyWidths, Classifier, Kept
 from edvit.builder.train.base import accuracy, logits_of
-from edvit.builder.train.device import CPU, Device
+from edvit.builder.train.device import CPU, TorchDevice
 from edvit.builder.vit.backbone import FeatureExtractor
 from edvit.inputs.preprocess import Preprocessing
 
@@ -60,7 +60,7 @@ def save_pruned(
     *,
     preprocessing: Preprocessing,
     validation: ImageSet,
-    device: Device = CPU,
+    device: TorchDevice = CPU,
 ) -> Note:
     """Write a pruned model and its rotation; its accuracy as it is and what it kept are noted."""
     checkpoint.save_model(folder / checkpoint.WEIGHTS, model)

@@ -28,7 +28,7 @@ from edvit.builder.subspace.calibration import Calibration
 from edvit.builder.subspace.cut import Cut, CutGroup, Options, cut
 from edvit.builder.subspace.rms import to_rms
 from edvit.builder.subspace.widths import fit_groups
-from edvit.builder.train.device import Device
+from edvit.builder.train.device import TorchDevice
 from edvit.builder.vit import backbone
 from edvit.errors import ConfigError
 from edvit.inputs.preprocess import Preprocessing
@@ -62,7 +62,7 @@ class Measure(Job):
     seed: int
     rotated: VisionTransformer = unkeyed()
     calibration: Calibration = unkeyed()
-    device: Device = unkeyed()
+    device: TorchDevice = unkeyed()
 
     def run(self, folder: Path, progress: Progress) -> Note:
         bins = dict(self.bins)
@@ -91,7 +91,7 @@ class KeepCut(Job):
     seed: int
     validation: ImageSet
     preprocessing: Preprocessing
-    device: Device = unkeyed()
+    device: TorchDevice = unkeyed()
     made: Cut | None = unkeyed()
 
     def run(self, folder: Path, progress: Progress) -> Note:
@@ -118,7 +118,7 @@ def prune(
     groups: Sequence[Group],
     *,
     preprocessing: Preprocessing,
-    device: Device,
+    device: TorchDevice,
 ) -> tuple[Artifact, ...]:
     """A pruned model for each group, with a head over all classes and not trained any further.
 

@@ -21,7 +21,7 @@ from edvit.builder.stages.prune import Group, load_rotation
 from edvit.builder.stages.teacher import Teacher
 from edvit.builder.train.augment import Views
 from edvit.builder.train.base import accuracy, logits_of
-from edvit.builder.train.device import Device
+from edvit.builder.train.device import TorchDevice
 from edvit.builder.train.recover import Recovery
 from edvit.builder.train.recover import recover as train_student
 from edvit.builder.train.training import Schedule
@@ -46,7 +46,7 @@ class Recover(Job):
     preprocessing: Preprocessing
     seed: int
     amp: bool | None
-    device: Device = unkeyed()
+    device: TorchDevice = unkeyed()
 
     def run(self, folder: Path, progress: Progress) -> Note:
         mean, std = self.preprocessing.mean, self.preprocessing.std
@@ -90,7 +90,7 @@ def recover(
     preprocessing: Preprocessing,
     seed: int,
     amp: bool | None,
-    devices: Sequence[Device],
+    devices: Sequence[TorchDevice],
 ) -> tuple[Artifact, ...]:
     """Train what pruning left for each group, several at a time.
 

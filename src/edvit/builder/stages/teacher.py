@@ -17,7 +17,7 @@ from edvit.builder.stages.base import Base, load_extractor
 from edvit.builder.subspace.rms import to_rms
 from edvit.builder.train import teacher
 from edvit.builder.train.augment import Views
-from edvit.builder.train.device import Device
+from edvit.builder.train.device import TorchDevice
 from edvit.builder.train.teacher import TeacherView
 from edvit.inputs.preprocess import Preprocessing
 from edvit.units import counted
@@ -54,7 +54,7 @@ class Teach(Job):
     view: int
     blocks: tuple[int, ...]
     amp: bool | None
-    device: Device = unkeyed()
+    device: TorchDevice = unkeyed()
 
     def run(self, folder: Path, progress: Progress) -> Note:
         extractor = load_extractor(self.base, self.preprocessing)
@@ -76,7 +76,7 @@ def teach(
     rotated: bool,
     streams: bool,
     amp: bool | None,
-    devices: Sequence[Device],
+    devices: Sequence[TorchDevice],
 ) -> Teacher:
     """The base model's outputs on `count` views.
 

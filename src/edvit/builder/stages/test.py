@@ -21,7 +21,7 @@ from edvit.builder.stages.base import Base
 from edvit.builder.stages.data import Decode
 from edvit.builder.stages.export import SUBMODEL_FILE, load_head
 from edvit.builder.stages.fuse import FUSION_FILE, Fused
-from edvit.builder.train.device import Device
+from edvit.builder.train.device import TorchDevice
 from edvit.builder.vit.backbone import FeatureExtractor
 from edvit.bundle import Metric
 from edvit.errors import DataError
@@ -125,7 +125,7 @@ class Score(Job):
     files: tuple[Artifact, ...]
     fusion: Artifact
     baseline: tuple[Artifact, ...] | None
-    where: Device = unkeyed()
+    where: TorchDevice = unkeyed()
     extractor: FeatureExtractor = unkeyed()
 
     def run(self, folder: Path, progress: Progress) -> Note:
@@ -172,7 +172,7 @@ def run_test(
     *,
     devices: Sequence[str],
     baseline: Fused | None,
-    where: Device,
+    where: TorchDevice,
 ) -> TestResult:
     """Measure everything on the test images.
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from edvit.builder.train.device import CPU, Device
+from edvit.builder.train.device import CPU, TorchDevice
 
 if TYPE_CHECKING:
     from edvit.builder.images import ImageSet
@@ -90,7 +90,7 @@ class Views:
             return self.images.labels
         return np.where(self._mixing(view)[:, 0] < self.mix, UNLABELLED, self.images.labels)
 
-    def batch(self, view: int, index: np.ndarray, device: Device = CPU) -> torch.Tensor:
+    def batch(self, view: int, index: np.ndarray, device: TorchDevice = CPU) -> torch.Tensor:
         """Images `index` of view `view`: float32 `[len(index), channels, size, size]` on a scale of 0 to 255.
 
         They are made on the device that uses them: a GPU would wait for a CPU that makes them.
@@ -109,7 +109,7 @@ class Views:
         pixels[rows] += weight * (others - pixels[rows])
         return pixels
 
-    def _changed(self, view: int, index: np.ndarray, device: Device) -> torch.Tensor:
+    def _changed(self, view: int, index: np.ndarray, device: TorchDevice) -> torch.Tensor:
         """The batch before any image is mixed."""
         pixels = device.move(torch.from_numpy(self.images.pixels(index))).float()
         if self.augmentation.is_identity:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from edvit.builder.images import ImageSet
 from edvit.builder.models.family import Classifier
 from edvit.builder.train.augment import Views
-from edvit.builder.train.device import CPU, Device
+from edvit.builder.train.device import CPU, TorchDevice
 from edvit.builder.train.training import Schedule, train
 from edvit.builder.vit.backbone import FeatureExtractor
 
@@ -34,7 +34,7 @@ def train_base(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     seed: int,
-    device: Device = CPU,
+    device: TorchDevice = CPU,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Classifier:
     """Train a model on a new view of the training set each epoch and return it."""
@@ -61,14 +61,16 @@ def train_base(
     return kept
 
 
-def features_of(extractor: FeatureExtractor, images: ImageSet, batch: int = 128, *, device: Device = CPU) -> Tensor:
+def features_of(
+    extractor: FeatureExtractor, images: ImageSet, batch: int = 128, *, device: TorchDevice = CPU
+) -> Tensor:
     """Features of a set, float32 `[n, dim]`, computed on the device, where the extractor then is."""
     extractor.to(device.name)
     with torch.inference_mode(), device.default():
         return torch.cat([extractor(device.move(torch.from_numpy(pixels))) for pixels in images.batches(batch)]).cpu()
 
 
-def logits_of(extractor: FeatureExtractor, images: ImageSet, *, device: Device = CPU) -> Tensor:
+def logits_of(extractor: FeatureExtractor, images: ImageSet, *, device: TorchDevice = CPU) -> Tensor:
     """Scores of a model's own head over a set, float32 `[n, classes]`; `device` as in `features_of`."""
     with torch.inference_mode():
         logits: Tensor = extractor.model.head(device.move(features_of(extractor, images, device=device)))

@@ -18,7 +18,7 @@ Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
-class Device:
+class TorchDevice:
     """One device.
 
     Attributes:
@@ -58,7 +58,7 @@ class Device:
             yield
 
     @property
-    def exact(self) -> Device:
+    def exact(self) -> TorchDevice:
         """The same without mixed precision."""
         return replace(self, mixed=False)
 
@@ -75,10 +75,10 @@ class Device:
         return result
 
 
-CPU = Device()
+CPU = TorchDevice()
 
 
-def devices(kind: DeviceKind, amp: bool | None = None) -> Sequence[Device]:
+def devices(kind: DeviceKind, amp: bool | None = None) -> Sequence[TorchDevice]:
     """All of a kind that there are here; independent jobs take turns on them.
 
     Args:
@@ -88,11 +88,11 @@ def devices(kind: DeviceKind, amp: bool | None = None) -> Sequence[Device]:
         ConfigError: PyTorch sees none.
     """
     if kind == "cpu":
-        return (Device("cpu", mixed=cpu_has_bfloat16() if amp is None else amp),)
+        return (TorchDevice("cpu", mixed=cpu_has_bfloat16() if amp is None else amp),)
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if not count:
         raise ConfigError("--device cuda: PyTorch sees no CUDA GPU here; leave it out, or install torch for CUDA")
-    return tuple(Device(f"cuda:{index}", mixed=amp is not False) for index in range(count))
+    return tuple(TorchDevice(f"cuda:{index}", mixed=amp is not False) for index in range(count))
 
 
 def cpu_has_bfloat16() -> bool:

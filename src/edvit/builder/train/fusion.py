@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edvit.builder.train.device import CPU, Device
+from edvit.builder.train.device import CPU, TorchDevice
 from edvit.builder.train.recover import label_loss, soft_loss
 from edvit.builder.train.training import Schedule, train
 
@@ -109,7 +109,7 @@ def train_fusion(
     hidden: int,
     how: FusionTraining,
     seed: int,
-    device: Device = CPU,
+    device: TorchDevice = CPU,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Fusion:
     """Train a fusion on frozen features.

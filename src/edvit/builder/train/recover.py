@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from edvit.builder.models.family import Classifier
 from edvit.builder.train.augment import UNLABELLED, Views
-from edvit.builder.train.device import CPU, Device
+from edvit.builder.train.device import CPU, TorchDevice
 from edvit.builder.train.teacher import TeacherView
 from edvit.builder.train.training import Optimizer, Schedule, train
 from edvit.builder.vit.backbone import FeatureExtractor
@@ -72,14 +72,14 @@ class Student(nn.Module):
                 self.own.weight[-1] = head.weight[foreign].mean(dim=0)
                 self.own.bias[-1] = head.bias[foreign].mean()
 
-    def forward(self, images: Tensor) -> Answer:
+    def forward(self, images: Tensor) -> StudentOutput:
         """Images on a scale of 0 to 255."""
         feature, streams = self.extractor.follow(images, self.blocks)
-        return Answer(self.extractor.model.head(feature), self.own(feature), self.to_teacher(feature), streams)
+        return StudentOutput(self.extractor.model.head(feature), self.own(feature), self.to_teacher(feature), streams)
 
 
 @dataclass(frozen=True)
-class Answer:
+class StudentOutput:
     """What a student says of a batch."""
 
     scores: Tensor
@@ -116,7 +116,7 @@ def recover(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     seed: int,
-    device: Device = CPU,
+    device: TorchDevice = CPU,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Classifier:
     """Train a pruned model and return it; its head scores all classes, as the base model's does.
@@ -154,7 +154,7 @@ def recover(
             )
 
     def loss_of(module: nn.Module, lesson: Lesson) -> Tensor:
-        said: Answer = module(lesson.images)
+        said: StudentOutput = module(lesson.images)
         loss = how.own_weight * label_loss(said.own, lesson.own_labels, how.label_smoothing)
         loss = loss + how.logits_weight * soft_loss(said.scores, lesson.teacher_logits, how.temperature)
         shape = lesson.teacher_features.shape[-1:]

@@ -14,7 +14,7 @@ import torch
 from edvit.builder.arrays import create_array
 from edvit.builder.models.family import describe
 from edvit.builder.train.augment import Views
-from edvit.builder.train.device import CPU, Device
+from edvit.builder.train.device import CPU, TorchDevice
 from edvit.builder.vit.backbone import FeatureExtractor
 from edvit.shape.conv import AnyArchitecture
 from edvit.shape.vit import Architecture
@@ -65,7 +65,7 @@ def write_view(
     folder: Path,
     *,
     blocks: Sequence[int] = (),
-    device: Device = CPU,
+    device: TorchDevice = CPU,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Run the base model over one view, and the streams after `blocks` as well, into `folder`."""

@@ -14,7 +14,7 @@ from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from edvit.builder.train.device import CPU, Device
+from edvit.builder.train.device import CPU, TorchDevice
 from edvit.builder.train.muon import AdaMuon
 from edvit.errors import BuildError
 
@@ -48,7 +48,7 @@ def train(
     schedule: Schedule,
     opt: Optimizer = "adamw",
     judge: Callable[[nn.Module], float] | None = None,
-    device: Device = CPU,
+    device: TorchDevice = CPU,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> nn.Module:
     """Train `model` in place and return what to keep: the model itself, or its moving average.

@@ -34,7 +34,7 @@ from edvit.runtime.wire.messages import (
     to_payload,
 )
 from edvit.runtime.wire.topics import ALIVE, ANY, INFER, INFO, LOAD, REFUSE
-from edvit.runtime.wire.transport import Answer, Registration, Request, Transport
+from edvit.runtime.wire.transport import Registration, Reply, Request, Transport
 
 log = logging.getLogger(__name__)
 
@@ -158,14 +158,14 @@ class DeviceAgent:
 
     # --- answers, each topic in a thread of its own ----------------------------------------------------
 
-    def _on_info(self, request: Request) -> Iterator[Answer]:
+    def _on_info(self, request: Request) -> Iterator[Reply]:
         decode(InfoRequest, request.packet)
-        yield Answer(INFO.key(fleet=self._fleet, device=self.name), encode(self.info()))
+        yield Reply(INFO.key(fleet=self._fleet, device=self.name), encode(self.info()))
 
-    def _on_refuse(self, request: Request) -> Iterator[Answer]:
+    def _on_refuse(self, request: Request) -> Iterator[Reply]:
         if decode(RefuseRequest, request.packet).instance != self.instance:
             return
-        yield Answer(REFUSE.key(fleet=self._fleet, device=self.name), encode(RefuseReply()))
+        yield Reply(REFUSE.key(fleet=self._fleet, device=self.name), encode(RefuseReply()))
         self._end.put(
             ConfigError(
                 f"a device named {self.name} is already alive in fleet {self._fleet}: "
@@ -173,7 +173,7 @@ class DeviceAgent:
             )
         )
 
-    def _on_load(self, request: Request) -> Iterator[Answer]:
+    def _on_load(self, request: Request) -> Iterator[Reply]:
         asked = decode(LoadRequest, request.packet)
         if asked.instance != self.instance:
             raise UnavailableError(f"{self.name} has restarted since")
@@ -187,9 +187,9 @@ class DeviceAgent:
         self._trouble = None
         if not asked.submodels:
             self._say("the gateway plans no sub-model for this device")
-        yield Answer(LOAD.key(fleet=self._fleet, device=self.name), encode(self.info()))
+        yield Reply(LOAD.key(fleet=self._fleet, device=self.name), encode(self.info()))
 
-    def _on_infer(self, request: Request) -> Iterator[Answer]:
+    def _on_infer(self, request: Request) -> Iterator[Reply]:
         asked = decode(InferRequest, request.packet)
         until = request.arrived + asked.deadline_s
         which = INFER.parts(request.key)["submodel"]
@@ -211,7 +211,7 @@ class DeviceAgent:
             seconds = time.perf_counter() - start
             reply = InferReply(shape=feature.shape, submodel=held.spec.id, device=self.name, seconds=seconds)
             key = INFER.key(fleet=self._fleet, submodel=held.spec.id, device=self.name)
-            yield Answer(key, encode(reply, to_payload(feature)))
+            yield Reply(key, encode(reply, to_payload(feature)))
 
     # --- loading ---------------------------------------------------------------------------------------
 

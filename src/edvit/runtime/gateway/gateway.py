@@ -17,7 +17,7 @@ from edvit.errors import (
 )
 from edvit.runtime.device.engine import FusionEngine, check_images
 from edvit.runtime.gateway.gather import gather
-from edvit.runtime.gateway.reconcile import DeviceStatus, Placement
+from edvit.runtime.gateway.reconcile import DeviceStatus, Reconciler
 from edvit.runtime.prediction import Prediction, Timings, UInt8
 from edvit.runtime.wire.blobs import serve_blobs
 from edvit.runtime.wire.image_encoding import ImageEncoding, check_encoding
@@ -61,7 +61,7 @@ class Gateway:
         except ModelError as error:
             raise BundleError(f"{bundle.path}: {error}") from None
         self._blobs = serve_blobs(bundle, transport)
-        self._placement = Placement(bundle, transport, image_encoding)
+        self._placement = Reconciler(bundle, transport, image_encoding)
 
     def wait_ready(self, timeout_s: float) -> None:
         """Wait until every sub-model of the plan has answered a first inference.

@@ -15,7 +15,7 @@ from edvit.runtime.prediction import Float32, UInt8
 from edvit.runtime.wire.image_encoding import ImageEncoding, encode_images
 from edvit.runtime.wire.messages import InferReply, InferRequest, decode, encode, to_array
 from edvit.runtime.wire.topics import ANY, INFER
-from edvit.runtime.wire.transport import Answer, Failure, Packet, Replies
+from edvit.runtime.wire.transport import Failure, Packet, Replies, Reply
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ def gather(
     return gathered
 
 
-def _take(reply: Answer, expected: Mapping[int, Expected], batch: int, gathered: Gathered) -> None:
+def _take(reply: Reply, expected: Mapping[int, Expected], batch: int, gathered: Gathered) -> None:
     """Raises WireError for an answer that is malformed, or not the one that was asked for."""
     # A feature's size is known before it comes: nothing larger is looked at.
     largest = max(entry.feature_dim for entry in expected.values()) * batch * 4

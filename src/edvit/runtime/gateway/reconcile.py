@@ -24,7 +24,7 @@ from edvit.runtime.wire.messages import (
     encode,
 )
 from edvit.runtime.wire.topics import ALIVE, ANY, INFO, LOAD, REFUSE
-from edvit.runtime.wire.transport import Answer, Failure, Packet, Replies, Transport, Waits
+from edvit.runtime.wire.transport import Failure, Packet, Replies, Reply, Transport, Waits
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class DeviceStatus:
 
 
 @dataclass
-class _Device:
+class _DeviceState:
     planned: tuple[int, ...] = ()
     memory_limit_bytes: int | None = None
     present: set[str] = field(default_factory=set)
@@ -75,7 +75,7 @@ class _Device:
     problem: str | None = None
 
 
-class Placement:
+class Reconciler:
     """Keeps every device of the plan loaded, from the moment it is made until it is closed. Thread-safe."""
 
     def __init__(self, bundle: Bundle, transport: Transport, encoding: ImageEncoding) -> None:
@@ -84,14 +84,14 @@ class Placement:
         self._transport = transport
         self._encoding = encoding
         self._fleet = manifest.plan.fleet.name
-        self._devices: dict[str, _Device] = {}
+        self._devices: dict[str, _DeviceState] = {}
         self._changed = threading.Condition()
         self._closing = threading.Event()
         self._waits = Waits()
         self._threads: set[threading.Thread] = set()
         for device in manifest.plan.fleet.devices:
             planned = tuple(sorted(line.submodel for line in manifest.plan.placed if line.device == device.name))
-            self._devices[device.name] = _Device(planned=planned, memory_limit_bytes=device.memory_bytes)
+            self._devices[device.name] = _DeviceState(planned=planned, memory_limit_bytes=device.memory_bytes)
         self.expected = {
             line.submodel: Expected(line.device, manifest.submodel(line.submodel).feature_dim)
             for line in manifest.plan.placed
@@ -146,7 +146,7 @@ class Placement:
             return
         name, instance = parts["device"], parts["instance"]
         with self._changed:
-            device = self._devices.setdefault(name, _Device())
+            device = self._devices.setdefault(name, _DeviceState())
             (device.present.add if alive else device.present.discard)(instance)
             if alive and device.instance is None:
                 self._adopt(name, device, instance)
@@ -157,18 +157,20 @@ class Placement:
                 device.instance, device.info, device.ready, device.problem = None, None, False, None
             self._changed.notify_all()
 
-    def _adopt(self, name: str, device: _Device, instance: str) -> None:
+    def _adopt(self, name: str, device: _DeviceState, instance: str) -> None:
         log.info("device %s is here", name)
         device.instance, device.info, device.ready, device.problem = instance, None, False, None
         self._load(name, device)
 
-    def _load(self, name: str, device: _Device) -> None:
+    def _load(self, name: str, device: _DeviceState) -> None:
         """Start loading unless that is under way."""
         if device.loading != device.instance and device.instance is not None:
             device.loading = device.instance
             self._in_thread(self._keep_loading, name, device, device.instance)
 
-    def _in_thread(self, work: Callable[[str, _Device, str], None], name: str, device: _Device, instance: str) -> None:
+    def _in_thread(
+        self, work: Callable[[str, _DeviceState, str], None], name: str, device: _DeviceState, instance: str
+    ) -> None:
         """Call it with the lock held."""
 
         def run() -> None:
@@ -193,7 +195,7 @@ class Placement:
 
     # --- in threads of their own -----------------------------------------------------------------------
 
-    def _settle(self, name: str, device: _Device, newcomer: str) -> None:
+    def _settle(self, name: str, device: _DeviceState, newcomer: str) -> None:
         """Two processes have one name: the older one keeps it if it answers, else it is dead and not yet missed."""
         older = device.instance
         if older is not None and older in self._infos(name):
@@ -213,12 +215,12 @@ class Placement:
         key = INFO.key(fleet=self._fleet, device=name)
         for reply in self._ask(key, encode(InfoRequest()), deadline_s=INFO_DEADLINE_S):
             with contextlib.suppress(WireError):
-                if isinstance(reply, Answer):
+                if isinstance(reply, Reply):
                     info = decode(DeviceInfo, reply.packet)
                     found[info.instance] = info
         return found
 
-    def _keep_loading(self, name: str, device: _Device, instance: str) -> None:
+    def _keep_loading(self, name: str, device: _DeviceState, instance: str) -> None:
         """Load and try one device until it is ready, gone, or refuses for good."""
         pause = RETRY_FIRST_S
         while not self._closing.is_set():
@@ -242,7 +244,7 @@ class Placement:
             self._closing.wait(pause)
             pause = min(2 * pause, RETRY_MOST_S)
 
-    def _attempt(self, name: str, device: _Device, instance: str) -> tuple[DeviceInfo | None, EdvitError | None]:
+    def _attempt(self, name: str, device: _DeviceState, instance: str) -> tuple[DeviceInfo | None, EdvitError | None]:
         info = None
         try:
             info = self._load_once(name, device, instance)
@@ -258,7 +260,7 @@ class Placement:
             return info, ServiceError("internal error; see the gateway's log")
         return info, None
 
-    def _load_once(self, name: str, device: _Device, instance: str) -> DeviceInfo:
+    def _load_once(self, name: str, device: _DeviceState, instance: str) -> DeviceInfo:
         manifest = self._bundle.manifest
         specs = tuple(_spec(manifest, submodel) for submodel in device.planned)
         deadline_s = LOAD_BASE_S + sum(spec.bytes for spec in specs) / SLOWEST_LINK_BYTES_PER_S
@@ -280,11 +282,11 @@ class Placement:
                 continue
             held = {submodel.id: submodel.sha256 for submodel in info.submodels}
             if info.bundle != self._bundle.digest or held != {spec.id: spec.sha256 for spec in specs}:
-                raise WireError("it says it holds something else than it was told to")
+                raise WireError("the device reports other sub-models than it was told to load")
             return info
         raise problem
 
-    def _try_once(self, name: str, device: _Device) -> None:
+    def _try_once(self, name: str, device: _DeviceState) -> None:
         """A first inference from end to end: what is called ready has answered."""
         images = np.zeros((1, *self._bundle.manifest.preprocessing.shape), np.uint8)
         expected = {submodel: self.expected[submodel] for submodel in device.planned}
@@ -319,7 +321,7 @@ def _spec(manifest: Manifest, submodel_id: int) -> SubModelSpec:
     )
 
 
-def _status(name: str, device: _Device) -> DeviceStatus:
+def _status(name: str, device: _DeviceState) -> DeviceStatus:
     info = device.info
     limits = [device.memory_limit_bytes, info.memory_limit_bytes if info is not None else None]
     return DeviceStatus(

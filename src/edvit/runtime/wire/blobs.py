@@ -13,7 +13,7 @@ from edvit.bundle import Bundle, sha256_of
 from edvit.errors import ConfigError, DigestError, EdvitError, ServiceError, UnavailableError, WireError
 from edvit.runtime.wire.messages import BLOB_CHUNK_BYTES, BlobReply, BlobRequest, decode, encode
 from edvit.runtime.wire.topics import ANY, BLOB
-from edvit.runtime.wire.transport import Answer, Failure, Registration, Request, Transport
+from edvit.runtime.wire.transport import Failure, Registration, Reply, Request, Transport
 
 CHUNK_DEADLINE_S = 10.0
 CHUNK_ATTEMPTS = 3
@@ -23,10 +23,10 @@ FetchPart = Callable[[int, int], bytes]
 
 
 def serve_blobs(bundle: Bundle, transport: Transport) -> Registration:
-    """Answer for every sub-model's file of the bundle, at `edvit/<fleet>/blobs/<sha256>`."""
+    """Reply for every sub-model's file of the bundle, at `edvit/<fleet>/blobs/<sha256>`."""
     files = {submodel.model.sha256: submodel.model for submodel in bundle.manifest.submodels}
 
-    def part(request: Request) -> Iterator[Answer]:
+    def part(request: Request) -> Iterator[Reply]:
         asked = decode(BlobRequest, request.packet)
         file = files.get(BLOB.parts(request.key)["sha256"])
         if file is None:
@@ -38,7 +38,7 @@ def serve_blobs(bundle: Bundle, transport: Transport) -> Registration:
             data = stream.read(min(asked.length, file.bytes - asked.offset))
         if not data:
             raise UnavailableError("a model file of the bundle is shorter than it was")
-        yield Answer(request.key, encode(BlobReply(offset=asked.offset, length=len(data)), data))
+        yield Reply(request.key, encode(BlobReply(offset=asked.offset, length=len(data)), data))
 
     return transport.serve(BLOB.key(fleet=bundle.manifest.plan.fleet.name, sha256=ANY), part)
 

@@ -10,7 +10,6 @@ from functools import partial
 
 from edvit.runtime.wire.messages import decode_error, encode_error
 from edvit.runtime.wire.transport import (
-    Answer,
     Failure,
     Handler,
     Lane,
@@ -19,6 +18,7 @@ from edvit.runtime.wire.transport import (
     Registration,
     Registrations,
     Replies,
+    Reply,
     Request,
     Waits,
 )
@@ -69,7 +69,7 @@ class MemoryTransport:
             lanes = [(key, lane) for key in keys for served, lane in self._network.served if matches(served, key)]
         replies = self._waits.add(Replies(len(lanes), time.monotonic() + deadline_s))
 
-        def send(key: str, answer: Answer | Exception) -> None:
+        def send(key: str, answer: Reply | Exception) -> None:
             if isinstance(answer, Exception):
                 # Through the same bytes as on the wire, so that nothing more than on the wire gets through.
                 replies.put(Failure(decode_error(encode_error(answer))))

@@ -45,7 +45,7 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Reply:
     """One reply, under a key that the asked key matches."""
 
     key: str
@@ -59,7 +59,7 @@ class Failure:
     error: EdvitError
 
 
-Handler = Callable[[Request], Iterable[Answer]]
+Handler = Callable[[Request], Iterable[Reply]]
 """Answers a request: none, one or many times. What it raises becomes a `Failure` at the asker."""
 
 
@@ -74,10 +74,10 @@ class Replies:
     def __init__(self, servers: int, until: float) -> None:
         self.until = until
         self._servers = servers
-        self._arrived: queue.SimpleQueue[Answer | Failure | None] = queue.SimpleQueue()
+        self._arrived: queue.SimpleQueue[Reply | Failure | None] = queue.SimpleQueue()
         self._closed = False
 
-    def put(self, reply: Answer | Failure) -> None:
+    def put(self, reply: Reply | Failure) -> None:
         self._arrived.put(reply)
 
     def end(self) -> None:
@@ -92,7 +92,7 @@ class Replies:
     def __iter__(self) -> Replies:
         return self
 
-    def __next__(self) -> Answer | Failure:
+    def __next__(self) -> Reply | Failure:
         while self._servers > 0 and not self._closed:
             try:
                 reply = self._arrived.get(timeout=max(0.0, self.until - time.monotonic()))
@@ -174,7 +174,7 @@ class Transport(Protocol):
     """One participant of the network. Once it is closed, asking gives no reply, and all else raises ServiceError."""
 
     def serve(self, key: str, handler: Handler) -> Registration:
-        """Answer what is asked at `key`, one request after the other in a thread of its own.
+        """Reply what is asked at `key`, one request after the other in a thread of its own.
 
         Closing it, or the transport, ends the wait of those whose request is being handled.
         """
@@ -202,7 +202,7 @@ class Transport(Protocol):
     def close(self) -> None: ...
 
 
-def answers(handler: Handler, request: Request) -> Iterator[Answer | Exception]:
+def answers(handler: Handler, request: Request) -> Iterator[Reply | Exception]:
     """Run a handler; an exception ends it, and is its last item."""
     try:
         yield from handler(request)
@@ -217,14 +217,14 @@ def answers(handler: Handler, request: Request) -> Iterator[Answer | Exception]:
 class Reception:
     """One request on the side of its server: where its answers go, and whether anyone still wants them."""
 
-    def __init__(self, request: Request, send: Callable[[Answer | Exception], None], end: Callable[[], None]) -> None:
+    def __init__(self, request: Request, send: Callable[[Reply | Exception], None], end: Callable[[], None]) -> None:
         self.request = request
         self._send = send
         self._end = end
         self._ended = False
         self._lock = threading.Lock()
 
-    def send(self, answer: Answer | Exception) -> None:
+    def send(self, answer: Reply | Exception) -> None:
         with self._lock:
             if not self._ended:
                 self._send(answer)

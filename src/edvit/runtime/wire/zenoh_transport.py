@@ -17,7 +17,6 @@ import zenoh
 from edvit.errors import ConfigError, PortInUseError, ServiceError
 from edvit.runtime.wire.messages import MAX_PAYLOAD_BYTES, decode_error, encode_error
 from edvit.runtime.wire.transport import (
-    Answer,
     Failure,
     Handler,
     Lane,
@@ -26,6 +25,7 @@ from edvit.runtime.wire.transport import (
     Registration,
     Registrations,
     Replies,
+    Reply,
     Request,
     Waits,
 )
@@ -165,7 +165,7 @@ class _Query:
     def put(self, reply: zenoh.Reply) -> None:
         if reply.ok is not None:
             sample = reply.ok
-            self.replies.put(Answer(str(sample.key_expr), Packet(_bytes(sample.attachment), _bytes(sample.payload))))
+            self.replies.put(Reply(str(sample.key_expr), Packet(_bytes(sample.attachment), _bytes(sample.payload))))
         elif reply.err is not None and reply.err.encoding == zenoh.Encoding.APPLICATION_JSON:
             # Errors of another encoding are Zenoh's own: the query timed out, and the replies end anyway.
             self.replies.put(Failure(decode_error(reply.err.payload.to_bytes())))
@@ -256,7 +256,7 @@ def _bytes(data: zenoh.ZBytes | None) -> bytes:
 def _reception(query: zenoh.Query) -> Reception:
     packet = Packet(header=_bytes(query.attachment), payload=_bytes(query.payload))
 
-    def send(answer: Answer | Exception) -> None:
+    def send(answer: Reply | Exception) -> None:
         try:
             if isinstance(answer, Exception):
                 query.reply_err(encode_error(answer), encoding=zenoh.Encoding.APPLICATION_JSON)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conv_modules import assert_as_described
-from edvit.builder.conv import cut, network
+from edvit.builder.conv import filters, network
 from edvit.builder.conv.apoz import Activity
 from edvit.errors import BuildError
 from edvit.plan.cost import model_cost
@@ -32,7 +32,7 @@ def model_of(name):
 def test_keeping_everything_is_the_identity(name):
     model = model_of(name)
     shape = model.architecture
-    same = cut.cut(model, cut.select(scores_of(shape), shape, shape.widths))
+    same = filters.cut(model, filters.select(scores_of(shape), shape, shape.widths))
     images = torch.randn(3, 1, 16, 16)
     with torch.inference_mode():
         torch.testing.assert_close(same(images), model(images))
@@ -43,8 +43,8 @@ def test_keeping_everything_is_the_identity(name):
 def test_a_cut_equals_the_network_with_the_other_filters_at_zero(name):
     model = model_of(name)
     shape = model.architecture
-    kept = cut.select(scores_of(shape), shape, shape.narrowed(9).widths)
-    pruned = cut.cut(model, kept)
+    kept = filters.select(scores_of(shape), shape, shape.narrowed(9).widths)
+    pruned = filters.cut(model, kept)
     assert_as_described(pruned)
     # A filter whose normalisation gives 0 is 0 after ReLU too, and adds nothing.
     modules = dict(model.named_modules())
@@ -62,7 +62,7 @@ def test_the_most_active_filters_are_kept_and_ties_go_to_the_lower_index():
     shape = convnet("vgg5", classes=10)
     sets = [torch.full((width,), 0.5, dtype=torch.float64) for width in shape.widths.filters]
     sets[0][20:28] = 0.9
-    kept = cut.select(Activity(tuple(sets)), shape, shape.narrowed(8).widths)
+    kept = filters.select(Activity(tuple(sets)), shape, shape.narrowed(8).widths)
     assert kept[0].tolist() == [*range(8), *range(20, 28)]
 
 
@@ -71,7 +71,7 @@ def test_the_most_active_filters_are_kept_and_ties_go_to_the_lower_index():
 def test_fitted_widths_never_exceed_the_budget(seed, pruned, name):
     base = convnet(name, classes=10)
     budget = base.narrowed(pruned).widths
-    widths = cut.active_widths(base, scores_of(base, seed), budget)
+    widths = filters.active_widths(base, scores_of(base, seed), budget)
     cost, limit = (
         model_cost(one.model_copy(update={"classes": 0}))
         for one in (base.model_copy(update={"widths": widths}), base.narrowed(pruned))
@@ -79,7 +79,7 @@ def test_fitted_widths_never_exceed_the_budget(seed, pruned, name):
     assert cost.params <= limit.params
     assert cost.flops <= limit.flops
     assert cost.peak_memory_bytes <= limit.peak_memory_bytes
-    cut.select(scores_of(base, seed), base, widths)
+    filters.select(scores_of(base, seed), base, widths)
 
 
 def test_filters_that_are_dear_to_run_are_counted_as_such():
@@ -90,7 +90,7 @@ def test_filters_that_are_dear_to_run_are_counted_as_such():
     budget = base.narrowed(8)
     cost, limit = (
         model_cost(base.model_copy(update={"widths": widths, "classes": 0}))
-        for widths in (cut.active_widths(base, Activity(tuple(sets)), budget.widths), budget.widths)
+        for widths in (filters.active_widths(base, Activity(tuple(sets)), budget.widths), budget.widths)
     )
     assert cost.flops <= limit.flops
     assert cost.peak_memory_bytes <= limit.peak_memory_bytes
@@ -98,12 +98,12 @@ def test_filters_that_are_dear_to_run_are_counted_as_such():
 
 def test_a_budget_of_everything_keeps_what_is_ever_active():
     base = convnet("vgg5", classes=10)
-    assert cut.active_widths(base, scores_of(base), base.widths) == base.widths
+    assert filters.active_widths(base, scores_of(base), base.widths) == base.widths
 
 
 def test_scores_of_another_network_and_wider_targets_are_refused():
     base = convnet("vgg5", classes=10)
     with pytest.raises(BuildError, match="other widths"):
-        cut.select(scores_of(convnet("vgg9", classes=10)), base, base.widths)
+        filters.select(scores_of(convnet("vgg9", classes=10)), base, base.widths)
     with pytest.raises(BuildError, match="cannot keep"):
-        cut.select(scores_of(base), base, FilterWidths(filters=(64, 64, 128, 128)))
+        filters.select(scores_of(base), base, FilterWidths(filters=(64, 64, 128, 128)))
