@@ -461,14 +461,14 @@ def test_a_device_that_claims_to_hold_something_else_is_not_ready(fleet, bundle,
     monkeypatch.setattr(liar, "_info", lambda **held: Liar._info(liar))
     fleet.device("dev-1")
     gateway = fleet.gateway(ready=False)
-    with pytest.raises(UnavailableError, match="something else than it was told"):
+    with pytest.raises(UnavailableError, match="other sub-models than it was told"):
         gateway.wait_ready(0.5)
 
 
 def test_strange_liveliness_keys_are_ignored(fleet, bundle):
     fleet.device("dev-1"), fleet.device("dev-2")
     gateway = fleet.gateway()
-    gateway._placement._on_change("edvit/local/devices/a/b/c/d", True)
+    gateway._reconciler._on_change("edvit/local/devices/a/b/c/d", True)
     assert gateway.is_ready()
 
 

@@ -61,7 +61,7 @@ class Gateway:
         except ModelError as error:
             raise BundleError(f"{bundle.path}: {error}") from None
         self._blobs = serve_blobs(bundle, transport)
-        self._placement = Reconciler(bundle, transport, image_encoding)
+        self._reconciler = Reconciler(bundle, transport, image_encoding)
 
     def wait_ready(self, timeout_s: float) -> None:
         """Wait until every sub-model of the plan has answered a first inference.
@@ -69,17 +69,17 @@ class Gateway:
         Raises:
             UnavailableError: after `timeout_s` seconds some are missing; the message names them and says why.
         """
-        if not self._placement.wait_ready(timeout_s):
+        if not self._reconciler.wait_ready(timeout_s):
             missing = [device for device in self.devices() if len(device.submodels) < len(device.planned)]
             raise UnavailableError(f"not ready after {timeout_s:g} s: {'; '.join(map(_lack, missing))}")
 
     def is_ready(self) -> bool:
         """Whether every sub-model of the plan is ready."""
-        return self._placement.wait_ready(0)
+        return self._reconciler.wait_ready(0)
 
     def devices(self) -> tuple[DeviceStatus, ...]:
         """Every device of the fleet, and those that are alive without being in it."""
-        return self._placement.status()
+        return self._reconciler.status()
 
     def predict(self, images: UInt8) -> Prediction:
         """uint8 `[batch, channels, size, size]` -> the fused answer.
@@ -98,7 +98,7 @@ class Gateway:
         if len(images) > most:
             raise TooLargeError(f"a batch of {len(images):,} images is too large: send at most {most:,} at once")
         start = time.perf_counter()
-        expected = self._placement.expected
+        expected = self._reconciler.expected
         gathered = gather(
             self._transport.ask_each,
             self._bundle.manifest.plan.fleet.name,
@@ -111,7 +111,7 @@ class Gateway:
         gathered_at = time.perf_counter()
         missing = tuple(sorted(set(expected) - set(gathered.features)))
         if any(isinstance(problem, UnavailableError) for problem in gathered.problems):
-            self._placement.look_again(set(missing))
+            self._reconciler.look_again(set(missing))
         if not gathered.features:
             raise self._no_answer(waited_s=gathered_at - start)
         logits = self._fusion.run(gathered.features, len(images))
@@ -145,7 +145,7 @@ class Gateway:
 
     def close(self) -> None:
         """Stop serving and loading. Devices keep what they hold, for the next gateway."""
-        self._placement.close()
+        self._reconciler.close()
         self._blobs.close()
 
 
