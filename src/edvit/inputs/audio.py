@@ -37,7 +37,7 @@ class Spectrogram(BaseModel):
     sample_rate: int = Field(default=16_000, ge=1000, le=200_000)
     """Hz; a clip of another rate is resampled."""
     seconds: float = Field(default=1.0, gt=0, le=600)
-    """Of every clip: the middle of a longer one, silence around a shorter one."""
+    """Length of every clip: the middle of a longer one, silence around a shorter one."""
     window: int = Field(default=400, ge=16)
     """Samples, Hann; 25 ms at 16 kHz."""
     hop: int = Field(default=160, ge=1)
@@ -71,7 +71,7 @@ class Spectrogram(BaseModel):
 
     @property
     def samples(self) -> int:
-        """Of a clip at `sample_rate`."""
+        """Samples of a clip at `sample_rate`."""
         return max(1, round(self.seconds * self.sample_rate))
 
     @property

@@ -56,7 +56,7 @@ class Preprocessing(BaseModel):
 
     @property
     def media_type(self) -> Literal["image/*", "audio/*"]:
-        """Of that file."""
+        """Media type of the files that the model takes."""
         return "image/*" if self.spectrogram is None else "audio/*"
 
     @property

@@ -89,7 +89,7 @@ class Plan:
 
     @property
     def input_bytes(self) -> int:
-        """Of one input on the wire."""
+        """Size of one input on the wire, bytes."""
         return self.submodels[0].cost.input_bytes
 
     def with_input(self, input_bytes: int) -> Plan:

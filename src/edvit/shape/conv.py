@@ -18,7 +18,7 @@ from edvit.shape.vit import Architecture, AttentionMode, round_width
 KEEP_STEPS = 16
 """What the keep ratio counts in: a set of filters is narrowed by sixteenths."""
 TIME_STEPS = 4
-"""Of a spiking network, as EC-SNN's (IJCAI 2024)."""
+"""Time steps of a spiking network, as in EC-SNN (IJCAI 2024)."""
 SMALLEST_IMAGE = 16
 
 _VGG: dict[str, tuple[int | Literal["pool"], ...]] = {
@@ -39,7 +39,7 @@ class FilterWidths(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     filters: tuple[int, ...] = Field(min_length=1)
-    """Of each set."""
+    """Filters of each set."""
 
 
 class Conv(BaseModel):

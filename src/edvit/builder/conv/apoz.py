@@ -45,7 +45,7 @@ class Activity:
 
     @classmethod
     def mean(cls, activities: Sequence[Activity], images: Sequence[int]) -> Activity:
-        """Of all images, from the activity on some of them each, `images` of them."""
+        """The activity on all images, from the activity on parts of them with `images` images each."""
         return cls(
             tuple(
                 weighted_mean(list(one_set), images) for one_set in zip(*(one.sets for one in activities), strict=True)

@@ -28,7 +28,7 @@ from edvit.shape.vit import Architecture, Widths
 __all__ = ["Cut", "CutGroup", "Options", "cut", "largest_state_bytes", "state_bytes"]
 
 STATE_LIMIT_BYTES = 2 * 1024**3
-"""Of the streams that are kept at a time. Of a group that passes it alone `largest_state_bytes` tells beforehand."""
+"""Memory for the streams that are kept at a time. `largest_state_bytes` tells beforehand where one group passes it."""
 
 Ints = npt.NDArray[np.int64]
 

@@ -33,7 +33,7 @@ Ints = npt.NDArray[np.int64]
 HEADS = 2.0
 """What a loss in the heads counts, relative to one in the stream."""
 UNITS = 1.3
-"""Likewise, of FFN units."""
+"""What a loss in the FFN units counts, relative to one in the stream."""
 SHARED = 0.3
 """Share of a block's curve that is the mean of all blocks: later blocks make good what earlier ones lose, for which
 they need more width than their own loss says. Fitted likewise, to accuracy."""
@@ -81,9 +81,9 @@ class _Parts:
 
     stream: _Factors
     logits: _Factors
-    """`[blocks, heads, head_dim, head_dim]`, of queries."""
+    """Factors of the queries, `[blocks, heads, head_dim, head_dim]`."""
     outputs: _Factors
-    """Likewise, of the heads' outputs."""
+    """Factors of the heads' outputs, `[blocks, heads, head_dim, head_dim]`."""
     output_mean: Tensor
     """`[blocks, heads, 1, head_dim]`"""
     unit_order: Tensor
@@ -165,7 +165,7 @@ def _shared(curves: Floats) -> Floats:
 def _squared_effects(
     base: VisionTransformer, images: Tensor, parts: _Parts, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each image and component, float64: `[n, dim]`, `[n, blocks, head_dim]`, `[n, blocks, hidden]`."""
+    """Squared effects of each image and component, float64: `[n, dim]`, `[n, blocks, head_dim]`, `[n, blocks, hidden]`."""
     normals: list[Tensor] = []
     inside: list[Tensor] = []
     with torch.enable_grad():

@@ -108,13 +108,13 @@ class _Ladder:
         return np.concatenate([[0], np.cumsum(self.added)])
 
     def widths(self, steps: int) -> Ints:
-        """Of every block after so many steps, `[blocks]`."""
+        """The width of every block after so many steps, `[blocks]`."""
         grown = np.bincount(self.block[:steps], weights=self.added[:steps], minlength=self.blocks)
         return self.narrowest + grown.astype(np.int64)
 
 
 def _ladder(curves: Floats, widest: int) -> _Ladder:
-    """Of curves `[blocks, width + 1]`, no block wider than `widest`."""
+    """The ladder of curves `[blocks, width + 1]`, no block wider than `widest`."""
     levels = np.array([level for level in _levels(curves.shape[1] - 1) if level <= widest])
     added = np.diff(levels)
     hulls = np.stack([_hull(levels, _falling(curve)[levels]) for curve in curves])

@@ -20,9 +20,9 @@ COEFFICIENTS = [
     (2.8769, -3.1427, 1.2046),
     (2.8366, -3.0525, 1.2012),
 ]
-"""Of the Newton-Schulz iteration, a step each; timm's `quintic`, its default."""
+"""Coefficients of the Newton-Schulz iteration, a step each; timm's `quintic`, its default."""
 SMALLEST, LARGEST_RATIO = 4, 128.0
-"""Of the sides of what is orthogonalised, as timm draws the line."""
+"""The shortest side, and the largest ratio of sides, of what is orthogonalised; timm's rule."""
 
 
 def is_orthogonalised(parameter: Tensor) -> bool:

@@ -14,7 +14,7 @@ from edvit.inputs.datasets.images import FileImages, Files, FileSounds, Split, s
 IMAGES = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))
 """torchvision's, lower case."""
 SOUNDS = frozenset((".wav", ".flac", ".ogg", ".opus", ".mp3", ".au", ".aif", ".aiff"))
-"""Of what libsndfile reads, the usual."""
+"""The usual ones of those that libsndfile reads, lower case."""
 
 F = TypeVar("F", bound=Files)
 
