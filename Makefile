@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
 
-.PHONY: demo test lean lint format docs clean setup
+.PHONY: demo test lean wheel lint format docs clean setup
 .DEFAULT_GOAL := demo
 
 demo: setup
@@ -19,6 +19,18 @@ lean:
 	$(PYTHON) -m venv --clear $(VENV)-lean
 	$(VENV)-lean/bin/python -m pip install --quiet --disable-pip-version-check . pytest pytest-timeout
 	$(VENV)-lean/bin/python -m pytest -q tests/lean
+
+# The wheel as a user gets it: built, checked, installed without extras in a fresh environment, and run.
+wheel:
+	$(PYTHON) -m venv --clear $(VENV)-wheel
+	$(VENV)-wheel/bin/python -m pip install --quiet --disable-pip-version-check build twine
+	rm -rf dist
+	$(VENV)-wheel/bin/python -m build --outdir dist .
+	$(VENV)-wheel/bin/python -m twine check --strict dist/*
+	$(PYTHON) -m venv --clear $(VENV)-wheel
+	$(VENV)-wheel/bin/python -m pip install --quiet --disable-pip-version-check dist/*.whl
+	cd $(VENV)-wheel && bin/edvit --help > help.txt && bin/edvit device --help > help.txt
+	cd $(VENV)-wheel && ! bin/python -c "import benchmarks" 2> missing.txt
 
 lint: setup
 	$(BIN)/ruff check src tests benchmarks

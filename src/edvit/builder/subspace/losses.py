@@ -165,7 +165,7 @@ def _shared(curves: Floats) -> Floats:
 def _squared_effects(
     base: VisionTransformer, images: Tensor, parts: _Parts, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Squared effects of each image and component, float64: `[n, dim]`, `[n, blocks, head_dim]`, `[n, blocks, hidden]`."""
+    """Squared effects by image and component, float64: `[n, dim]`, `[n, blocks, head_dim]`, `[n, blocks, hidden]`."""
     normals: list[Tensor] = []
     inside: list[Tensor] = []
     with torch.enable_grad():
