@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from edvit.builder.conv import network
 from edvit.builder.models.checkpoint import load_model, save_model
+from edvit.builder.subspace import rms
 from edvit.builder.vit import backbone, importance, surgery
 from edvit.errors import BuildError
+from edvit.shape.conv import convnet
 from edvit.shape.vit import pruned_widths
 from vit_variants import VARIANTS, images, make
 
@@ -27,6 +32,54 @@ def test_what_was_saved_is_loaded(tmp_path, variant, change):
     loaded = load_model(tmp_path / "m.safetensors")
     assert not loaded.training
     assert backbone.describe(loaded) == backbone.describe(model)
+    with torch.no_grad():
+        assert torch.equal(loaded(images()), model(images()))
+
+
+def spiking():
+    """A spiking network whose running means and variances are not the initial ones."""
+    pytest.importorskip("spikingjelly")
+    model = network.create(convnet("spiking_vgg5", classes=3).narrowed(8))
+    return _moved(model)
+
+
+def convolutional():
+    return _moved(network.create(convnet("vgg5", classes=3).narrowed(8)))
+
+
+def _moved(model):
+    with torch.no_grad():
+        for buffer in model.buffers():
+            buffer.add_(1)
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    "create",
+    [*(partial(make, variant) for variant in VARIANTS), lambda: rms.to_rms(make("pre_norm")), convolutional, spiking],
+    ids=[*VARIANTS, "rotated", "convolutional", "spiking"],
+)
+def test_loading_draws_nothing_and_gives_every_tensor(tmp_path, create):
+    model, path = create(), tmp_path / "m.safetensors"
+    save_model(path, model)
+    before = torch.get_rng_state()
+    loaded = load_model(path)
+    assert torch.equal(torch.get_rng_state(), before)
+    # Parameters and buffers, also those that no state dict holds.
+    for kind in ("named_parameters", "named_buffers"):
+        expected, got = dict(getattr(model, kind)()), dict(getattr(loaded, kind)())
+        assert got.keys() == expected.keys()
+        for name, tensor in expected.items():
+            assert torch.equal(got[name], tensor)
+            assert (got[name].dtype, got[name].requires_grad) == (tensor.dtype, tensor.requires_grad)
+
+
+def test_a_loaded_model_does_not_depend_on_its_file(tmp_path):
+    model, path = make("plain"), tmp_path / "m.safetensors"
+    save_model(path, model)
+    loaded = load_model(path)
+    with path.open("r+b") as file:  # in place, as a file that is written again may be
+        file.write(b"\xff" * path.stat().st_size)
     with torch.no_grad():
         assert torch.equal(loaded(images()), model(images()))
 

@@ -84,7 +84,11 @@ def test_open_gates_change_nothing_in_float32():
     with torch.no_grad(), gated(model, open_gates(backbone.describe(model).widths, len(x), x)):
         gated_output = model(x)
     with torch.no_grad():
-        assert torch.allclose(gated_output, model(x), rtol=1e-6, atol=1e-6)
+        plain = model(x)
+    # The gated norm sums in another order, and every kernel rounds in its own: some units in the last place of the
+    # largest value, also where a sum of large terms is small.
+    rounding = torch.finfo(torch.float32).eps * float(plain.abs().max())
+    assert (gated_output - plain).abs().max() <= 32 * rounding
 
 
 def test_gates_are_per_sample():

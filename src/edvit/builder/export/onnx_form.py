@@ -28,17 +28,28 @@ def onnx_form(module: nn.Module) -> nn.Module:
     """
     tensors = (*module.parameters(), *module.buffers())
     copied = copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
-    parts: list[Any] = list(copied.modules())
-    for part in parts:
-        if type(part) is FeatureExtractor and type(part.model) is VisionTransformer:
-            _fold_normalisation(part)
-        elif type(part) is VisionTransformer and part.global_pool == "token" and _is_plain(part.blocks[-1]):
-            _read_one_token(part.blocks[-1])
-        elif type(part) is Block and _is_plain(part):
-            part.__class__ = _Block
-        elif type(part) is RmsNorm:
-            part.__class__ = _RmsNorm
-    return copied
+    return _replaced(copied)
+
+
+def _replaced(part: nn.Module) -> nn.Module:
+    """What takes the place of a copied module and, in it, of the modules below."""
+    form = _form(part).train(part.training)
+    for name, child in list(form.named_children()):
+        setattr(form, name, _replaced(child))
+    return form
+
+
+def _form(part: Any) -> nn.Module:
+    if type(part) is FeatureExtractor and type(part.model) is VisionTransformer:
+        return _folded(part)
+    if type(part) is VisionTransformer and part.global_pool == "token" and _is_plain(part.blocks[-1]):
+        part.blocks[-1] = _LastBlock(part.blocks[-1])
+    if type(part) is Block and _is_plain(part):
+        return _Block(part)
+    if type(part) is RmsNorm:
+        return _RmsNorm(part)
+    whole: nn.Module = part
+    return whole
 
 
 def _is_plain(block: Any) -> bool:
@@ -46,8 +57,17 @@ def _is_plain(block: Any) -> bool:
     return isinstance(block.attn.q_norm, nn.Identity) and isinstance(block.attn.k_norm, nn.Identity)
 
 
-class _Block(Block):  # type: ignore[misc]  # timm has no types
-    """The tokens of all images in one list, `[batch x tokens, dim]`; heads side by side, `[..., heads x head_dim]`."""
+class _Block(nn.Module):
+    """The tokens of all images in one list, `[batch x tokens, dim]`; heads side by side, `[..., heads x head_dim]`.
+
+    Args:
+        block: timm's, whose parts it takes over by their names, which the exported file holds.
+    """
+
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        self.norm1, self.attn, self.ls1 = block.norm1, block.attn, block.ls1
+        self.norm2, self.mlp, self.ls2 = block.norm2, block.mlp, block.ls2
 
     def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
         stream = x.flatten(0, 1)
@@ -66,21 +86,16 @@ class _Block(Block):  # type: ignore[misc]  # timm has no types
 class _LastBlock(_Block):
     """To the first token alone, `[batch, tokens, dim]` to `[batch, 1, dim]`."""
 
-    query: nn.Linear
-    key_value: nn.Linear
+    def __init__(self, block: Any) -> None:
+        super().__init__(block)
+        qkv, width = block.attn.qkv, block.attn.attn_dim
+        self.query, self.key_value = _rows(qkv, slice(width)), _rows(qkv, slice(width, None))
 
     def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
         normed = self.norm1(x.flatten(0, 1))
         k, v = self.key_value(normed).view(*x.shape[:2], 2 * self.attn.attn_dim).chunk(2, dim=-1)
         q = self.query(normed.view(x.shape)[:, 0])
         return self._write(x[:, 0], q[:, None], k, v)[:, None]
-
-
-def _read_one_token(block: Any) -> None:
-    """Make a copied block, in place, a `_LastBlock`."""
-    qkv, width = block.attn.qkv, block.attn.attn_dim
-    block.query, block.key_value = _rows(qkv, slice(width)), _rows(qkv, slice(width, None))
-    block.__class__ = _LastBlock
 
 
 def _rows(linear: nn.Linear, rows: slice) -> nn.Linear:
@@ -93,9 +108,13 @@ def _rows(linear: nn.Linear, rows: slice) -> nn.Linear:
     return part
 
 
-class _RmsNorm(RmsNorm):  # type: ignore[misc]
+class _RmsNorm(nn.Module):
+    def __init__(self, norm: Any) -> None:
+        super().__init__()
+        self.weight, self.eps = norm.weight, norm.eps
+
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.normalized_shape, self.weight, self.eps)
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
 class _Folded(FeatureExtractor):
@@ -105,8 +124,8 @@ class _Folded(FeatureExtractor):
         return image.float()
 
 
-def _fold_normalisation(extractor: FeatureExtractor) -> None:
-    """Make a copied extractor, in place, `_Folded`: `W ((x / 255 - mean) / std) + b` is a convolution of `x`."""
+def _folded(extractor: FeatureExtractor) -> _Folded:
+    """`W ((x / 255 - mean) / std) + b` is a convolution of `x`; the projection of the copied extractor is changed."""
     projection = extractor.model.patch_embed.proj
     weight = projection.weight / extractor.std
     bias = -(weight * extractor.mean).sum(dim=(1, 2, 3))
@@ -114,4 +133,4 @@ def _fold_normalisation(extractor: FeatureExtractor) -> None:
         bias = bias + projection.bias
     projection.weight = nn.Parameter((weight / 255).detach())
     projection.bias = nn.Parameter(bias.detach())
-    extractor.__class__ = _Folded
+    return _Folded(extractor.model, extractor.mean.flatten().tolist(), extractor.std.flatten().tolist())

@@ -30,7 +30,7 @@ def save_model(path: Path, model: Classifier) -> None:
 
 
 def load_model(path: Path) -> Classifier:
-    """Read what `save_model` wrote, in evaluation mode.
+    """Read what `save_model` wrote, in evaluation mode; torch's global generator stays as it is.
 
     Raises:
         BuildError: the file is missing or damaged.
@@ -38,12 +38,13 @@ def load_model(path: Path) -> Classifier:
     try:
         with safe_open(path, framework="pt") as file:
             architecture = _ARCHITECTURE.validate_json((file.metadata() or {})["architecture"])
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            # Copied: what `get_tensor` gives is a view of the file, which a later build may replace.
+            state = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise _unreadable(path, error) from None
-    model = family_of(architecture.name).create(architecture)
+    model = family_of(architecture.name).template(architecture)
     try:
-        model.load_state_dict(state, strict=True)
+        model.load_state_dict(state, strict=True, assign=True)
     except RuntimeError as error:
         raise _unreadable(path, error) from None
     return model.eval()

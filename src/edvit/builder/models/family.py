@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
+import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
@@ -98,6 +99,9 @@ class Family(Protocol):
     def create(self, architecture: AnyArchitecture) -> Classifier:
         """A freshly initialised model, whole or pruned, drawn from torch's global generator."""
 
+    def template(self, architecture: AnyArchitecture) -> Classifier:
+        """The model that `create` makes, on torch's meta device: every name and shape, nothing drawn."""
+
     def describe(self, model: Classifier) -> AnyArchitecture:
         """The shape of a model."""
 
@@ -129,8 +133,11 @@ class VitFamily:
         return Input(mean, std, "bilinear" if known.get("interpolation") == "bilinear" else "bicubic")
 
     def create(self, architecture: AnyArchitecture) -> VisionTransformer:
+        return backbone.initialised(self.template(architecture))
+
+    def template(self, architecture: AnyArchitecture) -> VisionTransformer:
         shape = _vit(architecture)
-        return backbone.create(
+        return backbone.template(
             shape.name,
             image_size=shape.image_size,
             channels=shape.channels,
@@ -168,6 +175,10 @@ class ConvFamily:
 
     def create(self, architecture: AnyArchitecture) -> ConvNet:
         return network.create(_conv(architecture))
+
+    def template(self, architecture: AnyArchitecture) -> ConvNet:
+        with torch.device("meta"):
+            return network.create(_conv(architecture))
 
     def describe(self, model: Classifier) -> ConvArchitecture:
         shape: ConvArchitecture = model.architecture

@@ -102,7 +102,13 @@ def create(
     Raises:
         ModelError: no such model, it cannot be split, or it takes no such image.
     """
-    model = template(name, image_size=image_size, channels=channels, classes=classes, widths=widths, rotated=rotated)
+    return initialised(
+        template(name, image_size=image_size, channels=channels, classes=classes, widths=widths, rotated=rotated)
+    )
+
+
+def initialised(model: VisionTransformer) -> VisionTransformer:
+    """A template, in place, on the CPU with weights drawn from torch's global generator."""
     model.to_empty(device="cpu")
     model.init_weights(needs_reset=True)
     return model
