@@ -25,7 +25,7 @@ def test_a_build_killed_in_recovery_leaves_no_bundle_and_goes_on_from_there(tiny
     out, work = tmp_path / "out", tmp_path / "out-work"
     process = subprocess.Popen([sys.executable, tiny.__file__, str(out)], stderr=subprocess.PIPE, text=True)
     try:
-        assert wait_for(lambda: list(work.glob("submodel-*")) or process.poll() is not None, within_s=200)
+        assert wait_for(lambda: list(work.glob("recover-*")) or process.poll() is not None, within_s=200)
         workers = psutil.Process(process.pid).children(recursive=True)
     finally:
         process.send_signal(signal.SIGKILL)
@@ -53,7 +53,7 @@ def test_a_build_ends_with_ctrl_c_and_keeps_what_is_done(tmp_path):
     command += ["--recover-epochs", "1", "--no-baseline"]
     process = subprocess.Popen([*command, "-o", str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        assert wait_for(lambda: list(work.glob("pruned-*")) or process.poll() is not None, within_s=200)
+        assert wait_for(lambda: list(work.glob("prune-*")) or process.poll() is not None, within_s=200)
         workers = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
