@@ -117,11 +117,11 @@ def compare(
         settings, out, systems=wanted, seeds=seeds, links=specs, images=images, report=Reporter(), tell=typer.echo
     )
     markdown = comparison_module.to_markdown(comparison)
-    (out / "results/comparison.md").write_text(markdown, encoding="utf-8")
+    (out / "compare.md").write_text(markdown, encoding="utf-8")
     (out / "compare.csv").write_text(comparison_module.to_csv(comparison), encoding="utf-8")
     charts.scatters(comparison, str(specs[0])).savefig(out / "accuracy.svg", metadata={"Date": None})
     charts.bars(comparison).savefig(out / "bars.svg", metadata={"Date": None})
-    written = ("results/comparison.md", "compare.csv", "accuracy.svg", "bars.svg")
+    written = ("compare.md", "compare.csv", "accuracy.svg", "bars.svg")
     typer.echo(f"\n{markdown}\nTables and figures: {', '.join(str(out / name) for name in written)}")
 
 

@@ -41,7 +41,7 @@ def test_all_systems_are_compared_and_a_killed_run_is_taken_up(tmp_path):
     assert int(by_system["split-cnn"]["params"]) <= int(by_system["whole"]["params"]) / 8
     assert float(by_system["tokens"]["wire_bytes"]) > float(by_system["subspace"]["wire_bytes"])
     assert (out / "accuracy.svg").read_text().startswith("<?xml")
-    assert (out / "results/comparison.md").read_text().strip() in done.stdout
+    assert (out / "compare.md").read_text().strip() in done.stdout
 
 
 def test_bad_input_is_one_line(tmp_path):
