@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from functools import partial
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from edvit.builder.conv import network
-from edvit.builder.models.checkpoint import load_model, save_model
+from edvit.builder.models.checkpoint import load_model, parse_architecture, save_model
 from edvit.builder.subspace import rms
 from edvit.builder.vit import backbone, importance, surgery
 from edvit.errors import BuildError
@@ -125,3 +126,8 @@ def test_weights_that_do_not_fit_their_architecture_are_refused(tmp_path):
     with pytest.raises(BuildError, match="remove it and build again") as caught:
         load_model(tmp_path / "m.safetensors")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [convnet("vgg5", classes=3), backbone.describe(make("plain"))], ids=["conv", "vit"])
+def test_an_architecture_comes_back_from_json_values(shape):
+    assert parse_architecture(json.loads(json.dumps(shape.model_dump(mode="json")))) == shape

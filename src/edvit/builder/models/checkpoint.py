@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -20,7 +21,7 @@ _ARCHITECTURE: TypeAdapter[AnyArchitecture] = TypeAdapter(AnyArchitecture)
 
 def parse_architecture(value: object) -> AnyArchitecture:
     """The architecture that `model_dump(mode="json")` gave. Raises ValueError."""
-    return _ARCHITECTURE.validate_python(value)
+    return _ARCHITECTURE.validate_json(json.dumps(value))
 
 
 def save_model(path: Path, model: Classifier) -> None:
