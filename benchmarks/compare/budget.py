@@ -6,7 +6,7 @@ from fractions import Fraction
 
 from edvit.errors import ConfigError
 from edvit.plan.cost import model_cost
-from edvit.shape.conv import AnyArchitecture
+from edvit.shape.any import AnyArchitecture
 
 FINENESS = 8
 """Keep ratios tried for each head, or each of a convolutional network's steps."""

@@ -17,7 +17,8 @@ from torch import Tensor
 from edvit.builder.conv.network import ConvNet
 from edvit.plan.conv_cost import conv_flops
 from edvit.plan.cost import attention_flops, embedding_flops, model_cost
-from edvit.shape.conv import AnyArchitecture, ConvArchitecture
+from edvit.shape.any import AnyArchitecture
+from edvit.shape.conv import ConvArchitecture
 
 ADD_J = 0.9e-12
 """Of an addition in float32."""

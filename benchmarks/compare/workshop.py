@@ -35,7 +35,8 @@ from edvit.fleet import local_fleet
 from edvit.inputs.datasets import read_split
 from edvit.plan.cost import ACTIVATION_BYTES, Cost, model_cost
 from edvit.runtime.wire.image_encoding import ImageEncoding, decode_images, encode_images
-from edvit.shape.conv import AnyArchitecture, is_convnet
+from edvit.shape.any import AnyArchitecture
+from edvit.shape.conv import is_convnet
 
 SAMPLES = 16
 """Validation images that exports are compared on and spikes counted on."""

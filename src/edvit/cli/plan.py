@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from edvit.inputs.preprocess import Preprocessing
     from edvit.plan.plan import DeviceLoad, Plan
     from edvit.runtime.wire.image_encoding import ImageEncoding
-    from edvit.shape.conv import AnyArchitecture
+    from edvit.shape.any import AnyArchitecture
 
 SAMPLES = 32
 """Images whose bytes are measured."""

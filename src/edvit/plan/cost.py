@@ -12,7 +12,8 @@ from itertools import pairwise
 
 from edvit.fleet import PROFILES, Device, Fleet
 from edvit.plan.conv_cost import conv_activation_bytes, conv_flops, conv_params
-from edvit.shape.conv import AnyArchitecture, ConvArchitecture
+from edvit.shape.any import AnyArchitecture
+from edvit.shape.conv import ConvArchitecture
 from edvit.shape.vit import Architecture, BlockWidths
 
 ACTIVATION_BYTES = 4

@@ -17,7 +17,7 @@ from edvit.fleet import Device, Fleet
 from edvit.plan.cost import model_cost
 from edvit.plan.keep import format_keep, steps_below_one_head
 from edvit.plan.plan import Demand, Placement, Plan, PlannedSubModel
-from edvit.shape.conv import AnyArchitecture
+from edvit.shape.any import AnyArchitecture
 from edvit.shape.vit import AttentionMode
 
 FUSION_HIDDEN = 256

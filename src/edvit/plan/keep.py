@@ -5,7 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 from edvit.errors import ConfigError
-from edvit.shape.conv import AnyArchitecture
+from edvit.shape.any import AnyArchitecture
 from edvit.shape.vit import WIDTH_MULTIPLE, Architecture, AttentionMode
 
 PARTS = 8

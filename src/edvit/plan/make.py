@@ -7,7 +7,7 @@ from edvit.plan.greedy import assign
 from edvit.plan.keep import default_keep, heads_pruned_at, parse_keep
 from edvit.plan.partition import partition
 from edvit.plan.plan import Plan
-from edvit.shape.conv import AnyArchitecture
+from edvit.shape.any import AnyArchitecture
 from edvit.shape.vit import AttentionMode
 
 

@@ -9,7 +9,7 @@ from fractions import Fraction
 from edvit.bundle import PlacedSubModel, PlanInfo
 from edvit.fleet import Device, Fleet
 from edvit.plan.cost import Cost, communication_s, energy_j, fusion_s, latency_s, uplink_s
-from edvit.shape.conv import AnyArchitecture
+from edvit.shape.any import AnyArchitecture
 from edvit.shape.vit import AttentionMode
 
 

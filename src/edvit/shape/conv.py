@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import difflib
 from fractions import Fraction
-from typing import Literal, TypeAlias
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from edvit.errors import ModelError
-from edvit.shape.vit import Architecture, AttentionMode, round_width
+from edvit.shape.vit import AttentionMode, round_width
 
 KEEP_STEPS = 16
 """What the keep ratio counts in: a set of filters is narrowed by sixteenths."""
@@ -112,9 +112,6 @@ class ConvArchitecture(BaseModel):
     def rotated_form(self) -> ConvArchitecture:
         """Raises ModelError: there is no residual stream to rotate."""
         raise ModelError(f"{self.name} is no ViT and cannot be pruned by subspace: leave --prune out, or give channels")
-
-
-AnyArchitecture: TypeAlias = Architecture | ConvArchitecture
 
 
 def is_convnet(name: str | None) -> bool:

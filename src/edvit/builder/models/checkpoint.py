@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from edvit.builder.models.family import Classifier, describe, family_of
 from edvit.errors import BuildError
-from edvit.shape.conv import AnyArchitecture
+from edvit.shape.any import AnyArchitecture
 
 WEIGHTS = "model.safetensors"
 """Name of the file in the folder of a result that is a model."""

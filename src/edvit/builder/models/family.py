@@ -23,7 +23,8 @@ from edvit.builder.jobs.job import unkeyed
 from edvit.builder.subspace import attention
 from edvit.builder.vit import backbone, importance, surgery
 from edvit.builder.vit.scores import Scores
-from edvit.shape.conv import AnyArchitecture, ConvArchitecture, FilterWidths, convnet, is_convnet
+from edvit.shape.any import AnyArchitecture
+from edvit.shape.conv import ConvArchitecture, FilterWidths, convnet, is_convnet
 from edvit.shape.vit import Architecture, Widths
 
 Classifier: TypeAlias = VisionTransformer | ConvNet

@@ -23,7 +23,7 @@ from edvit.fleet import first_problem
 from edvit.inputs.audio import Spectrogram
 from edvit.inputs.datasets import GREY, FileSounds, LabelledImages, channels_of, read_split
 from edvit.inputs.preprocess import Preprocessing
-from edvit.shape.conv import AnyArchitecture
+from edvit.shape.any import AnyArchitecture
 from edvit.units import counted
 
 DEFAULT_MODELS = {"digits": "vit_digits_patch4_8"}

@@ -25,7 +25,7 @@ from edvit.builder.train.base import accuracy
 from edvit.builder.train.device import TorchDevice
 from edvit.builder.train.fusion import FusionTraining, Samples, train_fusion
 from edvit.builder.train.training import Schedule
-from edvit.shape.conv import AnyArchitecture
+from edvit.shape.any import AnyArchitecture
 
 FUSION_VIEWS = 4
 """Views of the training set that the fusion is trained on, at most."""

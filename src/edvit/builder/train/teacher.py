@@ -16,7 +16,7 @@ from edvit.builder.models.family import describe
 from edvit.builder.train.augment import Views
 from edvit.builder.train.device import CPU, TorchDevice
 from edvit.builder.vit.backbone import FeatureExtractor
-from edvit.shape.conv import AnyArchitecture
+from edvit.shape.any import AnyArchitecture
 from edvit.shape.vit import Architecture
 
 BATCH = 128
