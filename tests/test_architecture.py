@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
-NAMED = sorted(set(re.findall(r"`([\w/]+(?:\.py|/))`", PAGE)))
+NAMED = sorted(set(re.findall(r"`([\w/]+(?:\.py|\.html\.j2|/))`", PAGE)))
 ROOMS = sorted(path.parent for path in (ROOT / "src" / "edvit").rglob("__init__.py"))
 
 

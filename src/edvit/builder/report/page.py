@@ -123,7 +123,7 @@ def write_report(path: Path, report: ReportData) -> None:
 def render(report: ReportData) -> str:
     """The report's HTML. Names from the data are escaped; figures are inline SVG."""
     environment = Environment(
-        loader=PackageLoader("edvit.builder", "."),
+        loader=PackageLoader("edvit.builder.report", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -133,7 +133,7 @@ def render(report: ReportData) -> str:
         si=si, counted=counted, percent=_percent, value=_value, points=_points, duration=_duration
     )
     manifest = report.manifest
-    return environment.get_template("report.html.j2").render(
+    return environment.get_template("page.html.j2").render(
         report=report,
         manifest=manifest,
         headlines=_headlines(report),
