@@ -20,6 +20,7 @@ def small_config(**settings):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # two builds, one of which loses a node
 def test_a_node_lost_in_mid_build_changes_nothing(tmp_path):
     torch.set_num_threads(1)
     work = tmp_path / "work"
@@ -28,7 +29,7 @@ def test_a_node_lost_in_mid_build_changes_nothing(tmp_path):
 
         def lose_a_node():
             # Two attempts have begun: one on each node, which has one core.
-            eventually(lambda: len(list(work.glob(".scratch-submodel-*/*"))) == 2, timeout_s=200)
+            eventually(lambda: len(list(work.glob(".scratch-recover-*/*"))) == 2, timeout_s=200)
             worker.kill()
             lost.set()
 
