@@ -179,7 +179,7 @@ def test_training_a_base_leaves_no_tensor_on_another_device(monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:CUDA is not available")
 def test_a_forgotten_move_would_be_noticed(monkeypatch):
-    monkeypatch.setattr(device.Device, "move", lambda _self, value: value)
+    monkeypatch.setattr(device.TorchDevice, "move", lambda _self, value: value)
     with pytest.raises(RuntimeError, match="device"):
         test_training_a_base_leaves_no_tensor_on_another_device(monkeypatch)
 
