@@ -119,9 +119,12 @@ def build(
         help="Train sub-models on this Ray cluster: auto, or HOST:PORT of its head; all its nodes must see --work.",
     ),
     work: Path | None = typer.Option(None, help="Where stages are kept for resuming; default: OUT-work."),
-    force: list[str] = typer.Option([], help="Redo this stage: data, base, teacher, pruned, submodel, fusion, ..."),
+    force: list[str] = typer.Option(
+        [],
+        help="Redo this stage: data, base, teacher, statistics, scores, prune, recover, export, quantise, fuse, test.",
+    ),
 ) -> None:
-    """Build a bundle: train, split, prune, recover, assign, fuse, export, measure. Run again to resume."""
+    """Build a bundle: train, partition, prune, recover, export, fuse, measure. Run again to resume."""
     try:
         from edvit.builder.config import STAGES, make_config
         from edvit.builder.jobs.progress import Reporter
