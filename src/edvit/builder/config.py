@@ -48,9 +48,9 @@ class BuildConfig(BaseModel):
     image_size: int | None = Field(default=None, gt=0)
     channels: Literal[1, 3] | None = None
     seconds: float | None = Field(default=None, gt=0)
-    """Of each sound, its middle; None is the training set's median length."""
+    """Length of each sound, its middle; None is the training set's median length."""
     sample_rate: int | None = Field(default=None, gt=0)
-    """Of sounds, Hz; None is 16,000."""
+    """Samples a second of sounds, Hz; None is 16,000."""
     mels: int | None = Field(default=None, gt=0)
     """Mel bands of sounds; None is 64."""
     fleet: Fleet
@@ -90,10 +90,10 @@ class BuildConfig(BaseModel):
     """Share of the images of each view that are mixed with another one (mix-up, CutMix); the base model says what they
     are. None is a half from `LONG_RECOVERY` epochs on, and 0 below."""
     strength: float | None = Field(default=None, ge=0)
-    """Of the augmentation of views, in that of the base's training. None is 1.75 from `LONG_RECOVERY` epochs on, and 1
-    below."""
+    """Strength of the augmentation of views, relative to that of the base's training. None is 1.75 from
+    `LONG_RECOVERY` epochs on, and 1 below."""
     precision: Precision = "fp32"
-    """Of the weights in the sub-models' files; `int8` is ONNX Runtime's dynamic quantisation of matrix products."""
+    """Precision of the weights in the sub-models' files; `int8` is ONNX Runtime's dynamic quantisation of matrices."""
     batch_size: int = Field(default=64, ge=2)
     base_lr: float | None = Field(default=None, gt=0)
     recover_lr: float | None = Field(default=None, gt=0)
@@ -108,7 +108,7 @@ class BuildConfig(BaseModel):
     """Train with matrix products in bfloat16 (automatic mixed precision), weights in float32. None: on GPUs, and on
     CPUs that have instructions for it."""
     memory_limit_mb: int | None = Field(default=None, gt=0)
-    """Of scoring a ViT by `channels`, all `workers` together; None: as 32 images at a time need."""
+    """Memory for scoring a ViT by `channels`, all `workers` together; None: as 32 images at a time need."""
     ray: str | None = None
     """Address of a Ray cluster to train them on, in place of `workers`; see `edvit.builder.jobs.ray_cluster`."""
 

@@ -1,4 +1,4 @@
-"""Splitting: which classes each sub-model answers for."""
+"""The partition of the classes into groups: which ones each sub-model answers for."""
 
 from __future__ import annotations
 
