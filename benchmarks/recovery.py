@@ -62,17 +62,7 @@ def measure(config: BuildConfig, optimizer: Any, work: Path) -> Recovered:
     build = open_build(config, work)
     data, trained, plan = build.data, build.base, build.plan
     how, views = build.source.preprocessing, training_views(config, data)
-    taught = teach(
-        build.runner,
-        trained,
-        views,
-        config.resolved_views,
-        preprocessing=how,
-        rotated=config.rotated,
-        streams=bool(config.recover_epochs),
-        amp=config.amp,
-        devices=[build.device],
-    )
+    taught = teach(build.runner, config, trained, views, preprocessing=how, devices=[build.device])
     group = Group(plan.submodels[0].classes, plan.submodels[0].architecture.widths)
     (pruned,) = prune(build.runner, config, data, trained, [group], source=build.source, device=build.device)
     mean, std = how.mean, how.std

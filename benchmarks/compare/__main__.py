@@ -14,7 +14,7 @@ from benchmarks.compare.links import parse_link
 from benchmarks.compare.systems import SYSTEMS
 from benchmarks.compare.workshop import Settings
 from edvit.builder.jobs.progress import Reporter
-from edvit.cli import DATA_HELP, DATA_ROOT_HELP, finite, run_app
+from edvit.cli import DATA_HELP, DATA_ROOT_HELP, finite, given, run_app
 from edvit.errors import ConfigError
 
 app = typer.Typer(name="python -m benchmarks.compare", add_completion=False, pretty_exceptions_enable=False)
@@ -56,7 +56,7 @@ def compare(
     model: str | None = typer.Option(None, help="timm name of the ViT; for digits a small one is the default."),
     weights: Path | None = typer.Option(None, help="Its weights."),
     img_size: int | None = typer.Option(None, "--img-size", min=1, help="Pixels of the ViT; default: its own."),
-    convnet: str = typer.Option("vgg9", help="Network of split-cnn: vgg5, vgg9, vgg16, resnet10 or resnet18."),
+    convnet: str = typer.Option("vgg9", help="Network of split-cnn: vgg5, vgg9 or vgg16."),
     spiking: str = typer.Option("spiking_vgg9", help="Network of split-snn: spiking_vgg5, ..."),
     conv_size: int = typer.Option(32, min=16, help="Pixels of convolutional networks."),
     compact: str = typer.Option("vgg5", help="A model that is small by design: a timm ViT or a network as above."),
@@ -80,14 +80,14 @@ def compare(
 
     Run again to resume. Needs the bench extra.
     """
-    given = {name for name in context.params if _is_given(context, name)}
-    clash = sorted(f"--{name.replace('_', '-')}" for name in given & {*QUICK, "seeds", "images"})
+    typed = given(context).keys()
+    clash = sorted(f"--{name.replace('_', '-')}" for name in typed & {*QUICK, "seeds", "images"})
     if quick and clash:
         raise ConfigError(f"--quick sets {', '.join(clash)} itself: leave one or the other out")
     wanted = comparison_module.check_systems(
         list(SYSTEMS) if systems is None else [name.strip() for name in systems.split(",")]
     )
-    specs = [parse_link(text) for text in (links[:1] if quick and "links" not in given else links)]
+    specs = [parse_link(text) for text in (links[:1] if quick and "links" not in typed else links)]
     settings = Settings(
         data=data,
         data_root=data_root,
@@ -123,10 +123,6 @@ def compare(
     charts.bars(comparison).savefig(out / "bars.svg", metadata={"Date": None})
     written = ("compare.md", "compare.csv", "accuracy.svg", "bars.svg")
     typer.echo(f"\n{markdown}\nTables and figures: {', '.join(str(out / name) for name in written)}")
-
-
-def _is_given(context: typer.Context, name: str) -> bool:
-    return getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
 
 
 if __name__ == "__main__":

@@ -152,17 +152,7 @@ def _run(
     runner.report.line("partition", _describe_groups(plan, data))
 
     views = training_views(config, data)
-    taught = teach(
-        runner,
-        base,
-        views,
-        config.resolved_views,
-        preprocessing=how,
-        rotated=config.rotated,
-        streams=bool(config.recover_epochs),
-        amp=config.amp,
-        devices=where,
-    )
+    taught = teach(runner, config, base, views, preprocessing=how, devices=where)
     wanted, n = _wanted(config, plan), len(plan.submodels)
     pruned = prune(runner, config, data, base, wanted, source=source, device=where[0])
     done("prune", _describe_widths(plan, config))

@@ -7,7 +7,7 @@ import math
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -38,6 +38,15 @@ def finite(value: float | None) -> float | None:
     if value is not None and not math.isfinite(value):
         raise typer.BadParameter("give a finite number")
     return value
+
+
+def given(context: typer.Context) -> dict[str, Any]:
+    """The options that the user typed, by the names of the parameters."""
+    return {
+        name: value
+        for name, value in sorted(context.params.items())
+        if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+    }
 
 
 def plain_console() -> Console:

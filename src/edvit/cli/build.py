@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import typer
 
-from edvit.cli import DATA_HELP, DATA_ROOT_HELP, app, finite
+from edvit.cli import DATA_HELP, DATA_ROOT_HELP, app, finite, given
 from edvit.errors import ConfigError, MissingExtraError
 
 NOT_RECORDED = {"out", "work", "force", "workers", "ray", "memory_limit", "download"}
@@ -143,15 +143,6 @@ def build(
     config = make_config(**given_settings(context), fleet=chosen_fleet(fleet, devices))
     bundle, _ = run(config, out, work=work, force=frozenset(force), flags=given_flags(context), report=Reporter())
     typer.echo(f"\nNext: edvit serve {bundle.path} --local")
-
-
-def given(context: typer.Context) -> dict[str, Any]:
-    """The options that the user typed, by the names of the parameters."""
-    return {
-        name: value
-        for name, value in sorted(context.params.items())
-        if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
-    }
 
 
 def given_settings(context: typer.Context) -> dict[str, Any]:

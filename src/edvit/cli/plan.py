@@ -57,7 +57,7 @@ def plan(
     as_json: bool = typer.Option(False, "--json", help="Print the plan as JSON."),
 ) -> None:
     """Show what each device would hold, how fast, how large, how many joules, before any training."""
-    from edvit.plan.keep import default_keep, heads_pruned_at, parse_keep
+    from edvit.plan.keep import heads_pruned_for
     from edvit.plan.make import make_plan
 
     if (data is None) == (classes is None):
@@ -90,8 +90,7 @@ def plan(
             },
             image_encoding,
         )
-    steps = result.base.keep_steps
-    asked = heads_pruned_at(default_keep(steps) if keep is None else parse_keep(keep), steps, attention)
+    asked = heads_pruned_for(keep, result.base.keep_steps, attention)
     if as_json:
         typer.echo(to_json(result, names))
         return

@@ -30,8 +30,8 @@ def conv_flops(architecture: ConvArchitecture) -> int:
     return total
 
 
-def conv_activation_bytes(architecture: ConvArchitecture) -> int:
-    """Largest set of activations that live at once, fp32, the image included.
+def conv_activations(architecture: ConvArchitecture) -> int:
+    """Numbers in the largest set of activations that live at once, less the image as it came.
 
     The maximum over the convolutions of what one reads and what it writes, before and after its activation; of a
     spiking network for all time steps, as its exported graph runs layer by layer.
@@ -42,4 +42,4 @@ def conv_activation_bytes(architecture: ConvArchitecture) -> int:
         written = architecture.filters(conv) * conv.size**2 * architecture.time_steps
         read = pixels if conv.reads is None else architecture.inputs(conv) * conv.size**2 * architecture.time_steps
         largest = max(largest, read + 2 * written)
-    return pixels + 4 * largest
+    return largest

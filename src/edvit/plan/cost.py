@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from edvit.fleet import PROFILES, Device, Fleet
-from edvit.plan.conv_cost import conv_activation_bytes, conv_flops, conv_params
+from edvit.plan.conv_cost import conv_activations, conv_flops, conv_params
 from edvit.shape.any import AnyArchitecture
 from edvit.shape.conv import ConvArchitecture
 from edvit.shape.vit import Architecture, BlockWidths
@@ -51,9 +51,10 @@ def model_cost(architecture: AnyArchitecture, bytes_per_param: int = 4) -> Cost:
         architecture: with `classes=0` for a sub-model as it is exported (it ends at its feature).
         bytes_per_param: 4 for fp32 weights, 1 for int8.
     """
+    input_bytes = architecture.channels * architecture.image_size**2
     if isinstance(architecture, ConvArchitecture):
         params, flops = conv_params(architecture), conv_flops(architecture)
-        activation_bytes = conv_activation_bytes(architecture)
+        activation_bytes = input_bytes + conv_activations(architecture) * ACTIVATION_BYTES
     else:
         params, flops = vit_params(architecture), vit_flops(architecture)
         activation_bytes = peak_activation_bytes(architecture)
@@ -63,7 +64,7 @@ def model_cost(architecture: AnyArchitecture, bytes_per_param: int = 4) -> Cost:
         flops=flops,
         weight_bytes=weight_bytes,
         peak_memory_bytes=weight_bytes + activation_bytes,
-        input_bytes=architecture.channels * architecture.image_size**2,
+        input_bytes=input_bytes,
         feature_bytes=architecture.feature_dim * ACTIVATION_BYTES,
     )
 

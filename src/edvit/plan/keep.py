@@ -37,6 +37,11 @@ def heads_pruned_at(keep: Fraction, heads: int, mode: AttentionMode = "dims") ->
     return Fraction(heads - max(1, min(heads, int(keep * heads + Fraction(1, 2)))))
 
 
+def heads_pruned_for(keep: str | None, heads: int, mode: AttentionMode = "dims") -> Fraction:
+    """`h_p` of a keep ratio as a user gives it; None is `default_keep`. Raises ConfigError as `parse_keep`."""
+    return heads_pruned_at(default_keep(heads) if keep is None else parse_keep(keep), heads, mode)
+
+
 def format_keep(heads: int, heads_pruned: Fraction | int) -> str:
     """The keep ratio `(h - h_p) / h`, as `parse_keep` reads it: in whole heads, or as a number."""
     kept = Fraction(heads) - heads_pruned

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edvit.fleet import Fleet
 from edvit.plan.greedy import assign
-from edvit.plan.keep import default_keep, heads_pruned_at, parse_keep
+from edvit.plan.keep import heads_pruned_for
 from edvit.plan.partition import partition
 from edvit.plan.plan import Plan
 from edvit.shape.any import AnyArchitecture
@@ -34,12 +34,11 @@ def make_plan(
         ConfigError: `keep` is no keep ratio.
         InfeasibleError: the fleet cannot hold the sub-models however much is pruned.
     """
-    ratio = default_keep(base.keep_steps) if keep is None else parse_keep(keep)
     return assign(
         base,
         partition(base.classes, groups or len(fleet.devices), seed),
         fleet,
-        heads_pruned=heads_pruned_at(ratio, base.keep_steps, attention),
+        heads_pruned=heads_pruned_for(keep, base.keep_steps, attention),
         mode=attention,
         rotated=rotated,
     )

@@ -37,17 +37,7 @@ def prepared(root, **settings):
     build = opened(config, root.parent / "work")
     views = stage.training_views(config, build.data)
     how = build.source.preprocessing
-    taught = teach(
-        build.runner,
-        build.base,
-        views,
-        1,
-        preprocessing=how,
-        rotated=True,
-        streams=True,
-        amp=None,
-        devices=[build.device],
-    )
+    taught = teach(build.runner, config, build.base, views, preprocessing=how, devices=[build.device])
     return build.data, build.base, taught.views[0]
 
 

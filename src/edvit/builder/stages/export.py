@@ -69,7 +69,8 @@ class Export(Job):
 
     def run(self, folder: Path, progress: Progress) -> Note:
         extractor = load_extractor(self.submodel, self.preprocessing)
-        onnx_file.export_submodel(extractor, sample_images(self.validation), folder / SUBMODEL_FILE)
+        compared = torch.from_numpy(_sample(self.validation).pixels())
+        onnx_file.export_submodel(extractor, compared, folder / SUBMODEL_FILE)
         head: nn.Linear = extractor.model.head
         save_file({name: value.contiguous() for name, value in head.state_dict().items()}, folder / HEAD)
         extractor.to(self.device.name)
@@ -135,17 +136,13 @@ def quantise(
     """
     if precision == "fp32":
         return tuple(exported)
-    sample = validation.take(_sample(validation))
-    return runner.make_all([Quantise(artifact, sample) for artifact in exported], "int8")
+    compared = _sample(validation)
+    return runner.make_all([Quantise(artifact, compared) for artifact in exported], "int8")
 
 
-def sample_images(validation: ImageSet) -> torch.Tensor:
-    """The images that exported files are compared on, uint8 `[SAMPLES, channels, size, size]`."""
-    return torch.from_numpy(validation.take(_sample(validation)).pixels())
-
-
-def _sample(validation: ImageSet) -> np.ndarray:
-    return np.arange(min(SAMPLES, len(validation)))
+def _sample(validation: ImageSet) -> ImageSet:
+    """The images that exported files are compared on."""
+    return validation.take(np.arange(min(SAMPLES, len(validation))))
 
 
 def load_head(exported: Artifact) -> nn.Linear:

@@ -24,6 +24,7 @@ from edvit.builder.train.augment import Views
 from edvit.builder.train.base import accuracy
 from edvit.builder.train.device import TorchDevice
 from edvit.builder.train.fusion import FusionTraining, Samples, train_fusion
+from edvit.builder.train.teacher import open_views
 from edvit.builder.train.training import Schedule
 from edvit.shape.any import AnyArchitecture
 
@@ -98,7 +99,7 @@ class Fuse(Job):
     device: TorchDevice = unkeyed()
 
     def run(self, folder: Path, progress: Progress) -> Note:
-        outputs = Teacher(self.teacher, ()).open()
+        outputs = open_views([view.folder for view in self.teacher])
         labels = np.concatenate([self.views.labels(view) for view in range(len(outputs))])
         held_out = torch.from_numpy(self._features(VALIDATION))
         fusion = train_fusion(

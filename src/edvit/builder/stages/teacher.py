@@ -8,6 +8,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import ClassVar
 
+from edvit.builder.config import BuildConfig
 from edvit.builder.jobs.artifacts import Artifact
 from edvit.builder.jobs.job import Job, Note, unkeyed
 from edvit.builder.jobs.parallel import Progress
@@ -68,25 +69,18 @@ class Teach(Job):
 
 def teach(
     runner: Runner,
+    config: BuildConfig,
     base: Base,
     views: Views,
-    count: int,
     *,
     preprocessing: Preprocessing,
-    rotated: bool,
-    streams: bool,
-    amp: bool | None,
     devices: Sequence[TorchDevice],
 ) -> Teacher:
-    """The base model's outputs on `count` views.
-
-    Args:
-        rotated: whether sub-models are of the rotated form of the base model.
-        streams: whether sub-models will be trained to follow its residual stream.
-    """
-    blocks = teacher.stream_blocks(describe(base.model), len(views.images), count) if streams else ()
+    """The base model's outputs on the views, and its residual stream where sub-models are trained to follow it."""
+    count = config.resolved_views
+    blocks = teacher.stream_blocks(describe(base.model), len(views.images), count) if config.recover_epochs else ()
     jobs = [
-        Teach(base.artifact, rotated, preprocessing, views, view, blocks, amp, device)
+        Teach(base.artifact, config.rotated, preprocessing, views, view, blocks, config.amp, device)
         for view, device in zip(range(count), cycle(devices), strict=False)
     ]
     return Teacher(runner.make_all(jobs, counted(count, "view")), blocks)
