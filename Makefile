@@ -42,7 +42,7 @@ format: setup
 	$(BIN)/ruff format src tests benchmarks
 
 docs: setup
-	TERM=dumb $(BIN)/typer edvit.cli.commands utils docs --name edvit --title "Command line" --output docs/cli.md
+	$(BIN)/cyclopts generate-docs src/edvit/cli/commands.py:app --output docs/cli.md
 
 setup: $(STAMP)
 

@@ -6,13 +6,12 @@ import shlex
 from pathlib import Path
 
 import pytest
-import typer
 import yaml
 from benchmarks.compare.__main__ import app as compare_app
 from benchmarks.paper.__main__ import app as paper_app
 
 import edvit
-from edvit.cli import app, commands
+from edvit.cli.commands import app
 from edvit.fleet import Fleet
 from edvit.runtime.http.answers import Predicted, Timings
 
@@ -36,16 +35,10 @@ def lines_starting(word):
 
 
 def options_of(name):
-    assert commands
-    group = typer.main.get_command(app)
-    if name in BENCHMARKS:
-        group = typer.main.get_command(BENCHMARKS[name])
-        # The table of the paper hands on to `edvit build` what it does not know.
-        known = {option for parameter in group.params for option in parameter.opts}
-        return known | options_of("build") if name == "bench paper" else known
-    for word in name.split():
-        group = group.commands[word]
-    return {option for parameter in group.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    arguments = BENCHMARKS[name] if name in BENCHMARKS else app[name]
+    known = {option for argument in arguments.assemble_argument_collection() for option in argument.names}
+    # The table of the paper hands on to `edvit build` what it does not know.
+    return known | options_of("build") if name == "bench paper" else known
 
 
 @pytest.mark.parametrize("line", lines_starting("edvit"))

@@ -4,14 +4,15 @@ import importlib
 import inspect
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 
 import edvit
 from edvit.builder import stages
-from edvit.builder.config import STAGES
 from edvit.builder.jobs.job import Job
+from edvit.builder.options import Stage
 from edvit.fleet import PROFILES, Device, Fleet, GatewaySpec, Link
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -46,7 +47,7 @@ def test_the_fleet_of_the_page_is_one():
 
 
 def test_the_stages_are_those_of_the_jobs():
-    assert first_column(STAGES_PAGE) == list(STAGES)
+    assert first_column(STAGES_PAGE) == list(get_args(Stage))
     found = set()
     for path in Path(stages.__file__).parent.glob("*.py"):
         module = importlib.import_module(f"edvit.builder.stages.{path.stem}")
@@ -55,7 +56,7 @@ def test_the_stages_are_those_of_the_jobs():
             for _, kind in inspect.getmembers(module, inspect.isclass)
             if issubclass(kind, Job) and not inspect.isabstract(kind)
         }
-    assert found == set(STAGES)
+    assert found == set(get_args(Stage))
 
 
 @pytest.mark.parametrize("name", edvit.__all__)

@@ -151,7 +151,7 @@ class _Kept:
 
     def __init__(self, folder: Path, settings: Settings) -> None:
         self._folder = folder
-        counted = {name: value for name, value in asdict(settings).items() if name not in OF_MACHINES}
+        counted = {name: value for name, value in settings.model_dump().items() if name not in OF_MACHINES}
         text = json.dumps(counted, sort_keys=True, default=str)
         self._settings = hashlib.sha256(text.encode()).hexdigest()[:12]
         self._devices = settings.devices

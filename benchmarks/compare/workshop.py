@@ -7,23 +7,26 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from cyclopts import Parameter
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from benchmarks.compare.budget import keep_within
 from benchmarks.compare.energy import Operations, model_operations
 from benchmarks.compare.exchange import EncodedImage, Exchange, Work, alone
-from edvit.builder.config import BuildConfig, DeviceKind, make_config
+from edvit.builder.config import BuildConfig, make_config
 from edvit.builder.images import open_images, write_images
 from edvit.builder.jobs.artifacts import WorkFolder
 from edvit.builder.jobs.parallel import Processes
 from edvit.builder.jobs.progress import Reporter
 from edvit.builder.jobs.runner import Runner
 from edvit.builder.models.family import describe
+from edvit.builder.options import COMMON, MACHINE, MODEL, TRAINING, Augment, BuildOptions, DeviceKind
 from edvit.builder.pipeline import Built, build
 from edvit.builder.report.timing import median_s
 from edvit.builder.stages.base import Base, train
@@ -43,35 +46,59 @@ SAMPLES = 16
 BATCH = 64
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What is compared, on what."""
+OF_BUILDS = BuildOptions.model_fields
+"""Options that are those of `edvit build`, declared there."""
 
-    data: str
-    data_root: Path | None
-    devices: int
-    model: str | None
-    weights: Path | None
-    image_size: int | None
-    convnet: str
-    spiking: str
-    conv_size: int
-    compact: str
-    """A model that is small by design."""
-    compact_weights: Path | None
-    budget_mb: float | None
-    """Most megabytes of fp32 weights a device; None is what an eighth of the ViT's parameters take."""
-    base_epochs: int | None
-    conv_epochs: int
-    """Of convolutional networks, which have no pretrained weights."""
-    recover_epochs: int
-    views: int | None
-    augment: str | None
-    device: DeviceKind
-    """What trains; whatever is measured runs on the CPU."""
-    workers: int | None
-    image_encoding: ImageEncoding
-    """Of images on their way to devices, in every system."""
+
+class Settings(BaseModel):
+    """What is compared, on what; `python -m benchmarks.compare` makes an option of each field."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    data: Annotated[str, COMMON] = OF_BUILDS["data"]
+    data_root: Annotated[Path | None, COMMON] = OF_BUILDS["data_root"]
+    devices: Annotated[int, COMMON] = Field(default=5, ge=1, description="Devices of every system.")
+    budget_mb: Annotated[float | None, COMMON, Parameter(name="--budget")] = Field(
+        default=None,
+        gt=0,
+        description="MB of fp32 weights that a device's models may have; default: an eighth of the ViT's.",
+    )
+    model: Annotated[str | None, MODEL] = OF_BUILDS["model"]
+    weights: Annotated[Path | None, MODEL] = OF_BUILDS["weights"]
+    image_size: Annotated[int | None, MODEL, Parameter(name="--img-size")] = OF_BUILDS["image_size"]
+    convnet: Annotated[str, MODEL] = Field(
+        default="vgg9", description="Convolutional network of split-cnn: vgg5, vgg9 or vgg16."
+    )
+    spiking: Annotated[str, MODEL] = Field(
+        default="spiking_vgg9", description="Spiking network of split-snn: spiking_vgg5, spiking_vgg9 or spiking_vgg16."
+    )
+    conv_size: Annotated[int, MODEL] = Field(
+        default=32, ge=16, description="Pixels of each side of the convolutional networks' input."
+    )
+    compact: Annotated[str, MODEL] = Field(
+        default="vgg5", description="Model that is small by design: a timm ViT, or a network as above."
+    )
+    compact_weights: Annotated[Path | None, MODEL] = Field(
+        default=None, description="Weights of --compact; default: it is trained from scratch."
+    )
+    base_epochs: Annotated[int | None, TRAINING] = OF_BUILDS["base_epochs"]
+    conv_epochs: Annotated[int, TRAINING] = Field(
+        default=20, ge=0, description="Epochs of training each convolutional network, which has no pretrained weights."
+    )
+    recover_epochs: Annotated[int, TRAINING] = OF_BUILDS["recover_epochs"]
+    views: Annotated[int | None, TRAINING] = OF_BUILDS["views"]
+    augment: Annotated[Augment | None, TRAINING] = OF_BUILDS["augment"]
+    device: Annotated[DeviceKind, MACHINE] = Field(
+        default="cpu", description="What trains models; everything is measured on the CPU."
+    )
+    workers: Annotated[int | None, MACHINE] = Field(
+        default=None, ge=1, description="Sub-models trained at a time; default: one for each core."
+    )
+    image_encoding: Annotated[ImageEncoding, MACHINE] = Field(
+        default="raw",
+        description="How images travel to devices in every system, as edvit serve sends them; accuracies are those of "
+        "raw images.",
+    )
 
 
 class Workshop:

@@ -3,38 +3,40 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-import typer
+from cyclopts import App, Parameter
 
 from benchmarks.paper.builds import cells, run_all, to_csv, to_markdown
 from benchmarks.paper.figure import figure
-from edvit.cli import run_app
+from edvit.cli import HOW, PositiveInt, run_app
 from edvit.errors import ConfigError
 
-app = typer.Typer(name="python -m benchmarks.paper", add_completion=False, pretty_exceptions_enable=False)
+app = App(name="python -m benchmarks.paper", help_format="plaintext", default_parameter=HOW, version_flags=())
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.default
 def paper(
-    context: typer.Context,
-    *,
-    out: Path = typer.Option(..., "--out", "-o", help="Folder of the table, its figure and the bundles."),
-    devices: str = typer.Option("1,2,3,5,10", help="Numbers of devices, separated by commas."),
-    seeds: int = typer.Option(3, min=1, help="Builds of each: seeds 0, 1, ..."),
+    *options: Annotated[
+        str, Parameter(allow_leading_hyphen=True, help="Any other option of edvit build, the same in all builds.")
+    ],
+    out: Annotated[Path, Parameter(alias="-o", help="Folder of the table, its figure and the bundles.")],
+    devices: Annotated[str, Parameter(help="Numbers of devices, separated by commas.")] = "1,2,3,5,10",
+    seeds: Annotated[PositiveInt, Parameter(help="Builds for each number of devices: seeds 0, 1, ...")] = 3,
 ) -> None:
     """Build for several numbers of devices and seeds: accuracy, latency and size, as in the paper. Run again to resume.
 
-    The table is written after each build. Every other option is one of edvit build, the same in all builds.
+    The table is written after each build.
     """
-    planned = cells(out, _numbers(devices), seeds, context.args)
+    planned = cells(out, _numbers(devices), seeds, options)
     out.mkdir(parents=True, exist_ok=True)
     markdown = ""
-    for rows in run_all(planned, typer.echo):
+    for rows in run_all(planned, print):
         markdown = to_markdown(rows)
         (out / "table.csv").write_text(to_csv(rows), encoding="utf-8")
         (out / "table.md").write_text(markdown, encoding="utf-8")
         figure(rows).savefig(out / "figure.svg", metadata={"Date": None})
-    typer.echo(f"\n{markdown}\nTable and figure: {out / 'table.md'}, {out / 'table.csv'}, {out / 'figure.svg'}")
+    print(f"\n{markdown}\nTable and figure: {out / 'table.md'}, {out / 'table.csv'}, {out / 'figure.svg'}")
 
 
 def _numbers(text: str) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -146,13 +147,18 @@ def load_fleet(path: Path | str) -> Fleet:
         raise FleetError(f"{path}: {first_problem(error)}") from None
 
 
-def first_problem(error: ValidationError) -> str:
-    """The first problem of a pydantic validation error, in one line: `devices.0.memory_mb: ...`."""
+def first_problem(error: ValidationError, names: Mapping[str, str] | None = None) -> str:
+    """The first problem of a pydantic validation error, in one line: `devices.0.memory_mb: ...`.
+
+    Args:
+        names: what the user knows a field as, where that is not its name.
+    """
     # A list whose members are wrong counts as too short as well: that is no second mistake.
     problems = error.errors(include_url=False)
     problems = [problem for problem in problems if problem["type"] != "too_short"] or problems
     problem = problems[0]
-    where = ".".join(str(part) for part in problem["loc"])
+    field, *inner = (str(part) for part in problem["loc"]) if problem["loc"] else ("",)
+    where = ".".join([(names or {}).get(field, field), *inner])
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         message = "unknown key"

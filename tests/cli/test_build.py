@@ -67,16 +67,19 @@ def refused(edvit, tmp_path):
         (["--devices", "2", "--model", "swin_tiny_patch4_window7_224"], "cannot be split: it is a SwinTransformer"),
         (["--devices", "2", "--model", "convnext_tiny"], "cannot be split: it is a ConvNeXt"),
         (["--devices", "2", "--img-size", "9"], "no multiple of vit_digits_patch4_8's patch of 4 pixels; use 8 or 12"),
-        (["--devices", "2", "--channels", "2"], "channels"),
+        (["--devices", "2", "--channels", "2"], "--channels: Input should be 1 or 3"),
         ([], "give either --fleet or --devices"),
         (["--devices", "2", "--fleet", "shelf.yaml"], "give either --fleet or --devices"),
         (["--fleet", "/no/shelf.yaml"], "/no/shelf.yaml: no such file"),
         (["--devices", "2", "--keep", "many"], "keep ratio 'many' is no number"),
         (["--devices", "2", "--keep", "7/6"], "keep ratio '7/6' is not above 0 and at most 1"),
         (["--devices", "2", "--keep", "0"], "keep ratio '0' is not above 0"),
-        (["--devices", "2", "--force", "everything"], "--force everything: no such stage; stages: data, base"),
-        (["--devices", "2", "--validation", "0.9"], "validation: Input should be less than 0.5"),
-        (["--devices", "2", "--recover-lr", "0"], "recover_lr: Input should be greater than 0"),
+        (
+            ["--devices", "2", "--force", "everything"],
+            '"everything" for --force. Choose from: "data", "base"',
+        ),
+        (["--devices", "2", "--validation", "0.9"], "--validation: Input should be less than 0.5"),
+        (["--devices", "2", "--recover-lr", "0"], "--recover-lr: Input should be greater than 0"),
         (["--devices", "2", "--weights", "/no/such.pth"], "/no/such.pth: no such file"),
     ],
 )
@@ -230,7 +233,8 @@ def test_an_image_folder_becomes_a_bundle_that_other_commands_read(tmp_path):
     placed = {line.device for line in manifest.plan.placed}
     assert len(placed) == 2, "two of the four devices stay free"
     assert manifest.flags["base_epochs"] == 12
-    assert not {"out", "work", "workers", "force"} & set(manifest.flags)
+    assert manifest.flags["image_size"] == 16
+    assert not {"out", "work", "workers", "force", "fleet"} & set(manifest.flags)
     assert manifest.metric("fused") > 0.6
 
     inspected = run("inspect", out)

@@ -1,17 +1,19 @@
 """`edvit plan` from the command line, in this process."""
 
+import contextlib
+import io
 import json
 import sys
 from collections import Counter
 
 import pytest
+from cyclopts import CycloptsError
 from PIL import Image
-from typer.testing import CliRunner
 
 from edvit.builder.config import make_config
 from edvit.builder.stages.data import open_source
 from edvit.bundle import PlanInfo
-from edvit.cli import app, commands  # noqa: F401  (registers the commands)
+from edvit.cli.commands import app
 from edvit.errors import ConfigError, InfeasibleError, MissingExtraError, ModelError
 from edvit.fleet import local_fleet
 from edvit.inputs.datasets import read_split
@@ -21,14 +23,12 @@ from edvit.runtime.wire.image_encoding import encode_images
 from sounds import encoded, tone
 from tiny_build import MAX_MODEL
 
-MODEL = ["plan", "--model", "vit_digits_patch4_8"]
-
 
 def run(*arguments: str) -> str:
-    result = CliRunner().invoke(app, [*MODEL, *arguments])
-    if result.exception is not None:
-        raise result.exception
-    return result.output
+    model = [] if "--model" in arguments else ["--model", "vit_digits_patch4_8"]
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        app(["plan", *model, *arguments], exit_on_error=False, print_error=False, result_action="return_value")
+    return said.getvalue()
 
 
 def test_table_names_every_device_and_class(tmp_path):
@@ -153,6 +153,21 @@ def test_what_is_sent_is_counted_as_the_build_prepares_it(tmp_path):
     assert planned["input_bytes"] == round(sum(each) / 2)
 
 
+def test_int8_is_planned_as_int8_and_placed_where_fp32_does_not_fit(tmp_path):
+    of = ("--classes", "4", "--keep", "1")
+    sizes = {}
+    for precision in ("fp32", "int8"):
+        values = json.loads(run(*of, "--devices", "2", "--precision", precision, "--json"))
+        sizes[precision] = values["submodels"][0]["cost"]["peak_memory_bytes"]
+        assert [one["keep"] for one in values["submodels"]] == ["6/6", "6/6"]
+    assert sizes["int8"] < sizes["fp32"] / 2
+    fleet = tmp_path / "fleet.yaml"
+    memory_mb = (sizes["int8"] + sizes["fp32"]) / 2 / 1e6
+    fleet.write_text(f"name: f\ndevices: [{{name: a, memory_mb: {memory_mb}}}, {{name: b, memory_mb: {memory_mb}}}]\n")
+    assert "Pruned beyond" in run(*of, "--fleet", str(fleet))
+    assert "Pruned beyond" not in run(*of, "--fleet", str(fleet), "--precision", "int8")
+
+
 def test_the_seed_draws_the_groups():
     outputs = {run("--classes", "10", "--devices", "5", "--seed", str(seed), "--json") for seed in (0, 0, 1)}
     assert len(outputs) == 2
@@ -209,7 +224,7 @@ def test_pruned_more_to_fit(tmp_path):
         (["--devices", "3", "--classes", "3", "--keep", "7/6"], ConfigError, "keep ratio '7/6'"),
         (["--devices", "3", "--classes", "3", "--keep", "1/0"], ConfigError, "is no number"),
         (["--devices", "3", "--classes", "3", "--keep", "much"], ConfigError, "is no number"),
-        (["--devices", "3", "--classes", "3", "--channels", "2"], ConfigError, "1 .grey. or 3"),
+        (["--devices", "3", "--classes", "3", "--channels", "2"], CycloptsError, "Input should be 1 or 3"),
         (["--devices", "3", "--classes", "3", "--img-size", "7"], ModelError, "no multiple"),
     ],
 )

@@ -32,7 +32,8 @@ def test_a_submodel_sends_its_feature_and_holds_no_head():
 
 def test_bytes_of_weights_and_image():
     shape = convnet("vgg5", image_size=16, channels=3, classes=10)
-    cost = model_cost(shape, bytes_per_param=1)
-    assert cost.weight_bytes == cost.params
+    cost = model_cost(shape)
+    assert cost.weight_bytes == 4 * cost.params
+    assert model_cost(shape, "int8") == cost  # convolutions are not quantised
     assert cost.input_bytes == 3 * 16 * 16
     assert cost.peak_memory_bytes > cost.weight_bytes

@@ -115,11 +115,21 @@ def test_bytes():
     assert cost.input_bytes == 3 * 224 * 224
     assert cost.feature_bytes == 192 * 4
     assert cost.weight_bytes == cost.params * 4
-    assert costs.model_cost(TINY, bytes_per_param=1).weight_bytes == cost.params
     # The attention's moment is the largest at 197 tokens: stream twice, q k v, logits and softmax.
     attention = 2 * 197 * 192 + 3 * 197 * 192 + 2 * 3 * 197 * 197
     ffn = 2 * 197 * 192 + 2 * 197 * 768
     assert cost.peak_memory_bytes - cost.weight_bytes == 3 * 224 * 224 + 4 * max(attention, ffn)
+
+
+def test_bytes_in_int8_are_those_of_quantised_matrices():
+    block = BlockWidths(heads=2, head_dim=16, hidden=64)
+    one = vit(widths=Widths(dim=32, blocks=(block,)))
+    in_fp32, in_int8 = costs.model_cost(one), costs.model_cost(one, "int8")
+    # qkv 32 x 96, proj 32 x 32, FFN 32 x 64 and 64 x 32: a byte in place of four; five more for each output.
+    weights, outputs = 32 * 96 + 32 * 32 + 2 * 32 * 64, 96 + 32 + 64 + 32
+    assert in_fp32.weight_bytes - in_int8.weight_bytes == 3 * weights - 5 * outputs
+    assert in_fp32.peak_memory_bytes - in_int8.peak_memory_bytes == 3 * weights - 5 * outputs
+    assert (in_int8.params, in_int8.flops) == (in_fp32.params, in_fp32.flops)
 
 
 def test_seconds_and_joules():

@@ -269,6 +269,7 @@ def make_plan(config: BuildConfig, source: Source) -> Plan:
         attention=config.attention,
         rotated=config.rotated,
         seed=config.seed,
+        precision=config.precision,
     )
 
 

@@ -1,4 +1,4 @@
-"""The command line: one file per command group, imports of the build world only inside its commands."""
+"""The command line: one file per command, imports of the build world only inside its commands."""
 
 from __future__ import annotations
 
@@ -6,47 +6,38 @@ import errno
 import math
 import os
 import sys
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated
 
-import typer
+from cyclopts import App, CycloptsError, Parameter
+from cyclopts.validators import Number
+from pydantic import ValidationError
 
-from edvit.errors import NO_ROOM, EdvitError
+from edvit.errors import NO_ROOM, ConfigError, EdvitError
+from edvit.fleet import first_problem
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-app = typer.Typer(
+HOW = Parameter(negative=(), show_default=lambda value: None if value is False or value == () else value)
+"""How every command's options are made: a flag has no `--no-` form, unless it says so, and `--help` shows defaults."""
+
+app = App(
     name="edvit",
     help="Split a Vision Transformer into small class-specific models that run in parallel on edge devices.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
+    help_format="plaintext",
+    version=lambda: version("edvit"),
+    default_parameter=HOW,
 )
+PositiveInt = Annotated[int, Parameter(validator=Number(gte=1))]
+NaturalInt = Annotated[int, Parameter(validator=Number(gte=0))]
+Port = Annotated[int, Parameter(validator=Number(gte=0, lte=65535))]
+PositiveFloat = Annotated[float, Parameter(validator=Number(gt=0, lt=math.inf))]
+Json = Annotated[bool, Parameter(name="--json")]
 
-DATA_HELP = (
-    "digits, imagefolder:DIR, audiofolder:DIR, or by name: cifar10, mnist, fashion-mnist, caltech256, gtzan, "
-    "speech-commands."
-)
 PIPE_WIDTH = 10_000
 """Characters; tables take what they need of it."""
-DATA_ROOT_HELP = "Folder with the files of cifar10, mnist and so on."
-
-
-def finite(value: float | None) -> float | None:
-    """Callback of numeric options, which read `inf` and `nan` as numbers."""
-    if value is not None and not math.isfinite(value):
-        raise typer.BadParameter("give a finite number")
-    return value
-
-
-def given(context: typer.Context) -> dict[str, Any]:
-    """The options that the user typed, by the names of the parameters."""
-    return {
-        name: value
-        for name, value in sorted(context.params.items())
-        if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
-    }
 
 
 def plain_console() -> Console:
@@ -61,19 +52,25 @@ def plain_console() -> Console:
 
 def main() -> None:
     """Entry point of the `edvit` command."""
-    from edvit.cli import commands  # noqa: F401  (registers every command on `app`)
+    from edvit.cli.commands import app
 
     run_app(app)
 
 
-def run_app(command: typer.Typer) -> None:
-    """Run a command line to its end: an `EdvitError` becomes one line on stderr and an exit code."""
+def run_app(command: App) -> None:
+    """Run a command line to its end: what the user did wrong is one line on stderr and an exit code.
+
+    A command returns its exit code, or None for 0.
+    """
     try:
         try:
-            command()
+            code = command(sys.argv[1:], exit_on_error=False, print_error=False, result_action="return_value")
+        except CycloptsError as error:
+            raise ConfigError(usage_problem(error)) from None
         finally:
             if sys.stdout is not None:  # it is where there is no standard output
                 sys.stdout.flush()  # else what is wrong with it comes out when nothing can be said any more
+        raise SystemExit(code or 0)
     except EdvitError as error:
         print(f"edvit: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
@@ -86,6 +83,15 @@ def run_app(command: typer.Typer) -> None:
             print(f"edvit: cannot write: {error.strerror}", file=sys.stderr)
         _drop_output()
         raise SystemExit(1) from None
+
+
+def usage_problem(error: CycloptsError) -> str:
+    """What is wrong with the words that were typed, in one line that names the option as it is typed."""
+    cause = error.__cause__
+    if isinstance(cause, ValidationError):
+        options = error.argument.children if error.argument is not None else []
+        return first_problem(cause, names={option.keys[-1]: option.name for option in options if option.keys})
+    return " ".join(str(error).split())
 
 
 def _drop_output() -> None:

@@ -1,5 +1,18 @@
-"""Imports every command module, which registers its commands on `edvit.cli.app`, in the order of `--help`."""
+"""Registers every command on `edvit.cli.app`."""
 
 from __future__ import annotations
 
-from edvit.cli import app, build, demo, device, evaluate, inspect, plan, predict, serve  # noqa: F401
+from edvit.cli import app
+from edvit.cli.build import build
+from edvit.cli.demo import demo
+from edvit.cli.device import device
+from edvit.cli.evaluate import evaluate
+from edvit.cli.inspect import inspect
+from edvit.cli.plan import plan
+from edvit.cli.predict import predict
+from edvit.cli.serve import serve
+
+__all__ = ["app"]
+
+for command in (build, demo, device, evaluate, inspect, plan, predict, serve):
+    app.command(command)

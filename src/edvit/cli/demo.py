@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-import typer
+from cyclopts import Parameter
 
-from edvit.cli import app
+from edvit.cli import NaturalInt, Port
 from edvit.errors import MissingExtraError
 from edvit.units import counted
 
@@ -26,12 +26,11 @@ KEEP = "2/6"
 RECOVER_EPOCHS = 20
 
 
-@app.command()
 def demo(
     *,
-    out: Path = typer.Option(Path("edvit-demo"), "--out", "-o", help="Folder of the bundle and the report."),
-    seed: int = typer.Option(0, min=0, help="Of the groups, the draws and the training."),
-    port: int = typer.Option(0, min=0, max=65535, help="HTTP port of the gateway; 0 takes a free one."),
+    out: Annotated[Path, Parameter(alias="-o", help="Folder of the bundle and the report.")] = Path("edvit-demo"),
+    seed: Annotated[NaturalInt, Parameter(help="Seed of the class groups, of all draws and of the training.")] = 0,
+    port: Annotated[Port, Parameter(help="HTTP port of the gateway; 0 takes a free one.")] = 0,
 ) -> None:
     """Train on digits, split over 5 devices, prune, fuse, serve with 5 device processes, evaluate over HTTP."""
     try:

@@ -2,35 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
-import typer
+from cyclopts import Parameter
 
-from edvit.cli import app, finite
+from edvit.cli import NaturalInt, PositiveFloat
 
 
-@app.command()
 def device(
     *,
-    name: str = typer.Option(..., help="Name of this device in the fleet."),
-    fleet: str = typer.Option("local", help="Name of the fleet, as in its fleet.yaml."),
-    connect: list[str] | None = typer.Option(
-        None,
-        metavar="tcp/HOST:PORT",
-        help="Where the gateway listens; may be given again. Without it, it is looked for on the local network.",
-    ),
-    listen: list[str] | None = typer.Option(
-        None, metavar="tcp/HOST:PORT", help="Where peers may reach this device; only needed behind some firewalls."
-    ),
-    memory_mb: float | None = typer.Option(
-        None,
-        callback=finite,
-        min=0.001,
-        help="Memory that sub-models may use, 10^6 bytes; the fleet's limit holds as well.",
-    ),
-    threads: int = typer.Option(0, min=0, help="CPU threads of one inference; 0 for one per core."),
-    cache: Path | None = typer.Option(None, help="Folder for model files; ~/.cache/edvit by default."),
-    verbose: bool = typer.Option(False, "--verbose", help="Log what happens to stderr."),
+    name: Annotated[str, Parameter(help="Name of this device in the fleet.")],
+    fleet: Annotated[str, Parameter(help="Name of the fleet, as in its fleet.yaml.")] = "local",
+    connect: Annotated[
+        tuple[str, ...],
+        Parameter(
+            help="Where the gateway listens, tcp/HOST:PORT; may be given again. Default: the device looks for it on "
+            "the local network.",
+        ),
+    ] = (),
+    listen: Annotated[
+        tuple[str, ...],
+        Parameter(
+            help="Where peers may reach this device, tcp/HOST:PORT; may be given again. Needed behind some firewalls "
+            "alone.",
+        ),
+    ] = (),
+    memory_mb: Annotated[
+        PositiveFloat | None,
+        Parameter(help="Memory that sub-models may use, 10^6 bytes; the limit in fleet.yaml holds as well."),
+    ] = None,
+    threads: Annotated[NaturalInt, Parameter(help="CPU threads of one inference; 0 is one for each core.")] = 0,
+    cache: Annotated[Path | None, Parameter(help="Folder for model files; default: ~/.cache/edvit.")] = None,
+    verbose: Annotated[bool, Parameter(help="Log what happens to stderr.")] = False,
 ) -> None:
     """Run the agent on a device: it loads the sub-models that the gateway plans for it, and answers.
 
@@ -56,7 +61,7 @@ def device(
     )
     give_memory_back()
     with contextlib.ExitStack() as stack:
-        transport = ZenohTransport(connect=connect or (), listen=listen or (), scouting=not connect)
+        transport = ZenohTransport(connect=connect, listen=listen, scouting=not connect)
         stack.callback(transport.close)
         agent = DeviceAgent(
             name,
@@ -71,13 +76,13 @@ def device(
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: agent.stop())
         print(f"{name}: started, looking for the gateway of fleet {fleet}", flush=True)
-        agent.run(alone=alone(fleet, connect or []))
+        agent.run(alone=alone(fleet, connect))
     # An inference may still run in its thread, and its C++ frames do not survive the end of the interpreter.
     sys.stdout.flush()
     os._exit(0)
 
 
-def alone(fleet: str, connect: list[str]) -> str:
+def alone(fleet: str, connect: Sequence[str]) -> str:
     """What to tell a person whose device has found no gateway."""
     if connect:
         return (

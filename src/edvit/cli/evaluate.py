@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-import typer
+from cyclopts import Parameter
 
-from edvit.cli import DATA_HELP, DATA_ROOT_HELP, app
+from edvit.builder.options import DATA_HELP, DATA_ROOT_HELP
+from edvit.cli import Json, PositiveInt
+from edvit.inputs.datasets import Split
 from edvit.units import counted
 
 if TYPE_CHECKING:
@@ -18,38 +20,34 @@ if TYPE_CHECKING:
     Ask = Callable[[bytes], Classified]
 
 
-@app.command()
 def evaluate(
-    target: str = typer.Argument(..., metavar="URL|BUNDLE", help="A running gateway, or a bundle to run right here."),
+    target: Annotated[str, Parameter(help="URL of a running gateway, or the folder of a bundle to run right here.")],
+    /,
     *,
-    data: str = typer.Option(
-        ...,
-        help=DATA_HELP,
-    ),
-    data_root: Path | None = typer.Option(None, help=DATA_ROOT_HELP),
-    split: str = typer.Option("test", help="test or train."),
-    limit: int | None = typer.Option(None, min=1, help="At most so many images, evenly spaced over the split."),
-    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+    data: Annotated[str, Parameter(help=DATA_HELP)],
+    data_root: Annotated[Path | None, Parameter(help=DATA_ROOT_HELP)] = None,
+    split: Annotated[Split, Parameter(help="Part of the data set that is measured.")] = "test",
+    limit: Annotated[
+        PositiveInt | None, Parameter(help="At most so many images, evenly spaced over the split; default: all.")
+    ] = None,
+    as_json: Annotated[Json, Parameter(help="Print JSON.")] = False,
 ) -> None:
     """Measure accuracy, per class too, and latency, one image at a time."""
     from rich.console import Console
     from rich.progress import Progress
 
-    from edvit.errors import ConfigError
     from edvit.inputs.datasets import read_split
     from edvit.runtime.evaluation import evaluate as measure
 
-    if split not in ("test", "train"):
-        raise ConfigError(f"--split {split}: must be test or train")
     with answering(target) as (classes, ask):
-        images = read_split(data, "train" if split == "train" else "test", data_root).with_classes(classes)
+        images = read_split(data, split, data_root).with_classes(classes)
         console = Console(stderr=True)
         with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
             task = bar.add_task("evaluate", total=None)
             result = measure(
                 images, ask, limit=limit, progress=lambda done, total: bar.update(task, completed=done, total=total)
             )
-    typer.echo(to_json(target, data, split, result) if as_json else to_text(result))
+    print(to_json(target, data, split, result) if as_json else to_text(result))
 
 
 @contextmanager

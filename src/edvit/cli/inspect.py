@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from cyclopts import Parameter
 
-from edvit.cli import app, plain_console
+from edvit.cli import Json, plain_console
 from edvit.shape.vit import Widths
 
 if TYPE_CHECKING:
@@ -17,17 +17,18 @@ if TYPE_CHECKING:
     from edvit.shape.conv import FilterWidths
 
 
-@app.command()
 def inspect(
-    bundle: Path = typer.Argument(..., help="Folder that `edvit build` wrote."),
-    as_json: bool = typer.Option(False, "--json", help="Print the manifest and the digest as JSON."),
+    bundle: Annotated[Path, Parameter(help="Folder that `edvit build` wrote.")],
+    /,
+    *,
+    as_json: Annotated[Json, Parameter(help="Print the manifest and the digest as JSON.")] = False,
 ) -> None:
     """Verify a bundle and show what is inside: sub-models, fusion, plan, metrics."""
     from edvit.bundle import read_bundle
 
     verified = read_bundle(bundle)
     if as_json:
-        typer.echo(to_json(verified))
+        print(to_json(verified))
         return
     console = plain_console()
     manifest = verified.manifest

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from cyclopts import Parameter
 
-from edvit.cli import DATA_ROOT_HELP, app, finite, plain_console
+from edvit.builder.options import COMMON, FLEET, PlanOptions
+from edvit.cli import Json, PositiveInt, plain_console
+from edvit.cli.fleet import FleetOptions
 from edvit.errors import ConfigError, MissingExtraError
 from edvit.plan.keep import format_keep
+from edvit.runtime.wire.image_encoding import ImageEncoding
 from edvit.shape.conv import convnet, is_convnet
 from edvit.units import counted, si
 
@@ -21,78 +23,41 @@ if TYPE_CHECKING:
     from edvit.inputs.datasets import LabelledImages
     from edvit.inputs.preprocess import Preprocessing
     from edvit.plan.plan import DeviceLoad, Plan
-    from edvit.runtime.wire.image_encoding import ImageEncoding
     from edvit.shape.any import AnyArchitecture
 
 SAMPLES = 32
 """Images whose bytes are measured."""
 
 
-@app.command()
 def plan(
     *,
-    model: str = typer.Option(..., "--model", help="timm model name, e.g. deit_tiny_patch16_224."),
-    img_size: int | None = typer.Option(None, "--img-size", min=1, help="Pixels; default: the model's own."),
-    channels: int | None = typer.Option(
-        None, min=1, max=3, help="1 or 3; default: what suits --data, else the model's own."
-    ),
-    data: str | None = typer.Option(None, help="Data spec whose classes are split, e.g. digits or imagefolder:DIR."),
-    data_root: Path | None = typer.Option(None, help=DATA_ROOT_HELP),
-    seconds: float | None = typer.Option(
-        None, callback=finite, help="Length of each sound, its middle; default: the median length."
-    ),
-    sample_rate: int | None = typer.Option(None, help="Samples a second of each sound, Hz; default: 16000."),
-    mels: int | None = typer.Option(None, help="Mel bands of each sound; default: 64."),
-    classes: int | None = typer.Option(None, min=1, help="Number of classes, in place of --data."),
-    fleet: Path | None = typer.Option(None, help="fleet.yaml that describes the devices."),
-    devices: int | None = typer.Option(None, min=1, help="Number of equal devices, in place of --fleet."),
-    groups: int | None = typer.Option(None, min=1, help="Sub-models; default: one per device, at most one per class."),
-    keep: str | None = typer.Option(None, help="Keep ratio, e.g. 2/12; default: a third of the heads."),
-    attention: Literal["dims", "heads"] = typer.Option("dims", help="Narrow every head, or drop whole heads."),
-    prune: Literal["subspace", "channels"] | None = typer.Option(None, help="As edvit build would prune."),
-    seed: int = typer.Option(0, min=0, help="Seed of the class groups."),
-    image_encoding: Literal["raw", "webp", "jpeg"] = typer.Option(
-        "raw", help="As edvit serve shall send images; their bytes are measured on some of --data."
-    ),
-    as_json: bool = typer.Option(False, "--json", help="Print the plan as JSON."),
+    fleet: FleetOptions = FleetOptions(),
+    options: Annotated[PlanOptions, Parameter(name="*")] = PlanOptions(),
+    classes: Annotated[
+        PositiveInt | None, COMMON, Parameter(help="Number of classes of --model, in place of --data.")
+    ] = None,
+    image_encoding: Annotated[
+        ImageEncoding,
+        FLEET,
+        Parameter(help="How edvit serve will send images; the bytes are measured on some images of --data."),
+    ] = "raw",
+    as_json: Annotated[Json, COMMON, Parameter(help="Print the plan as JSON.")] = False,
 ) -> None:
     """Show what each device would hold, how fast, how large, how many joules, before any training."""
     from edvit.plan.keep import heads_pruned_for
-    from edvit.plan.make import make_plan
 
-    if (data is None) == (classes is None):
+    if (options.data is None) == (classes is None):
         raise ConfigError("give either --data or --classes: the plan needs to know what is split")
-    if image_encoding != "raw" and data is None:
+    if image_encoding != "raw" and options.data is None:
         raise ConfigError("--image-encoding needs --data: what images take depends on them")
-    chosen = chosen_fleet(fleet, devices)
-    if data is None:
-        rotated = prune == "subspace" or (prune is None and not is_convnet(model))
-        names = tuple(map(str, range(classes or 0)))
-        base = _architecture(model, img_size, channels, len(names), rotated=rotated)
-        result = make_plan(base, chosen, groups=groups, keep=keep, attention=attention, rotated=rotated, seed=seed)
+    devices = fleet.read()
+    if classes is None:
+        names, result = _as_built(options, devices, image_encoding)
     else:
-        names, result = _as_built(
-            {
-                "data": data,
-                "data_root": data_root,
-                "model": model,
-                "image_size": img_size,
-                "channels": channels,
-                "seconds": seconds,
-                "sample_rate": sample_rate,
-                "mels": mels,
-                "fleet": chosen,
-                "groups": groups,
-                "keep": keep,
-                "attention": attention,
-                "prune": prune,
-                "seed": seed,
-            },
-            image_encoding,
-        )
-    asked = heads_pruned_for(keep, result.base.keep_steps, attention)
+        names, result = tuple(map(str, range(classes))), _of_model(options, devices, classes)
+    asked = heads_pruned_for(options.keep, result.base.keep_steps, options.attention)
     if as_json:
-        typer.echo(to_json(result, names))
+        print(to_json(result, names))
         return
     console = plain_console()
     for line in headline(result):
@@ -104,15 +69,34 @@ def plan(
         console.print(line, soft_wrap=True)
 
 
-def _as_built(settings: dict[str, Any], encoding: ImageEncoding) -> tuple[tuple[str, ...], Plan]:
-    """The names of the classes, and the plan that a build with these settings makes."""
+def _of_model(options: PlanOptions, fleet: Fleet, classes: int) -> Plan:
+    """The plan of `--model` for so many classes, without any data."""
+    from edvit.plan.make import make_plan
+
+    if options.model is None:
+        raise ConfigError("--classes needs --model: the plan needs to know what is split")
+    rotated = options.prune == "subspace" or (options.prune is None and not is_convnet(options.model))
+    return make_plan(
+        _architecture(options.model, options.image_size, options.channels, classes, rotated=rotated),
+        fleet,
+        groups=options.groups,
+        keep=options.keep,
+        attention=options.attention,
+        rotated=rotated,
+        seed=options.seed,
+        precision=options.precision,
+    )
+
+
+def _as_built(options: PlanOptions, fleet: Fleet, encoding: ImageEncoding) -> tuple[tuple[str, ...], Plan]:
+    """The names of the classes, and the plan that a build with these options makes."""
     try:
         from edvit.builder.config import make_config
         from edvit.builder.pipeline import make_plan
         from edvit.builder.stages.data import open_source
     except ModuleNotFoundError as error:
         raise _missing(error) from None
-    config = make_config(**settings)
+    config = make_config(**options.given(), fleet=fleet)
     source = open_source(config)
     result = make_plan(config, source)
     if encoding != "raw":
@@ -130,20 +114,9 @@ def sent_bytes(images: LabelledImages, how: Preprocessing, encoding: ImageEncodi
     return round(sum(sizes) / len(sizes))
 
 
-def chosen_fleet(path: Path | None, devices: int | None) -> Fleet:
-    """The fleet of `--fleet` or of `--devices`. Raises ConfigError unless exactly one is given."""
-    from edvit.fleet import load_fleet, local_fleet
-
-    if (path is None) == (devices is None):
-        raise ConfigError("give either --fleet or --devices: the plan needs to know what it runs on")
-    return load_fleet(path) if path is not None else local_fleet(devices or 1)
-
-
 def _architecture(
     model: str, img_size: int | None, channels: int | None, classes: int, *, rotated: bool
 ) -> AnyArchitecture:
-    if channels == 2:
-        raise ConfigError("--channels is 1 (grey) or 3 (colour)")
     if is_convnet(model):
         network = convnet(model, image_size=img_size, channels=channels or 3, classes=classes)
         return network.rotated_form() if rotated else network

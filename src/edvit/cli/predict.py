@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-import typer
+from cyclopts import Parameter
 
-from edvit.cli import app
+from edvit.cli import Json
 
 if TYPE_CHECKING:
     from edvit.runtime.http.answers import Predicted
     from edvit.runtime.http.client import Client
 
 
-@app.command()
 def predict(
-    url: str = typer.Argument(..., help="Address of a gateway, e.g. http://127.0.0.1:8080."),
-    files: list[Path] = typer.Argument(..., help="Image files, or sound files where the model takes sounds."),
-    as_json: bool = typer.Option(False, "--json", help="Print one JSON object per file and line."),
-) -> None:
+    url: Annotated[str, Parameter(help="Address of a gateway, e.g. http://127.0.0.1:8080.")],
+    files: Annotated[tuple[Path, ...], Parameter(help="Image files, or sound files where the model takes sounds.")],
+    /,
+    *,
+    as_json: Annotated[Json, Parameter(help="Print one JSON object per file and line.")] = False,
+) -> int:
     """Classify image or sound files by a running gateway. A bad file stops no other; the exit code is then not 0."""
     from edvit.errors import EdvitError
     from edvit.runtime.http.client import Client
@@ -31,11 +33,11 @@ def predict(
             try:
                 answer = ask(client, path)
             except EdvitError as error:
-                typer.echo(failure_line(path, error, as_json), err=not as_json)
+                print(failure_line(path, error, as_json), file=sys.stdout if as_json else sys.stderr)
                 exit_code = error.exit_code
             else:
-                typer.echo(json_line(path, answer) if as_json else text_line(path, answer, width))
-    raise typer.Exit(exit_code)
+                print(json_line(path, answer) if as_json else text_line(path, answer, width))
+    return exit_code
 
 
 def ask(client: Client, path: Path) -> Predicted:

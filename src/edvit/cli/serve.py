@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
-import typer
+from cyclopts import Parameter
 
-from edvit.cli import app
+from edvit.cli import Port, PositiveFloat
+from edvit.runtime.wire.image_encoding import ImageEncoding
 from edvit.units import counted
 
 if TYPE_CHECKING:
@@ -20,23 +21,28 @@ if TYPE_CHECKING:
 POLL_S = 0.25
 
 
-@app.command()
 def serve(
-    bundle: Path = typer.Argument(..., help="Folder that `edvit build` wrote."),
+    bundle: Annotated[Path, Parameter(help="Folder that `edvit build` wrote.")],
+    /,
     *,
-    fleet: Path | None = typer.Option(
-        None, help="Check that this fleet file has the devices the bundle was built for."
-    ),
-    local: bool = typer.Option(
-        False, "--local", help="Run every device on this machine, and end them with the gateway."
-    ),
-    host: str = typer.Option("127.0.0.1", help="Address for HTTP; 0.0.0.0 answers the whole network."),
-    port: int = typer.Option(8080, min=0, max=65535, help="Port for HTTP; 0 takes a free one."),
-    listen: str = typer.Option("tcp/0.0.0.0:7447", help="Zenoh endpoint that devices connect to (not with --local)."),
-    deadline_s: float = typer.Option(2.0, min=0.001, help="Seconds a prediction waits for the devices' features."),
-    image_encoding: Literal["raw", "webp", "jpeg"] = typer.Option(
-        "raw", help="Images on their way to devices: webp is exact and half as large or less, jpeg smaller and inexact."
-    ),
+    fleet: Annotated[
+        Path | None, Parameter(help="Check that this fleet file has the devices that the bundle was built for.")
+    ] = None,
+    local: Annotated[bool, Parameter(help="Run every device on this machine, and end them with the gateway.")] = False,
+    host: Annotated[str, Parameter(help="Address for HTTP; 0.0.0.0 answers the whole network.")] = "127.0.0.1",
+    port: Annotated[Port, Parameter(help="Port for HTTP; 0 takes a free one.")] = 8080,
+    listen: Annotated[
+        str, Parameter(help="Zenoh endpoint that devices connect to; not with --local.")
+    ] = "tcp/0.0.0.0:7447",
+    deadline_s: Annotated[
+        PositiveFloat, Parameter(help="Seconds that a prediction waits for the devices' features.")
+    ] = 2.0,
+    image_encoding: Annotated[
+        ImageEncoding,
+        Parameter(
+            help="How images travel to devices: webp is exact and half as large or less, jpeg is smaller and inexact."
+        ),
+    ] = "raw",
 ) -> None:
     """Serve a bundle over HTTP: POST /predict, GET /health, GET /fleet, documentation at /docs."""
     from edvit.bundle import read_bundle
@@ -53,14 +59,14 @@ def serve(
             with serve_locally(
                 verified, host=host, port=port, deadline_s=deadline_s, image_encoding=image_encoding
             ) as service:
-                typer.echo(announcement(service.url, verified))
+                print(announcement(service.url, verified))
                 report_changes(service.gateway)
         else:
             with serve_fleet(
                 verified, host=host, port=port, listen=listen, deadline_s=deadline_s, image_encoding=image_encoding
             ) as service:
-                typer.echo(announcement(service.url, verified))
-                typer.echo("\n".join(["On each device, type:", *device_commands(verified.manifest.plan, listen)]))
+                print(announcement(service.url, verified))
+                print("\n".join(["On each device, type:", *device_commands(verified.manifest.plan, listen)]))
                 report_changes(service.gateway)
 
 
@@ -125,7 +131,7 @@ def report_changes(gateway: Gateway) -> NoReturn:
         lines = dict.fromkeys(said, "gone") | {device.name: state_line(device, fleet) for device in devices}
         for name, line in lines.items():
             if said.get(name, "gone") != line:
-                typer.echo(f"{time.strftime('%H:%M:%S')}  {name}: {line}")
+                print(f"{time.strftime('%H:%M:%S')}  {name}: {line}")
         said = lines
         time.sleep(POLL_S)
 

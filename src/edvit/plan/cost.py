@@ -6,15 +6,19 @@ attention width, `f` FFN hidden units.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 from edvit.fleet import PROFILES, Device, Fleet
 from edvit.plan.conv_cost import conv_activations, conv_flops, conv_params
 from edvit.shape.any import AnyArchitecture
 from edvit.shape.conv import ConvArchitecture
 from edvit.shape.vit import Architecture, BlockWidths
+
+Precision = Literal["fp32", "int8"]
+"""Of the weights in a sub-model's file; `int8` is ONNX Runtime's dynamic quantisation of matrix products."""
 
 ACTIVATION_BYTES = 4
 """Activations and features are fp32."""
@@ -44,12 +48,13 @@ class Cost:
         )
 
 
-def model_cost(architecture: AnyArchitecture, bytes_per_param: int = 4) -> Cost:
+def model_cost(architecture: AnyArchitecture, precision: Precision = "fp32") -> Cost:
     """Cost of a whole or pruned model of either family; blocks may differ in their widths.
 
     Args:
         architecture: with `classes=0` for a sub-model as it is exported (it ends at its feature).
-        bytes_per_param: 4 for fp32 weights, 1 for int8.
+        precision: of the weights. In int8 the matrices of a ViT's blocks take a byte a weight, and a scale (fp32) and
+            a zero point (int8) for each output; embeddings, biases, norms and convolutions stay in fp32.
     """
     input_bytes = architecture.channels * architecture.image_size**2
     if isinstance(architecture, ConvArchitecture):
@@ -58,7 +63,9 @@ def model_cost(architecture: AnyArchitecture, bytes_per_param: int = 4) -> Cost:
     else:
         params, flops = vit_params(architecture), vit_flops(architecture)
         activation_bytes = peak_activation_bytes(architecture)
-    weight_bytes = params * bytes_per_param
+    weight_bytes = 4 * params
+    if precision == "int8" and not isinstance(architecture, ConvArchitecture):
+        weight_bytes -= sum(3 * inputs * outputs - 5 * outputs for inputs, outputs in _matrices(architecture))
     return Cost(
         params=params,
         flops=flops,
@@ -108,6 +115,15 @@ def _block_params(architecture: Architecture, block: BlockWidths) -> int:
     other_biases = 2 * dim + hidden if architecture.proj_bias else 0
     layer_scale = 2 * dim if architecture.layer_scale else 0
     return norms + weights + qkv_bias + other_biases + layer_scale
+
+
+def _matrices(architecture: Architecture) -> Iterator[tuple[int, int]]:
+    """Inputs and outputs of every matrix that is quantised; of a sub-model, which has no head."""
+    dim = architecture.widths.dim
+    if _mixes(architecture):
+        yield dim, dim
+    for block in architecture.widths.blocks:
+        yield from [(dim, 3 * block.attention), (block.attention, dim), (dim, block.hidden), (block.hidden, dim)]
 
 
 def vit_flops(architecture: Architecture) -> int:

@@ -14,7 +14,7 @@ from fractions import Fraction
 
 from edvit.errors import ConfigError, InfeasibleError
 from edvit.fleet import Device, Fleet
-from edvit.plan.cost import model_cost
+from edvit.plan.cost import Precision, model_cost
 from edvit.plan.keep import format_keep, steps_below_one_head
 from edvit.plan.plan import Demand, Placement, Plan, PlannedSubModel
 from edvit.shape.any import AnyArchitecture
@@ -119,6 +119,7 @@ def assign(
     heads_pruned: int | Fraction,
     mode: AttentionMode = "dims",
     rotated: bool = False,
+    precision: Precision = "fp32",
     fusion_hidden: int = FUSION_HIDDEN,
 ) -> Plan:
     """Widths and a device for the sub-model of each class group, pruning more than asked only where it must.
@@ -134,6 +135,7 @@ def assign(
         heads_pruned: `h_p` to start from, 0 and below h; whole where `mode` drops whole heads. Of a convolutional
             network in its `keep_steps`.
         rotated: sub-models are of the base's rotated form (`Architecture.rotated`), as pruning by subspace leaves it.
+        precision: of the sub-models' weights.
 
     Raises:
         ConfigError: `heads_pruned` is out of range, or there is no group.
@@ -148,7 +150,7 @@ def assign(
     every = [*whole, *(steps_below_one_head(base, whole[-1]) if mode == "dims" else [])]
     form = base.rotated_form() if rotated else base
     shapes = {h_p: form.narrowed(h_p, mode).model_copy(update={"classes": 0}) for h_p in every}
-    costs = {h_p: model_cost(shape) for h_p, shape in shapes.items()}
+    costs = {h_p: model_cost(shape, precision) for h_p, shape in shapes.items()}
     pruned = [heads_pruned] * len(groups)
     steps = whole
     while True:

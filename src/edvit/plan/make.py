@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from edvit.fleet import Fleet
+from edvit.plan.cost import Precision
 from edvit.plan.greedy import assign
 from edvit.plan.keep import heads_pruned_for
 from edvit.plan.partition import partition
@@ -20,6 +21,7 @@ def make_plan(
     attention: AttentionMode,
     rotated: bool,
     seed: int,
+    precision: Precision = "fp32",
 ) -> Plan:
     """Partition the classes, prune each sub-model to the keep ratio or below it, and assign each to a device.
 
@@ -29,6 +31,7 @@ def make_plan(
         keep: keep ratio to start from, such as `2/12`; None is about a third.
         rotated: whether sub-models are of the base's rotated form, as pruning by subspace leaves them.
         seed: draws the class groups.
+        precision: of the sub-models' weights, which decides how much memory they take.
 
     Raises:
         ConfigError: `keep` is no keep ratio.
@@ -41,4 +44,5 @@ def make_plan(
         heads_pruned=heads_pruned_for(keep, base.keep_steps, attention),
         mode=attention,
         rotated=rotated,
+        precision=precision,
     )

@@ -81,7 +81,7 @@ def test_no_gpu_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ConfigError, match="--device cuda: PyTorch sees no CUDA GPU here"):
         compare(
-            replace(SETTINGS, device="cuda"), tmp_path, systems=["small"], seeds=1, links=[], images=2,
+            SETTINGS.model_copy(update=dict(device="cuda")), tmp_path, systems=["small"], seeds=1, links=[], images=2,
             report=Reporter(quiet=True), tell=print,
         )  # fmt: skip
 
@@ -144,7 +144,7 @@ def test_other_settings_and_damaged_files_are_measured_again(tmp_path, monkeypat
     measuring = Measuring(monkeypatch)
     run(tmp_path)
     measuring.asked.clear()
-    run(tmp_path, replace(SETTINGS, recover_epochs=1))
+    run(tmp_path, SETTINGS.model_copy(update=dict(recover_epochs=1)))
     assert len(measuring.asked) == 3
     measuring.asked.clear()
     for path in (tmp_path / "measured").glob("whole-seed0-*.json"):
@@ -157,7 +157,7 @@ def test_ensembles_share_no_member_between_seeds():
     built = []
 
     class Members:
-        settings = replace(SETTINGS, devices=3)
+        settings = SETTINGS.model_copy(update=dict(devices=3))
 
         def small(self, seed):
             built.append(seed)
@@ -171,7 +171,7 @@ def test_ensembles_share_no_member_between_seeds():
 
 def test_ensembles_that_did_are_measured_again(tmp_path, monkeypatch):
     measuring = Measuring(monkeypatch)
-    settings = replace(SETTINGS, devices=3)
+    settings = SETTINGS.model_copy(update=dict(devices=3))
     run(tmp_path, settings, systems=("ensemble",))
     known = sorted(path.name for path in (tmp_path / "measured").glob("ensemble-seed*"))
     assert [name.rpartition("-")[0] for name in known] == ["ensemble-seed0", "ensemble-seeds3-5"]

@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -26,7 +24,7 @@ def test_an_encoded_image_is_the_mean_of_those_it_is_measured_on(encoding):
 def test_raw_images_change_nothing(tmp_path):
     images = torch.from_numpy(FLAT)
     for encoding, shrinks in (("raw", False), ("webp", True)):
-        workshop = Workshop(replace(SETTINGS, image_encoding=encoding), tmp_path, Reporter(quiet=True))
+        workshop = Workshop(SETTINGS.model_copy(update=dict(image_encoding=encoding)), tmp_path, Reporter(quiet=True))
         sent = workshop.sent(EXCHANGE, images)
         assert (sent == EXCHANGE) is not shrinks
         assert (sent.wire_bytes < EXCHANGE.wire_bytes) is shrinks
@@ -34,6 +32,6 @@ def test_raw_images_change_nothing(tmp_path):
 
 
 def test_every_build_trains_on_the_device_that_was_asked_for(tmp_path):
-    workshop = Workshop(replace(SETTINGS, device="cuda"), tmp_path, Reporter(quiet=True))
+    workshop = Workshop(SETTINGS.model_copy(update=dict(device="cuda")), tmp_path, Reporter(quiet=True))
     for changes in ({}, workshop.convnet("vgg5"), {"prune": "channels"}):
         assert workshop.config(devices=2, seed=0, **changes).device == "cuda"

@@ -18,6 +18,7 @@ from edvit.builder.train.fusion import Fusion
 from edvit.builder.vit import backbone, importance, surgery
 from edvit.builder.vit.backbone import FeatureExtractor
 from edvit.errors import BuildError
+from edvit.plan.cost import model_cost
 from edvit.shape.vit import pruned_widths
 from vit_variants import images, make
 
@@ -207,6 +208,19 @@ def test_int8_keeps_features_close(exported, tmp_path, variant):
     assert path.stat().st_size != size
     assert [file.name for file in tmp_path.iterdir()] == ["submodel.onnx"]
     assert run(path, image=pixels(1)).shape == (1, before.shape[1]), "any batch"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_file_is_as_large_as_the_plan_says(tmp_path, precision):
+    base = backbone.describe(backbone.template("vit_digits_patch4_8", image_size=8, channels=3, classes=10))
+    cut = base.rotated_form().narrowed(2, "dims").model_copy(update={"classes": 0})
+    model = backbone.create("vit_digits_patch4_8", channels=3, classes=0, widths=cut.widths, rotated=True).eval()
+    path = tmp_path / "submodel.onnx"
+    export_submodel(FeatureExtractor(model, (0.5,) * 3, (0.5,) * 3), pixels(2), path)
+    if precision == "int8":
+        quantise_submodel(path, pixels(2))
+    graph = path.stat().st_size - model_cost(cut, precision).weight_bytes
+    assert abs(graph) < 30_000
 
 
 def test_features_that_int8_moves_too_far_are_an_error(exported, tmp_path, monkeypatch):

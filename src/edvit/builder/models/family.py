@@ -16,10 +16,10 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from edvit.builder.config import Fit
 from edvit.builder.conv import apoz, filters, network
 from edvit.builder.conv.network import ConvNet
 from edvit.builder.jobs.job import unkeyed
+from edvit.builder.options import Fit
 from edvit.builder.subspace import attention
 from edvit.builder.vit import backbone, importance, surgery
 from edvit.builder.vit.scores import Scores

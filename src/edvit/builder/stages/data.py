@@ -11,12 +11,13 @@ import numpy.typing as npt
 from pydantic import ValidationError
 
 from edvit.builder import images
-from edvit.builder.config import Augment, BuildConfig
+from edvit.builder.config import BuildConfig
 from edvit.builder.images import ImageSet
 from edvit.builder.jobs.job import Job, Note, unkeyed
 from edvit.builder.jobs.parallel import Progress
 from edvit.builder.jobs.runner import Runner
 from edvit.builder.models.family import family_of
+from edvit.builder.options import Augment
 from edvit.builder.train.augment import GLYPHS, NATURAL, SPECTROGRAMS, Augmentation, Views
 from edvit.errors import ConfigError, DataError
 from edvit.fleet import first_problem

@@ -17,7 +17,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from edvit.builder.config import Precision
 from edvit.builder.export import onnx_file
 from edvit.builder.export.onnx_form import OPSET
 from edvit.builder.images import ImageSet
@@ -30,6 +29,7 @@ from edvit.builder.train.augment import Views
 from edvit.builder.train.base import features_of
 from edvit.builder.train.device import TorchDevice
 from edvit.inputs.preprocess import Preprocessing
+from edvit.plan.cost import Precision
 
 FEATURE_BATCH = 128
 FEATURES = "features.npy"

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from edvit.builder.config import BuildConfig, Fit
+from edvit.builder.config import BuildConfig
 from edvit.builder.images import ImageSet
 from edvit.builder.jobs.artifacts import Artifact
 from edvit.builder.jobs.job import Job, Note
@@ -20,6 +20,7 @@ from edvit.builder.jobs.parallel import Progress
 from edvit.builder.jobs.runner import Runner
 from edvit.builder.models import checkpoint
 from edvit.builder.models.family import AnyWidths, Scored, Scoring, family_for
+from edvit.builder.options import Fit
 from edvit.builder.stages.base import Base, load_extractor, weights_path
 from edvit.builder.stages.data import Data
 from edvit.builder.stages.prune import Group, calibration_rows, save_pruned

@@ -12,13 +12,14 @@ import numpy as np
 import numpy.typing as npt
 from timm.models.vision_transformer import VisionTransformer
 
-from edvit.builder.config import BuildConfig, Fit
+from edvit.builder.config import BuildConfig
 from edvit.builder.images import ImageSet
 from edvit.builder.jobs.artifacts import Artifact
 from edvit.builder.jobs.job import Job, Note, unkeyed
 from edvit.builder.jobs.parallel import Progress
 from edvit.builder.jobs.runner import Runner
 from edvit.builder.models.family import AnyWidths, Kept, vit_widths
+from edvit.builder.options import Fit
 from edvit.builder.stages.base import Base
 from edvit.builder.stages.data import Data, Source, split_training
 from edvit.builder.stages.prune import Group, calibration_rows, save_pruned

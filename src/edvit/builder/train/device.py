@@ -11,7 +11,7 @@ import torch
 from timm.layers import Attention
 from torch import Tensor, nn
 
-from edvit.builder.config import DeviceKind
+from edvit.builder.options import DeviceKind
 from edvit.errors import ConfigError
 
 Value = TypeVar("Value")

@@ -1,0 +1,260 @@
+"""What a user may ask of a plan and of a build: each option's name, type, bounds, default and help text, once.
+
+`edvit plan`, `edvit build` and `edvit.build` all take these. The command line makes an option of each field.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from cyclopts import Group, Parameter
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+
+from edvit.inputs.datasets import SPECS
+from edvit.plan.cost import Precision
+from edvit.shape.conv import is_convnet
+from edvit.shape.vit import AttentionMode
+
+T = TypeVar("T")
+Pruner = Literal["subspace", "channels"]
+ChannelCriterion = Literal["fisher-kl", "kl", "magnitude", "random", "apoz"]
+Step = Literal["rotation", "fisher", "factors", "readers", "writers", "correction"]
+Fit = Literal["uniform", "fitted"]
+DeviceKind = Literal["cpu", "cuda"]
+Augment = Literal["natural", "glyphs", "spectrograms", "none"]
+
+Stage = Literal[
+    "data", "base", "teacher", "statistics", "scores", "prune", "recover", "export", "quantise", "fuse", "test"
+]
+"""Stages of a build, in the order in which they run: what --force takes."""
+
+DATA_HELP = f"Data set: {', '.join(SPECS)}."
+DATA_ROOT_HELP = "Folder with the files of a data set that has a name, such as cifar10."
+
+COMMON = Parameter(group=Group.create_ordered("Common options"))
+DATA = Parameter(group=Group.create_ordered("Data"))
+MODEL = Parameter(group=Group.create_ordered("Model"))
+FLEET = Parameter(group=Group.create_ordered("Fleet"))
+PRUNING = Parameter(group=Group.create_ordered("Pruning"))
+TRAINING = Parameter(group=Group.create_ordered("Training"))
+MACHINE = Parameter(group=Group.create_ordered("Machine"))
+"""Where `--help` shows an option."""
+
+
+def _number(value: object) -> object:
+    """A whole number that is written as text, as on the command line: pydantic does not read one where a choice is."""
+    return int(value) if isinstance(value, str) and value.isdecimal() else value
+
+
+class PlanOptions(BaseModel):
+    """Options that change a plan. What is left None is resolved from the data and the model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    data: Annotated[str | None, COMMON] = Field(default=None, description=DATA_HELP)
+    model: Annotated[str | None, COMMON] = Field(
+        default=None, description="timm model name, or a network of docs/models.md; default for digits: a small ViT."
+    )
+    weights: Annotated[Path | None, COMMON] = Field(
+        default=None, description="Weights of the base model: .safetensors, or .pth or .pt without code in it."
+    )
+    keep: Annotated[str | None, COMMON] = Field(
+        default=None,
+        description="Keep ratio, the share of the base model's widths that a sub-model keeps, such as 2/12; default: "
+        "about a third.",
+    )
+    precision: Annotated[Precision, COMMON] = Field(
+        default="fp32",
+        description="Precision of the weights in the sub-models' files; int8 files are a third as large.",
+    )
+    data_root: Annotated[Path | None, DATA] = Field(default=None, description=DATA_ROOT_HELP)
+    seconds: Annotated[float | None, DATA] = Field(
+        default=None, gt=0, description="Length of each sound, its middle; default: the training set's median length."
+    )
+    sample_rate: Annotated[int | None, DATA] = Field(
+        default=None, gt=0, description="Samples a second of each sound, Hz; default: 16000."
+    )
+    mels: Annotated[int | None, DATA] = Field(default=None, gt=0, description="Mel bands of each sound; default: 64.")
+    image_size: Annotated[int | None, MODEL, Parameter(name="--img-size")] = Field(
+        default=None, gt=0, description="Pixels of each side of the model's input; default: the model's own."
+    )
+    channels: Annotated[Literal[1, 3] | None, MODEL, BeforeValidator(_number)] = Field(
+        default=None, description="1 (grey) or 3 (colour); default: what suits the data."
+    )
+    groups: Annotated[int | None, FLEET] = Field(
+        default=None,
+        ge=1,
+        description="Class groups, one for each sub-model; default: one for each device, at most one for each class.",
+    )
+    attention: Annotated[AttentionMode, PRUNING] = Field(
+        default="dims", description="Narrow every attention head, or drop whole heads."
+    )
+    prune: Annotated[Pruner | None, PRUNING] = Field(
+        default=None,
+        description="subspace rotates the residual stream, keeps the directions that a class group uses, and refits; "
+        "channels scores and deletes channels, as the paper does. Default: subspace for ViTs, channels for "
+        "convolutional networks.",
+    )
+    seed: Annotated[int, TRAINING] = Field(
+        default=0, ge=0, description="Seed of the class groups, of all draws and of the training."
+    )
+
+    @field_validator("prune")
+    @classmethod
+    def _prunes(cls, prune: Pruner | None, info: ValidationInfo) -> Pruner | None:
+        if prune == "subspace" and is_convnet(info.data.get("model")):
+            raise ValueError(f"{info.data['model']} has no residual stream to rotate; it is pruned by channels")
+        return prune
+
+    def given(self) -> dict[str, Any]:
+        """The options that were set, by the names of their fields; every other one has its default."""
+        return {name: getattr(self, name) for name in sorted(self.model_fields_set)}
+
+
+class BuildOptions(PlanOptions):
+    """Options of a build. What is left None is resolved from the data and the model, and recorded resolved."""
+
+    data: Annotated[str, COMMON] = Field(default="digits", description=DATA_HELP)
+    recover_epochs: Annotated[int, COMMON] = Field(
+        default=20, ge=0, description="Epochs of training each sub-model; 0 leaves it as pruned."
+    )
+    validation: Annotated[float, DATA] = Field(
+        default=0.1,
+        gt=0,
+        lt=0.5,
+        description="Share of the training data held out for validation, where the data set's authors chose none.",
+    )
+    criterion: Annotated[ChannelCriterion | None, PRUNING] = Field(
+        default=None,
+        description="How --prune channels scores components; default: fisher-kl for ViTs, apoz for convolutional "
+        "networks.",
+    )
+    without: Annotated[tuple[Step, ...], PRUNING] = Field(
+        default=(), description="A step of --prune subspace to leave out; may be given again."
+    )
+    widths: Annotated[Fit | None, PRUNING] = Field(
+        default=None,
+        description="uniform: the same widths in every block; fitted: for each class group where its output loses "
+        "least, at no larger cost. Default: fitted by --prune subspace with --attention dims, otherwise uniform.",
+    )
+    fisher: Annotated[float, PRUNING] = Field(
+        default=0.3, gt=0, description="Share of the identity in the Fisher weight of --prune subspace."
+    )
+    foreign: Annotated[float, PRUNING, Parameter(show_default=lambda value: f"{value:.3g}")] = Field(
+        default=1 / 3,
+        ge=0,
+        description="Weight in --prune subspace of all foreign classes together; that of the own classes is 1.",
+    )
+    calibration: Annotated[int, PRUNING] = Field(
+        default=300, ge=1, description="Images of its own classes that each sub-model is pruned on."
+    )
+    base_epochs: Annotated[int | None, TRAINING] = Field(
+        default=None,
+        ge=0,
+        description="Epochs of training the base model; default: 0 where the weights know the classes, as the "
+        "number of images asks for to fine-tune, 60 without weights.",
+    )
+    base_lr: Annotated[float | None, TRAINING] = Field(
+        default=None, gt=0, description="Peak learning rate of the base model."
+    )
+    recover_lr: Annotated[float | None, TRAINING] = Field(
+        default=None, gt=0, description="Peak learning rate of recovery; default: 1e-3 by subspace, 5e-3 by channels."
+    )
+    augment: Annotated[Augment | None, TRAINING] = Field(
+        default=None, description="How training images are changed at random; default: what suits the data."
+    )
+    views: Annotated[int | None, TRAINING] = Field(
+        default=None,
+        ge=1,
+        description="Augmented views of the training set that the base model teaches on; default: one for each epoch, "
+        "at most 20.",
+    )
+    mix: Annotated[float | None, TRAINING] = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Share of the views' images that are mixed with another image (mix-up, CutMix); default: 0.5 from "
+        "16 epochs of recovery on, 0 below.",
+    )
+    strength: Annotated[float | None, TRAINING] = Field(
+        default=None,
+        ge=0,
+        description="Strength of the views' augmentation, relative to that of the base model's training; default: "
+        "1.75 from 16 epochs of recovery on, 1 below.",
+    )
+    batch_size: Annotated[int, TRAINING] = Field(default=64, ge=2, description="Images in a training step.")
+    baseline: Annotated[bool, TRAINING, Parameter(negative="--no-baseline")] = Field(
+        default=True, description="Also build N = 1: one sub-model of the same widths for all classes, to compare."
+    )
+    workers: Annotated[int, MACHINE, Parameter(show_default=lambda _: "one for each core")] = Field(
+        default_factory=lambda: max(1, len(os.sched_getaffinity(0))),
+        ge=1,
+        description="Sub-models trained at a time, one thread each; the result does not depend on it.",
+    )
+    device: Annotated[DeviceKind, MACHINE] = Field(
+        default="cpu",
+        description="What trains and runs models; cuda: the GPUs that PyTorch sees, sub-models taking turns on them.",
+    )
+    amp: Annotated[bool | None, MACHINE, Parameter(negative="--no-amp")] = Field(
+        default=None,
+        description="Train with matrix products in bfloat16 and weights in float32; default: on GPUs, and on CPUs that "
+        "have instructions for it.",
+    )
+    memory_limit_mb: Annotated[int | None, MACHINE, Parameter(name="--memory-limit")] = Field(
+        default=None,
+        gt=0,
+        description="MB that scoring a ViT by --prune channels may take, all workers together; default: what 32 "
+        "images at a time need.",
+    )
+    ray: Annotated[str | None, MACHINE] = Field(
+        default=None,
+        description="Train sub-models on this Ray cluster: auto, or HOST:PORT of its head; all its nodes must see the "
+        "work folder.",
+    )
+
+    @field_validator("criterion")
+    @classmethod
+    def _scores(cls, criterion: ChannelCriterion | None, info: ValidationInfo) -> ChannelCriterion | None:
+        if criterion is not None and (criterion == "apoz") != is_convnet(info.data.get("model")):
+            raise ValueError("apoz is how filters of convolutional networks are scored, and these only so")
+        if criterion is not None and not by_channels(info.data):
+            raise ValueError("only channels are scored; give --prune channels as well, or leave it out")
+        return criterion
+
+    @field_validator("without", "fisher", "foreign")
+    @classmethod
+    def _weighs(cls, value: T, info: ValidationInfo) -> T:
+        if by_channels(info.data):
+            raise ValueError("goes with subspace pruning only, and this build prunes channels; leave it out")
+        return value
+
+    @field_validator("widths")
+    @classmethod
+    def _fits(cls, widths: Fit | None, info: ValidationInfo) -> Fit | None:
+        of_vit = info.data.get("prune") != "channels" and info.data.get("attention") == "dims"
+        if widths == "fitted" and not of_vit and not is_convnet(info.data.get("model")):
+            raise ValueError("fitted goes with subspace pruning of head dimensions only")
+        return widths
+
+    @field_validator("memory_limit_mb")
+    @classmethod
+    def _bounds(cls, memory_limit_mb: int | None, info: ValidationInfo) -> int | None:
+        if memory_limit_mb is not None and (not by_channels(info.data) or is_convnet(info.data.get("model"))):
+            raise ValueError("only scoring a ViT by channels is bounded by it; leave it out, or give --prune channels")
+        return memory_limit_mb
+
+    @field_validator("ray")
+    @classmethod
+    def _runs(cls, ray: str | None, info: ValidationInfo) -> str | None:
+        if ray is not None and info.data.get("device") == "cuda":
+            raise ValueError("a Ray cluster's tasks run on CPU cores; give either --ray or --device cuda")
+        return ray
+
+
+def by_channels(settings: Mapping[str, Any]) -> bool:
+    """Whether channels are pruned: as asked for, or as the kind of model has it."""
+    pruner = settings.get("prune")
+    return pruner == "channels" or (pruner is None and is_convnet(settings.get("model")))
