@@ -3,6 +3,7 @@
 import io
 import re
 import socket
+import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,6 +17,7 @@ from edvit.inputs.preprocess import decode_image
 from edvit.runtime.device.engine import LocalPredictor
 from edvit.runtime.gateway.reconcile import DeviceStatus
 from edvit.runtime.http import app as http
+from edvit.runtime.http import upload
 from edvit.runtime.http.app import WORKERS, create_app, fleet_of, health_of, image_answers
 from edvit.runtime.http.client import Client
 from edvit.runtime.http.server import HttpServer, bind
@@ -185,7 +187,7 @@ def begin_upload(url):
 
 def test_uploads_that_stall_are_told_so_and_give_their_places_back(serve, predictor, monkeypatch):
     monkeypatch.setattr(http, "MAX_REQUESTS", 2)
-    monkeypatch.setattr(http, "BODY_S", 0.2)
+    monkeypatch.setattr(upload, "BODY_S", 0.2)
     url = serve()
     for stalled in [begin_upload(url), begin_upload(url)]:
         with stalled, stalled.makefile("rb") as answer:
@@ -213,6 +215,19 @@ def test_a_client_that_hangs_up_in_mid_body_is_no_defect(serve, caplog, announce
 def test_a_refused_body_is_read_to_its_end_so_that_the_refusal_arrives(serve):
     response = httpx.post(serve() + "/predict", content=bytes(50_000_000), headers={"content-type": "image/png"})
     assert (response.status_code, response.json()["error"]["code"]) == (413, "too-large")
+
+
+def test_a_large_form_upload_never_touches_the_disk(serve, monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    buffer = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (900, 900, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(buffer, format="PNG")
+    assert len(buffer.getvalue()) > 2_000_000
+    url = serve() + "/predict"
+    whole = httpx.post(url, content=buffer.getvalue(), headers={"content-type": "image/png"}, timeout=60)
+    response = httpx.post(url, files={"file": ("noise.png", buffer.getvalue(), "image/png")}, timeout=60)
+    assert response.status_code == whole.status_code == 200
+    assert response.json()["top"] == whole.json()["top"]
 
 
 def test_openapi_describes_every_body_and_answer(serve):

@@ -11,7 +11,7 @@ from PIL import Image
 from edvit.errors import ImageError, TooLargeError, UnsupportedMediaError
 from edvit.inputs.audio import Spectrogram
 from edvit.inputs.preprocess import Preprocessing, decode_file
-from edvit.runtime.http.body import FILE, MAX_BODY_BYTES, NPY, check_size, read_images, read_npy, to_npy
+from edvit.runtime.http.body import FILE, NPY, read_images, read_npy, to_npy
 from edvit.runtime.wire.messages import MAX_BATCH
 from sounds import encoded, tone
 
@@ -127,9 +127,3 @@ def test_a_model_of_sounds_refuses_an_image_and_a_model_of_images_a_sound():
 def test_an_empty_body_says_so_whatever_its_type(media_type):
     with pytest.raises(ImageError, match="the body is empty"):
         read_images(b"", media_type, HOW)
-
-
-def test_sizes_up_to_the_limit_pass():
-    check_size(MAX_BODY_BYTES)
-    with pytest.raises(TooLargeError, match="20,000,000 bytes"):
-        check_size(MAX_BODY_BYTES + 1)

@@ -9,25 +9,20 @@ import asyncio
 import io
 import time
 import wave
-from collections.abc import AsyncIterator
-from contextlib import suppress
 from functools import partial
 from typing import Any, Literal, Protocol
 
 import anyio.to_thread
 import numpy as np
-from anyio import CapacityLimiter, fail_after, move_on_after
+from anyio import CapacityLimiter
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi_offline import FastAPIOffline
 from PIL import Image
 from pydantic import BaseModel
-from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.requests import ClientDisconnect
 
 from edvit.bundle import Manifest
-from edvit.errors import EdvitError, ImageError, SlowUploadError, TooLargeError, UnavailableError
+from edvit.errors import EdvitError, SlowUploadError, UnavailableError
 from edvit.inputs.preprocess import Preprocessing, UInt8, decode_file
 from edvit.runtime.gateway.reconcile import DeviceStatus
 from edvit.runtime.http.answers import (
@@ -43,7 +38,8 @@ from edvit.runtime.http.answers import (
     Score,
     Timings,
 )
-from edvit.runtime.http.body import FILE, MAX_BODY_BYTES, NPY, check_size, read_images
+from edvit.runtime.http.body import NPY, read_images
+from edvit.runtime.http.upload import MAX_BODY_BYTES, Upload, discard_body, read_upload
 from edvit.runtime.prediction import Prediction
 
 WORKERS = 16
@@ -51,14 +47,6 @@ WORKERS = 16
 
 MAX_REQUESTS = 64
 """Predictions under way or waiting; more are refused, or their bodies would fill the memory."""
-
-BODY_S = 30.0
-"""For the whole body of a request: each holds one of the places, and who stops in mid-body would hold it for ever. The
-largest body needs 5.3 Mbit/s."""
-
-DRAIN_BYTES = 100_000_000
-DRAIN_S = 5.0
-"""A refused body is read on and thrown away up to here, so that the client sees the refusal and not a broken pipe."""
 
 
 class Predictor(Protocol):
@@ -109,13 +97,13 @@ def _router(predictor: Predictor, manifest: Manifest) -> APIRouter:
     async def predict(request: Request) -> Response:
         """Classify one image or sound, or a batch given as an array."""
         if places.locked():
-            await _drain(request, request.stream())
+            await discard_body(request)
             raise UnavailableError(f"{MAX_REQUESTS} requests are waiting already: try again in a moment")
         async with places:
-            data, media_type = await _read_upload(request)
+            upload = await read_upload(request)
             start = time.perf_counter()
             # One hop to a worker thread for all of it: decoding and waiting for devices would stall the event loop.
-            work = partial(_predict, predictor, manifest, data, media_type, start)
+            work = partial(_predict, predictor, manifest, upload, start)
             return _json(await anyio.to_thread.run_sync(work, limiter=workers))
 
     @router.get("/health", response_model=HealthAnswer)
@@ -135,76 +123,8 @@ def _router(predictor: Predictor, manifest: Manifest) -> APIRouter:
 # --- POST /predict -----------------------------------------------------------------------------------------
 
 
-async def _read_upload(request: Request) -> tuple[bytes, str]:
-    """The bytes of the file or array, and their media type."""
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    body = await _read_body(request)
-    if media_type != "multipart/form-data" or not body:
-        return body, media_type
-
-    async def chunks() -> AsyncIterator[bytes]:
-        yield body
-        yield b""
-
-    try:
-        parser = MultiPartParser(request.headers, chunks(), max_files=1, max_fields=8)  # type: ignore[arg-type]
-        form = await parser.parse()
-    except (MultiPartException, ValueError, KeyError):
-        raise ImageError("the form is malformed: send one file as multipart field `file`") from None
-    try:
-        upload = form.get("file")
-        if not isinstance(upload, UploadFile):
-            raise ImageError("the form has no file: send it as multipart field `file`")
-        return await upload.read(), NPY if upload.content_type == NPY else FILE
-    finally:
-        await form.close()
-
-
-async def _read_body(request: Request) -> bytes:
-    """Never holds more than `MAX_BODY_BYTES`, nor takes longer than `BODY_S`.
-
-    Raises:
-        TooLargeError: the body is, or says that it is, too large.
-        SlowUploadError: it did not come in time.
-        ImageError: the connection closed before its end.
-    """
-    announced = request.headers.get("content-length", "")
-    stream = request.stream()
-    body = bytearray()
-    try:
-        check_size(int(announced) if announced.isdecimal() else 0)
-        with fail_after(BODY_S):
-            async for chunk in stream:
-                check_size(len(body) + len(chunk))
-                body += chunk
-    except TimeoutError:
-        raise SlowUploadError(
-            f"the body did not arrive within {BODY_S:g} s: send a smaller file, or over a faster link"
-        ) from None
-    except TooLargeError:
-        await _drain(request, stream)
-        raise
-    except ClientDisconnect:
-        raise ImageError("the connection closed before the end of the body") from None
-    return bytes(body)
-
-
-async def _drain(request: Request, stream: AsyncIterator[bytes]) -> None:
-    """Throw the rest of a refused body away."""
-    if "expect" in request.headers:
-        return  # a client that asks before it sends has not sent anything
-    drained = 0
-    with move_on_after(DRAIN_S), suppress(ClientDisconnect):
-        async for chunk in stream:
-            drained += len(chunk)
-            if drained > DRAIN_BYTES:
-                return
-
-
-def _predict(
-    predictor: Predictor, manifest: Manifest, data: bytes, media_type: str, start: float
-) -> Predicted | PredictedBatch:
-    images, is_batch = read_images(data, media_type, manifest.preprocessing)
+def _predict(predictor: Predictor, manifest: Manifest, upload: Upload, start: float) -> Predicted | PredictedBatch:
+    images, is_batch = read_images(upload.data, upload.media_type, manifest.preprocessing)
     decoded = time.perf_counter()
     prediction = predictor.predict(images)
     answers = image_answers(prediction, manifest.data.classes)

@@ -12,9 +12,6 @@ from edvit.errors import ImageError, TooLargeError, UnsupportedMediaError
 from edvit.inputs.preprocess import Preprocessing, UInt8, decode_file
 from edvit.runtime.wire.messages import MAX_BATCH
 
-MAX_BODY_BYTES = 20_000_000
-"""Larger request bodies are refused."""
-
 NPY = "application/x-npy"
 FILE = "application/octet-stream"
 """An image or sound file whose sender does not say which."""
@@ -22,12 +19,6 @@ FILE = "application/octet-stream"
 _parsing = threading.Lock()
 """NumPy reads a header with `ast.literal_eval`, and CPython 3.11's parser, entered by two threads at once, can raise
 SystemError("AST constructor recursion depth mismatch"): seen once, with twelve requests at a time."""
-
-
-def check_size(announced: int) -> None:
-    """Raises TooLargeError when a body is, or says that it is, too large."""
-    if announced > MAX_BODY_BYTES:
-        raise TooLargeError(f"the body is over {MAX_BODY_BYTES:,} bytes: send a smaller file")
 
 
 def read_images(data: bytes, media_type: str, how: Preprocessing) -> tuple[UInt8, bool]:
