@@ -30,7 +30,7 @@ GREY = (0.5, 0.5, 0.5)
 PLAIN_OPSET = 20
 """What builds wrote before."""
 CALLS = 10
-"""Of a row in a round, on end."""
+"""Calls of one row in one round, one right after the other."""
 
 
 def main() -> None:

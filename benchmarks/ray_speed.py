@@ -58,8 +58,8 @@ def start(arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
 
 
 def recovery_seconds(folder: Path, epochs: int) -> float:
-    """Of the recovery of four sub-models, anew."""
-    options = "--data digits --devices 4 --no-baseline --views 2 --base-epochs 1 --calibration 16 --force submodel"
+    """Seconds that the recovery of four sub-models takes, done anew."""
+    options = "--data digits --devices 4 --no-baseline --views 2 --base-epochs 1 --calibration 16 --force recover"
     build = [sys.executable, "-m", "edvit", "build", *options.split(), "--recover-epochs", str(epochs)]
     build += ["--ray", f"127.0.0.1:{PORT}", "--work", str(folder / "work"), "-o", str(folder / "bundle")]
     said = subprocess.run(build, capture_output=True, text=True, check=True).stdout

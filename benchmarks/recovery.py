@@ -34,13 +34,13 @@ from edvit.builder.vit.backbone import FeatureExtractor
 
 @dataclass(frozen=True)
 class Recovered:
-    """Of validation images; cross-entropy with the labels, KL to the base model's scores."""
+    """How good sub-models are on validation images: cross-entropy with the labels, KL to the base model's scores."""
 
     right: float
     loss: float
     divergence: float
     seconds: float
-    """Of the training."""
+    """Seconds that the training takes."""
 
 
 def main() -> None:

@@ -63,7 +63,7 @@ def components(architecture: Architecture) -> int:
 
 @torch.inference_mode()
 def exact_seconds(model: torch.nn.Module, architecture: Architecture, images: torch.Tensor) -> float:
-    """Of exact KL over all components, from three timed runs."""
+    """Seconds that exact KL over all components takes, from three timed runs."""
     stream, depth = backbone.embed(model, images), len(model.blocks)
     timed = []
     for first in (0, depth // 2, depth - 1):

@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def step_seconds(model: torch.nn.Module, images: torch.Tensor, device: TorchDevice, steps: int) -> float:
-    """Of one step of the loop that every stage trains with."""
+    """Seconds of one step of the loop that every stage trains with."""
     labels = torch.arange(len(images)) % CLASSES
     model = copy.deepcopy(model)  # placing a model on a device may change how it computes attention
 

@@ -39,7 +39,7 @@ def settings(variant: str) -> dict[str, object]:
 
 
 def configure(args: argparse.Namespace, devices: int, chosen: dict[str, object]) -> BuildConfig:
-    """Of `arguments`, and the settings of one variant."""
+    """The settings of one variant: those of `args`, and what the variant changes."""
     return make_config(
         data=args.data,
         model=args.model,

@@ -63,7 +63,7 @@ class Comparison:
     """Links that could not be made here, and why."""
 
     def of(self, system: str) -> list[Measured]:
-        """Of each seed."""
+        """What was measured of a system, for each seed."""
         return [one for one in self.measured if one.system == system]
 
     def over(self, system: str, link: str) -> OverLink:

@@ -21,23 +21,23 @@ from edvit.shape.any import AnyArchitecture
 from edvit.shape.conv import ConvArchitecture
 
 ADD_J = 0.9e-12
-"""Of an addition in float32."""
+"""Joules of an addition in float32."""
 MULTIPLY_J = 3.7e-12
-"""Of a multiplication in float32."""
+"""Joules of a multiplication in float32."""
 MULTIPLY_ADD_INT8_J = 0.2e-12 + 0.1e-12
-"""Of an 8-bit multiplication and a 32-bit addition."""
+"""Joules of an 8-bit multiplication and a 32-bit addition."""
 
 
 @dataclass(frozen=True)
 class Operations:
-    """Of one image, on all devices together."""
+    """Operations for one image, on all devices together."""
 
     multiply_adds: float
-    """Of float32 numbers."""
+    """Multiply-adds of float32 numbers."""
     additions: float = 0.0
-    """That spikes cause."""
+    """Additions that spikes cause."""
     multiply_adds_int8: float = 0.0
-    """Of 8-bit numbers."""
+    """Multiply-adds of 8-bit numbers."""
 
     @property
     def joules(self) -> float:
@@ -53,7 +53,7 @@ class Operations:
 
 
 def spiking_operations(model: ConvNet, images: Tensor) -> Operations:
-    """Of a spiking network: the first convolution in multiply-adds, every other in one addition a spike and weight.
+    """Operations of a spiking network: the first convolution in multiply-adds, every other in one addition a spike and weight.
 
     Args:
         model: in evaluation mode.
@@ -91,21 +91,21 @@ def spiking_operations(model: ConvNet, images: Tensor) -> Operations:
 
 
 def dense_operations(architecture: AnyArchitecture, *, int8: bool = False) -> Operations:
-    """Of a network whose every weight meets a number: half its floating-point operations."""
+    """Operations of a network whose every weight meets a number: half its floating-point operations."""
     total = model_cost(architecture).flops / 2
     in_float = float_flops(architecture) / 2 if int8 else total
     return Operations(in_float, multiply_adds_int8=total - in_float)
 
 
 def float_flops(architecture: AnyArchitecture) -> int:
-    """Of a model's operations those that its int8 file leaves in float32: convolutions, and what has no weights."""
+    """Floating-point operations that a model's int8 file leaves in float32: convolutions, and what has no weights."""
     if isinstance(architecture, ConvArchitecture):
         return conv_flops(architecture.model_copy(update={"classes": 0}))
     return embedding_flops(architecture) + attention_flops(architecture)
 
 
 def model_operations(model: Any, architecture: AnyArchitecture, images: Tensor, *, int8: bool = False) -> Operations:
-    """Of a model of any family, as a device runs it; of a spiking one in int8 too, as all it counts is in float32."""
+    """Operations of a model of any family as a device runs it; those of a spiking one are all in float32."""
     if isinstance(architecture, ConvArchitecture) and architecture.spiking:
         return spiking_operations(model, images)
     return dense_operations(architecture, int8=int8)

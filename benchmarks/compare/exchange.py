@@ -94,7 +94,7 @@ class Exchange(ABC):
 
     @abstractmethod
     def programs(self) -> tuple[Program, ...]:
-        """Of every node, the gateway first."""
+        """The program of every node, the gateway first."""
 
     @abstractmethod
     def latency_s(self, link: LinkSpec) -> float:

@@ -26,7 +26,7 @@ from edvit.builder.vit.backbone import FeatureExtractor
 from edvit.errors import ConfigError, ModelError
 
 Ranges = tuple[tuple[int, int], ...]
-"""Of each stage, its first block and the one after its last."""
+"""The first block of each pipeline stage, and the one after its last."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class LayerPipeline:
 
     ranges: Ranges
     params: tuple[int, ...]
-    """Of each stage."""
+    """Parameters of each pipeline stage."""
     exchange: Chain
     """With the ONNX file of every stage, and its seconds alone on one thread."""
 

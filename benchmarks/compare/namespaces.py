@@ -22,7 +22,7 @@ class Node:
     """A namespace with one interface, `eth0`."""
 
     name: str
-    """Of the namespace."""
+    """Name of the namespace."""
     address: str
     """IPv4."""
 

@@ -36,7 +36,7 @@ class OnnxModel:
 
     @property
     def input_bytes(self) -> int:
-        """Of the first input, one image."""
+        """Bytes of the first input, one image."""
         return math.prod(self._shape) * self._dtype.itemsize
 
     def run(self, payload: bytes) -> bytes:

@@ -37,7 +37,7 @@ class Settings:
     """0 is the gateway."""
     program: Program
     endpoints: tuple[str, ...]
-    """Of every node; each listens on its own and connects to those before it."""
+    """The endpoint of every node; each listens on its own and connects to those before it."""
     real: bool
     """Run the models; else sleep for as long as they take alone."""
     image: bytes

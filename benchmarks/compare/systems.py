@@ -52,9 +52,9 @@ class Measured:
     accuracy: float
     """On the test split, 0 to 1."""
     params: int
-    """Of what the fullest device holds."""
+    """Parameters that the fullest device holds."""
     bytes: int
-    """Of its files."""
+    """Bytes of the fullest device's files."""
     exchange: Exchange
     """With the seconds that each device's work takes alone, on one thread of this machine."""
     operations: Operations
@@ -109,7 +109,7 @@ def _work(path: Path) -> Work:
 
 
 def _operations(built: Built) -> Operations:
-    """Of all sub-models; the gateway's fusion is not a device's."""
+    """Operations of all sub-models; the gateway's fusion is not a device's."""
     how = built.source.preprocessing
     total = Operations(0.0)
     for artifact in built.fused.recovered:
@@ -148,7 +148,7 @@ def _small(workshop: Workshop, system: str, seed: int) -> Measured:
 
 
 def ensemble_seeds(seed: int, devices: int) -> range:
-    """Of an ensemble's members: no two ensembles share one, else their range over seeds would be too narrow."""
+    """Seeds of an ensemble's members. No two ensembles share one, or their range over seeds would be too narrow."""
     return range(seed * devices, (seed + 1) * devices)
 
 

@@ -117,7 +117,7 @@ class Workshop:
     # --- builds ----------------------------------------------------------------------------------------
 
     def config(self, *, devices: int, seed: int, **changes: Any) -> BuildConfig:
-        """Of a build of the ViT, some settings changed."""
+        """The settings of a build of the ViT, some of them changed."""
         asked = self.settings
         values: dict[str, Any] = {
             "data": asked.data,
@@ -152,7 +152,7 @@ class Workshop:
 
     @cached_property
     def budget_bytes(self) -> float:
-        """Of fp32 weights a device."""
+        """Most bytes of fp32 weights that a device holds."""
         if self.settings.budget_mb is not None:
             return self.settings.budget_mb * 1e6
         whole = open_source(self.config(devices=1, seed=0)).architecture
@@ -181,13 +181,13 @@ class Workshop:
 
     @cached_property
     def base_accuracy(self) -> float:
-        """Of the unsplit ViT in PyTorch, on the test split."""
+        """Accuracy of the unsplit ViT in PyTorch on the test split, 0 to 1."""
         scores = self.base.scores
         return self.accuracy(self.base, lambda pixels: scores(torch.from_numpy(pixels)).numpy())
 
     @torch.inference_mode()
     def accuracy(self, whole: Whole, scores: Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]) -> float:
-        """Of a whole model on the test split, by whatever gives its scores."""
+        """Accuracy of a whole model on the test split, 0 to 1, by whatever gives its scores."""
         config = whole.config
         source = read_split(config.data, "test", config.data_root).with_classes(whole.data.classes)
         folder = self.folder("test")
@@ -247,7 +247,7 @@ class Whole:
         return model_cost(describe(self.base.model))
 
     def operations(self, *, int8: bool = False) -> Operations:
-        """Of one image."""
+        """Operations that the unsplit ViT takes for one image."""
         return count(self.base.extractor, describe(self.base.model), self.pixels, int8=int8)
 
     def alone(self, seconds: float) -> Exchange:
@@ -274,7 +274,7 @@ def samples(data: Data) -> Tensor:
 
 
 def count(extractor: FeatureExtractor, shape: AnyArchitecture, pixels: Tensor, *, int8: bool) -> Operations:
-    """Of one image, by a model as a device runs it."""
+    """Operations for one image by a model as a device runs it."""
     return model_operations(extractor.model, shape, extractor.normalise(pixels), int8=int8)
 
 

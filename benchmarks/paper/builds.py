@@ -29,7 +29,7 @@ from edvit.runtime.device.engine import LocalPredictor
 from edvit.units import spread
 
 ROUNDS = 15
-"""Of timing; each times the base and the sub-models, so that a busy machine slows both."""
+"""Rounds of timing; each times the base and the sub-models, so that a busy machine slows both."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Row:
     one_lost: float | None
     """The worst of the accuracies without one of the devices; None where there is only one."""
     params: int
-    """Of the largest sub-model."""
+    """Parameters of the largest sub-model."""
     bytes: int
     smaller: float
     """The base's parameters over those of the largest sub-model."""

@@ -18,7 +18,7 @@ from edvit.shape.conv import ConvArchitecture
 from edvit.shape.vit import Architecture, BlockWidths
 
 Precision = Literal["fp32", "int8"]
-"""Of the weights in a sub-model's file; `int8` is ONNX Runtime's dynamic quantisation of matrix products."""
+"""How the weights in a sub-model's file are stored; `int8` is ONNX Runtime's dynamic quantisation of matrix products."""
 
 ACTIVATION_BYTES = 4
 """Activations and features are fp32."""
