@@ -45,7 +45,7 @@ class Point:
     """Bundles that differ by their seed alone."""
 
     params: float
-    """Parameters of the largest sub-model, mean over the bundles: fitted widths depend on the groups, these on the seed."""
+    """Parameters of the largest sub-model, mean over the bundles; fitted widths depend on the groups and the seed."""
     fused: list[float]
 
     @property

@@ -53,7 +53,7 @@ class Operations:
 
 
 def spiking_operations(model: ConvNet, images: Tensor) -> Operations:
-    """Operations of a spiking network: the first convolution in multiply-adds, every other in one addition a spike and weight.
+    """Operations of a spiking network: the first convolution's multiply-adds, then one addition a spike and weight.
 
     Args:
         model: in evaluation mode.

@@ -279,14 +279,15 @@ def test_too_many_calibration_images_are_refused_before_any_work(tmp_path, monke
     """Two groups of five classes, and N = 1 with the images of both; the base model is 24 wide, the sub-models 16."""
     bytes_an_image = 4 * 5 * (2 * 24 + 16)
     monkeypatch.setattr(cut, "STATE_LIMIT_BYTES", 40 * bytes_an_image)
-    said = r"--calibration 21 passes the limit .*; give --calibration 20 or --no-baseline$"
+    said = r"--calibration 21 images take more than the limit .*; give --calibration 20 or --no-baseline$"
     with pytest.raises(ConfigError, match=said) as caught:
         build(tiny_config(calibration=21), tmp_path / "out")
     assert "\n" not in str(caught.value)
-    with pytest.raises(ConfigError, match=r"--calibration 31 passes .* give --calibration 30$"):  # a third are foreign
+    # A third are foreign.
+    with pytest.raises(ConfigError, match=r"--calibration 31 images take .* give --calibration 30$"):
         build(tiny_config(calibration=31, baseline=False), tmp_path / "out")
     monkeypatch.setattr(cut, "STATE_LIMIT_BYTES", 6 * bytes_an_image)
-    with pytest.raises(ConfigError, match=r"one calibration image of each class passes .* --img-size"):
+    with pytest.raises(ConfigError, match=r"one calibration image of each class take more .* --img-size"):
         build(tiny_config(), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 

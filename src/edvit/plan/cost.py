@@ -18,7 +18,7 @@ from edvit.shape.conv import ConvArchitecture
 from edvit.shape.vit import Architecture, BlockWidths
 
 Precision = Literal["fp32", "int8"]
-"""How the weights in a sub-model's file are stored; `int8` is ONNX Runtime's dynamic quantisation of matrix products."""
+"""How a sub-model's file stores its weights; `int8` is ONNX Runtime's dynamic quantisation of matrix products."""
 
 ACTIVATION_BYTES = 4
 """Activations and features are fp32."""

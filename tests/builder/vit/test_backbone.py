@@ -145,8 +145,11 @@ def test_more_reasons():
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"global_pool": "avg", "fc_norm": False}, r"global_pool of this vit_test_plain is avg, of timm's .* token;"),
-        ({"act_layer": "relu"}, r"act_layer of this vit_test_plain is ReLU, of timm's model of that name GELU;"),
+        (
+            {"global_pool": "avg", "fc_norm": False},
+            r"this vit_test_plain has global_pool avg, and timm's .* has token;",
+        ),
+        ({"act_layer": "relu"}, r"this vit_test_plain has act_layer ReLU, and timm's model of that name has GELU;"),
     ],
 )
 def test_what_the_name_does_not_say_is_not_lost_in_silence(given, said):

@@ -231,12 +231,16 @@ def check_calibration(config: BuildConfig, source: Source, groups: Sequence[Grou
 
     if fits(config.calibration):
         return
-    limit = f"the limit of {cutting.STATE_LIMIT_BYTES / 1024**3:.1f} GiB for the base model's states of them"
+    limit = f"take more than the limit of {cutting.STATE_LIMIT_BYTES / 1024**3:.1f} GiB"
     most = bisect_left(range(1, config.calibration), True, key=lambda count: not fits(count))
     if not most:
-        raise ConfigError(f"one calibration image of each class passes {limit}; give a smaller --img-size")
+        raise ConfigError(
+            f"the base model's states of one calibration image of each class {limit}; give a smaller --img-size"
+        )
     hint = " or --no-baseline" if len(groups) > 1 and config.baseline else ""
-    raise ConfigError(f"--calibration {config.calibration} passes {limit}; give --calibration {most}{hint}")
+    raise ConfigError(
+        f"the base model's states of --calibration {config.calibration} images {limit}; give --calibration {most}{hint}"
+    )
 
 
 def _own_images(

@@ -173,7 +173,7 @@ def like(model: VisionTransformer, *, widths: Widths | None = None, rotated: boo
     ):
         if own != named:
             raise ModelError(
-                f"{what} of this {shape.name} is {own}, of timm's model of that name {named}; "
+                f"this {shape.name} has {what} {own}, and timm's model of that name has {named}; "
                 "register the variant with timm under a name of its own"
             )
     return built
