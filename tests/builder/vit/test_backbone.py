@@ -147,7 +147,7 @@ def test_more_reasons():
     [
         (
             {"global_pool": "avg", "fc_norm": False},
-            r"this vit_test_plain has global_pool avg, and timm's .* has token;",
+            r"vit_test_plain has global_pool avg, and timm's .* has token;",
         ),
         ({"act_layer": "relu"}, r"this vit_test_plain has act_layer ReLU, and timm's model of that name has GELU;"),
     ],
