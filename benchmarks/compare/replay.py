@@ -14,22 +14,21 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from benchmarks.compare.exchange import NOTHING, Exchange
+from benchmarks.compare.exchange import Exchange
 from benchmarks.compare.namespaces import Network
 from benchmarks.compare.replay_node import Report, Settings
 from edvit.errors import ConfigError, UnavailableError
 from edvit.runtime.local import last_line, log_of
 
-Compute = Literal["replayed", "real", "none"]
+Compute = Literal["replayed", "real"]
 """`real`: every work's ONNX file is run, and the scores are those of the model. `replayed`: a sleep of the seconds that
-it took alone, since N devices cannot compute side by side on fewer cores than N; payloads are random bytes. `none`: no
-work at all; what is left is the network and the processes, which share this machine's cores, unlike devices."""
+it took alone, since N devices cannot compute side by side on fewer cores than N; payloads are random bytes."""
 
 PORT = 7447
 END_S = 2.0
@@ -89,8 +88,6 @@ def replay(
         raise ConfigError("a replay needs at least 2 images, 1 in flight, and no less than 0 to warm up")
     _check(exchange, network, compute)
     programs = exchange.programs()
-    if compute == "none":
-        programs = tuple(tuple(replace(step, work=NOTHING) for step in program) for program in programs)
     endpoints = _endpoints(len(programs), network)
     size = programs[0][0].sends[0].bytes
     image = image or np.random.default_rng(0).integers(0, 256, size, np.uint8).tobytes()

@@ -49,13 +49,6 @@ def test_every_byte_of_an_exchange_crosses_between_processes(name):
     assert nodes_alive() == []
 
 
-def test_without_work_the_same_bytes_cross():
-    slow = alone(Work(1000.0), 5000, 40)
-    found = replay(slow, compute="none", **QUICK)
-    assert (found.compute, found.wire_bytes) == ("none", slow.wire_bytes)
-    assert found.latency_s < 1000
-
-
 def test_processes_of_a_replay_load_nothing_of_the_build_world():
     code = "import sys, benchmarks.compare.replay, benchmarks.compare.replay_node; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
