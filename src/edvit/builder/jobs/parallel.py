@@ -16,6 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -76,7 +77,7 @@ def run_jobs(
     if workers <= 1 or len(jobs) <= 1:
         with torch_threads(threads):
             return [work(job, _scaled(progress, i, len(jobs))) for i, job in enumerate(jobs)]
-    context = multiprocessing.get_context("spawn")
+    context = _Spawning()
     # A pipe, not a queue: a queue's lock would stay locked for ever by a worker that is killed while it reports.
     # Messages are far shorter than PIPE_BUF, so that what several processes write does not mix.
     incoming, outgoing = context.Pipe(duplex=False)
@@ -94,14 +95,26 @@ def run_jobs(
     except BrokenProcessPool:
         raise BuildError("a training process was killed; with too little memory, try --workers 1") from None
     finally:
-        # The executor tells nobody its processes (from Python 3.14 on it can terminate them itself).
-        for process in list((pool._processes or {}).values()):
+        for process in context.started:
             process.terminate()
         pool.shutdown(wait=True, cancel_futures=True)
         outgoing.send(None)
         listener.join()
         incoming.close()
         outgoing.close()
+
+
+class _Spawning(SpawnContext):
+    """Spawns processes and remembers them: before Python 3.14 a pool cannot end its own in mid-job."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.started: list[SpawnProcess] = []
+
+    def Process(self, *args: Any, **kwargs: Any) -> SpawnProcess:  # type: ignore[override]  # noqa: N802
+        process = SpawnProcess(*args, **kwargs)
+        self.started.append(process)
+        return process
 
 
 @contextmanager
