@@ -23,7 +23,7 @@ from edvit.builder.export import onnx_file as export
 from edvit.builder.vit import backbone
 from edvit.builder.vit.backbone import FeatureExtractor
 from edvit.plan.keep import heads_pruned_at, parse_keep
-from edvit.runtime.device.engine import SubModelEngine
+from edvit.runtime.engine.submodel import SubModelEngine
 from edvit.shape.vit import pruned_widths
 
 GREY = (0.5, 0.5, 0.5)

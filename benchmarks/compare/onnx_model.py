@@ -11,13 +11,13 @@ import numpy.typing as npt
 
 from edvit.builder.report.timing import median_s
 from edvit.errors import ModelError
-from edvit.runtime.device.engine import open_session
+from edvit.runtime.engine.submodel import open_session
 
 _DTYPES: dict[str, np.dtype[Any]] = {"tensor(uint8)": np.dtype("u1"), "tensor(float)": np.dtype("<f4")}
 
 
 class OnnxModel:
-    """A session with the settings of the product's devices (`edvit.runtime.device.engine`), one thread.
+    """A session with the settings of the product's devices (`edvit.runtime.engine.submodel`), one thread.
 
     The first input is what arrives; the batch is 1. Every other input is ones (a fusion's `present`: all are there).
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from edvit.bundle import Bundle, read_bundle
     from edvit.errors import EdvitError
     from edvit.fleet import Fleet, load_fleet, local_fleet
-    from edvit.runtime.device.engine import LocalPredictor
+    from edvit.runtime.engine.submodel import LocalPredictor
     from edvit.runtime.gateway.gateway import Gateway
     from edvit.runtime.wire.zenoh_transport import ZenohTransport
 
@@ -29,7 +29,7 @@ _WHERE = {
     "EdvitError": "edvit.errors",
     "Fleet": "edvit.fleet",
     "Gateway": "edvit.runtime.gateway.gateway",
-    "LocalPredictor": "edvit.runtime.device.engine",
+    "LocalPredictor": "edvit.runtime.engine.submodel",
     "ZenohTransport": "edvit.runtime.wire.zenoh_transport",
     "build": "edvit.api",
     "load_fleet": "edvit.fleet",

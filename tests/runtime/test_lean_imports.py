@@ -13,9 +13,9 @@ NOT_ON_A_DEVICE = BUILD_WORLD | {"rich", "fastapi", "uvicorn", "httpx", "starlet
 DEVICE_MODULES = [
     "edvit.cli.commands",
     "edvit.cli.device",
-    "edvit.runtime.wire.blobs",
+    "edvit.runtime.device.model_cache",
     "edvit.runtime.device.agent",
-    "edvit.runtime.device.engine",
+    "edvit.runtime.engine.submodel",
     "edvit.runtime.wire.memory_transport",
     "edvit.runtime.wire.messages",
     "edvit.runtime.prediction",

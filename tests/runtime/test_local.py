@@ -8,7 +8,7 @@ import pytest
 
 from edvit.errors import PortInUseError, UnavailableError
 from edvit.fleet import Device, Fleet
-from edvit.runtime.device.engine import LocalPredictor
+from edvit.runtime.engine.submodel import LocalPredictor
 from edvit.runtime.http.client import Client
 from edvit.runtime.http.server import bind
 from edvit.runtime.local import device_processes, free_port, last_line, serve_locally

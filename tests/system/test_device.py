@@ -14,7 +14,7 @@ import pytest
 
 from device_processes import EDVIT, process_fleet
 from edvit.errors import UnavailableError, WireError
-from edvit.runtime.device.engine import LocalPredictor
+from edvit.runtime.engine.submodel import LocalPredictor
 from edvit.runtime.wire.messages import InferRequest, InfoRequest, encode
 from edvit.runtime.wire.topics import INFER, INFO, LOAD
 from edvit.runtime.wire.transport import Failure, Packet, Reply

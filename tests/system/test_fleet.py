@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from edvit.fleet import Device, Fleet
-from edvit.runtime.device.engine import LocalPredictor
+from edvit.runtime.engine.submodel import LocalPredictor
 from edvit.runtime.http.client import Client
 from edvit.runtime.local import free_port
 from serving import EDVIT, run, serving, wait_for

@@ -80,7 +80,7 @@ def evaluate_over_http(bundle: Bundle, url: str) -> tuple[Evaluation, int]:
     """The whole test set through the gateway, and how many answers equal those of one process."""
     from edvit.inputs.datasets import read_split
     from edvit.inputs.preprocess import decode_file
-    from edvit.runtime.device.engine import LocalPredictor
+    from edvit.runtime.engine.submodel import LocalPredictor
     from edvit.runtime.evaluation import Classified, evaluate
     from edvit.runtime.http.client import Client
 

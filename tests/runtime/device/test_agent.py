@@ -20,8 +20,8 @@ from edvit.errors import (
     WireError,
 )
 from edvit.runtime.device import agent as device
-from edvit.runtime.device.engine import CHUNK, SubModelEngine
-from edvit.runtime.wire.blobs import ModelCache, serve_blobs
+from edvit.runtime.device.model_cache import ModelCache, serve_blobs
+from edvit.runtime.engine.submodel import CHUNK, SubModelEngine
 from edvit.runtime.wire.image_encoding import decode_images
 from edvit.runtime.wire.messages import (
     BlobReply,

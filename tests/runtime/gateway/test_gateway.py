@@ -11,7 +11,7 @@ import pytest
 
 from edvit.errors import BundleError, ConfigError, DeadlineError, ImageError, TooLargeError, UnavailableError
 from edvit.fleet import Device, Fleet
-from edvit.runtime.device.engine import CHUNK, LocalPredictor, SubModelEngine
+from edvit.runtime.engine.submodel import CHUNK, LocalPredictor, SubModelEngine
 from edvit.runtime.gateway import reconcile
 from edvit.runtime.gateway.gateway import Gateway
 from edvit.runtime.wire.image_encoding import decode_images, encode_images

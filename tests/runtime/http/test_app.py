@@ -14,7 +14,7 @@ from PIL import Image
 
 from edvit.errors import DeadlineError, UnavailableError
 from edvit.inputs.preprocess import decode_image
-from edvit.runtime.device.engine import LocalPredictor
+from edvit.runtime.engine.submodel import LocalPredictor
 from edvit.runtime.gateway.reconcile import DeviceStatus
 from edvit.runtime.http import app as http
 from edvit.runtime.http import upload

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from edvit import __version__
 from edvit.errors import ConfigError, DeadlineError, EdvitError, MemoryLimitError, UnavailableError
-from edvit.runtime.device.engine import SubModelEngine
-from edvit.runtime.wire.blobs import ModelCache, fetch_part
+from edvit.runtime.device.model_cache import ModelCache, fetch_part
+from edvit.runtime.engine.submodel import SubModelEngine
 from edvit.runtime.wire.image_encoding import decode_images
 from edvit.runtime.wire.messages import (
     DeviceInfo,

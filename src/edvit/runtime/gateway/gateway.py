@@ -15,11 +15,11 @@ from edvit.errors import (
     TooLargeError,
     UnavailableError,
 )
-from edvit.runtime.device.engine import FusionEngine, check_images
+from edvit.runtime.device.model_cache import serve_blobs
+from edvit.runtime.engine.submodel import FusionEngine, check_images
 from edvit.runtime.gateway.gather import gather
 from edvit.runtime.gateway.reconcile import DeviceStatus, Reconciler
 from edvit.runtime.prediction import Prediction, Timings, UInt8
-from edvit.runtime.wire.blobs import serve_blobs
 from edvit.runtime.wire.image_encoding import ImageEncoding, check_encoding
 from edvit.runtime.wire.messages import MAX_BATCH, MAX_PAYLOAD_BYTES
 from edvit.runtime.wire.transport import Transport

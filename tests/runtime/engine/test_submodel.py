@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from edvit.errors import BundleError, ConfigError, DeadlineError, ImageError, ModelError
-from edvit.runtime.device.engine import CHUNK, FusionEngine, LocalPredictor, SubModelEngine
+from edvit.runtime.engine.submodel import CHUNK, FusionEngine, LocalPredictor, SubModelEngine
 from tiny_bundle import FEATURE_DIM, write_submodel, write_tiny_bundle
 
 

@@ -6,8 +6,8 @@ import random
 import pytest
 
 from edvit.errors import ConfigError, DigestError, ServiceError, UnavailableError, WireError
+from edvit.runtime.device.model_cache import ModelCache, fetch_part, serve_blobs
 from edvit.runtime.wire import blobs
-from edvit.runtime.wire.blobs import ModelCache, fetch_part, serve_blobs
 from edvit.runtime.wire.memory_transport import MemoryNetwork, MemoryTransport
 from edvit.runtime.wire.messages import BLOB_CHUNK_BYTES, BlobReply, encode
 from edvit.runtime.wire.topics import BLOB
