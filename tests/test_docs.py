@@ -13,7 +13,7 @@ from benchmarks.paper.__main__ import app as paper_app
 import edvit
 from edvit.cli.commands import app
 from edvit.fleet import Fleet
-from edvit.runtime.http.answers import Predicted, Timings
+from edvit.runtime.http.answers import AnswerTimings, Predicted
 
 BENCHMARKS = {"bench paper": paper_app, "bench compare": compare_app}
 ROOT = Path(__file__).parents[1]
@@ -81,7 +81,7 @@ def test_what_the_readme_says_of_the_package_is_there():
 
 
 def test_every_field_of_an_answer_is_explained():
-    for field in {*Predicted.model_fields, *Timings.model_fields}:
+    for field in {*Predicted.model_fields, *AnswerTimings.model_fields}:
         assert f"`{field}`" in SERVING
 
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from edvit.builder.report.timing import median_s
 from edvit.errors import ModelError
-from edvit.runtime.engine.submodel import open_session
+from edvit.runtime.engine.session import open_session
 
 _DTYPES: dict[str, np.dtype[Any]] = {"tensor(uint8)": np.dtype("u1"), "tensor(float)": np.dtype("<f4")}
 

@@ -22,7 +22,8 @@ from typing import Any
 from benchmarks.compare.exchange import Program, Send, Step, Work
 from benchmarks.compare.onnx_model import OnnxModel
 from edvit.errors import DeadlineError, EdvitError, WireError
-from edvit.runtime.wire.transport import Failure, Packet, Reply, Request
+from edvit.runtime.wire.packet import Packet
+from edvit.runtime.wire.transport import Failure, Reply, Request
 from edvit.runtime.wire.zenoh_transport import ZenohTransport
 
 RETRY_S = 0.05

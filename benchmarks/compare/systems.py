@@ -40,7 +40,7 @@ from edvit.builder.stages.base import weights_path
 from edvit.builder.vit.backbone import FeatureExtractor
 from edvit.bundle import Bundle
 from edvit.plan.cost import ACTIVATION_BYTES
-from edvit.runtime.engine.submodel import open_session
+from edvit.runtime.engine.session import open_session
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from edvit.builder.models.family import family_of
 from edvit.builder.vit.backbone import FeatureExtractor
 from edvit.bundle import MANIFEST, Bundle, read_bundle
 from edvit.errors import BuildError, ConfigError
-from edvit.runtime.engine.submodel import LocalPredictor
+from edvit.runtime.predictor import LocalPredictor
 from edvit.units import spread
 
 ROUNDS = 15

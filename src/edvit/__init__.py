@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from edvit.bundle import Bundle, read_bundle
     from edvit.errors import EdvitError
     from edvit.fleet import Fleet, load_fleet, local_fleet
-    from edvit.runtime.engine.submodel import LocalPredictor
     from edvit.runtime.gateway.gateway import Gateway
+    from edvit.runtime.predictor import LocalPredictor
     from edvit.runtime.wire.zenoh_transport import ZenohTransport
 
 __version__ = "0.1.0"
@@ -29,7 +29,7 @@ _WHERE = {
     "EdvitError": "edvit.errors",
     "Fleet": "edvit.fleet",
     "Gateway": "edvit.runtime.gateway.gateway",
-    "LocalPredictor": "edvit.runtime.engine.submodel",
+    "LocalPredictor": "edvit.runtime.predictor",
     "ZenohTransport": "edvit.runtime.wire.zenoh_transport",
     "build": "edvit.api",
     "load_fleet": "edvit.fleet",

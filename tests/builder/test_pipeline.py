@@ -22,7 +22,7 @@ from edvit.errors import BundleError, ConfigError, DataError, InfeasibleError, W
 from edvit.fleet import Device, Fleet, local_fleet
 from edvit.inputs.datasets import read_split
 from edvit.inputs.preprocess import decode_image
-from edvit.runtime.engine.submodel import LocalPredictor
+from edvit.runtime.predictor import LocalPredictor
 from tiny_build import tiny_config
 
 torch.set_num_threads(1)

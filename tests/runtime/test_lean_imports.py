@@ -53,3 +53,10 @@ def test_a_device_loads_no_more_than_it_needs():
 )
 def test_the_gateway_loads_nothing_of_the_build_world(module):
     assert not loaded_by(module) & BUILD_WORLD
+
+
+def test_transports_know_no_message():
+    for module in ("zenoh_transport", "memory_transport"):
+        code = f"import sys, edvit.runtime.wire.{module}; print('edvit.runtime.wire.messages' in sys.modules)"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+        assert done.stdout == "False\n"

@@ -8,10 +8,10 @@ import pytest
 
 from edvit.errors import PortInUseError, UnavailableError
 from edvit.fleet import Device, Fleet
-from edvit.runtime.engine.submodel import LocalPredictor
 from edvit.runtime.http.client import Client
 from edvit.runtime.http.server import bind
 from edvit.runtime.local import device_processes, free_port, last_line, serve_locally
+from edvit.runtime.predictor import LocalPredictor
 from serving import alive
 from tiny_bundle import write_tiny_bundle
 

@@ -16,7 +16,7 @@ from edvit.builder.pipeline import build
 from edvit.bundle import read_bundle
 from edvit.errors import ConfigError, ModelError
 from edvit.fleet import local_fleet
-from edvit.runtime.engine.submodel import LocalPredictor
+from edvit.runtime.predictor import LocalPredictor
 
 torch.set_num_threads(1)
 

@@ -14,10 +14,12 @@ import pytest
 
 from device_processes import EDVIT, process_fleet
 from edvit.errors import UnavailableError, WireError
-from edvit.runtime.engine.submodel import LocalPredictor
-from edvit.runtime.wire.messages import InferRequest, InfoRequest, encode
+from edvit.runtime.predictor import LocalPredictor
+from edvit.runtime.wire.header import encode
+from edvit.runtime.wire.messages import InferRequest, InfoRequest
+from edvit.runtime.wire.packet import Packet
 from edvit.runtime.wire.topics import INFER, INFO, LOAD
-from edvit.runtime.wire.transport import Failure, Packet, Reply
+from edvit.runtime.wire.transport import Failure, Reply
 from fleet_in_memory import some_images
 from free_port import free_endpoint
 from tiny_bundle import write_tiny_bundle

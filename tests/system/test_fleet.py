@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from edvit.fleet import Device, Fleet
-from edvit.runtime.engine.submodel import LocalPredictor
 from edvit.runtime.http.client import Client
 from edvit.runtime.local import free_port
+from edvit.runtime.predictor import LocalPredictor
 from serving import EDVIT, run, serving, wait_for
 from tiny_bundle import write_tiny_bundle
 

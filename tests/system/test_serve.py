@@ -18,9 +18,9 @@ from PIL import Image
 from edvit.errors import EdvitError
 from edvit.fleet import Device, Fleet
 from edvit.inputs.preprocess import decode_image
-from edvit.runtime.engine.submodel import LocalPredictor
 from edvit.runtime.http.body import NPY, to_npy
 from edvit.runtime.http.client import Client
+from edvit.runtime.predictor import LocalPredictor
 from serving import EDVIT, alive, run, serving, wait_for
 from tiny_bundle import write_tiny_bundle
 

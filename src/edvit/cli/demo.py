@@ -80,9 +80,9 @@ def evaluate_over_http(bundle: Bundle, url: str) -> tuple[Evaluation, int]:
     """The whole test set through the gateway, and how many answers equal those of one process."""
     from edvit.inputs.datasets import read_split
     from edvit.inputs.preprocess import decode_file
-    from edvit.runtime.engine.submodel import LocalPredictor
     from edvit.runtime.evaluation import Classified, evaluate
     from edvit.runtime.http.client import Client
+    from edvit.runtime.predictor import LocalPredictor
 
     manifest = bundle.manifest
     images = read_split(manifest.data.spec, "test").with_classes(manifest.data.classes)

@@ -68,7 +68,7 @@ def answering(target: str) -> Iterator[tuple[tuple[str, ...], Ask]]:
     else:
         from edvit.bundle import read_bundle
         from edvit.inputs.preprocess import decode_file
-        from edvit.runtime.engine.submodel import LocalPredictor
+        from edvit.runtime.predictor import LocalPredictor
 
         bundle = read_bundle(Path(target))
         predictor = LocalPredictor(bundle)

@@ -4,7 +4,7 @@ import torch
 from edvit.builder.report import latency
 from edvit.builder.report.latency import latencies_s
 from edvit.builder.stages import test as test_stage
-from edvit.runtime.engine.submodel import open_session
+from edvit.runtime.engine.session import open_session
 
 torch.set_num_threads(1)
 

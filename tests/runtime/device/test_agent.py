@@ -20,8 +20,10 @@ from edvit.errors import (
     WireError,
 )
 from edvit.runtime.device import agent as device
-from edvit.runtime.device.model_cache import ModelCache, serve_blobs
+from edvit.runtime.device.model_cache import ModelCache
 from edvit.runtime.engine.submodel import CHUNK, SubModelEngine
+from edvit.runtime.gateway.model_files import serve_model_files
+from edvit.runtime.wire.header import decode, encode
 from edvit.runtime.wire.image_encoding import decode_images
 from edvit.runtime.wire.messages import (
     BlobReply,
@@ -33,13 +35,12 @@ from edvit.runtime.wire.messages import (
     LoadRequest,
     RefuseRequest,
     SubModelSpec,
-    decode,
-    encode,
     to_array,
     to_payload,
 )
+from edvit.runtime.wire.packet import Packet
 from edvit.runtime.wire.topics import BLOB, INFER, INFO, LOAD, REFUSE
-from edvit.runtime.wire.transport import Failure, Packet, Reply
+from edvit.runtime.wire.transport import Failure, Reply
 from fleet_in_memory import memory_fleet, some_images
 from tiny_bundle import FEATURE_DIM, write_tiny_bundle
 from waiting import eventually
@@ -62,7 +63,7 @@ def fleet(bundle, tmp_path):
 def node(fleet, bundle):
     """A bare participant that has the bundle's models: what a gateway is to a device."""
     node = fleet.node()
-    serve_blobs(bundle, node)
+    serve_model_files(bundle, node)
     return node
 
 

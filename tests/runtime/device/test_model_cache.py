@@ -6,13 +6,14 @@ import random
 import pytest
 
 from edvit.errors import ConfigError, DigestError, ServiceError, UnavailableError, WireError
-from edvit.runtime.device.model_cache import ModelCache, fetch_part, serve_blobs
-from edvit.runtime.wire import blobs
+from edvit.runtime.device import model_cache
+from edvit.runtime.device.model_cache import ModelCache, fetch_part
+from edvit.runtime.wire.header import encode
 from edvit.runtime.wire.memory_transport import MemoryNetwork, MemoryTransport
-from edvit.runtime.wire.messages import BLOB_CHUNK_BYTES, BlobReply, encode
+from edvit.runtime.wire.messages import BLOB_CHUNK_BYTES, BlobReply
+from edvit.runtime.wire.packet import Packet
 from edvit.runtime.wire.topics import BLOB
-from edvit.runtime.wire.transport import Packet, Reply
-from tiny_bundle import write_tiny_bundle
+from edvit.runtime.wire.transport import Reply
 
 DATA = random.Random(0).randbytes(2 * BLOB_CHUNK_BYTES + 123)  # its ends are not the "x" that tests put there
 DIGEST = hashlib.sha256(DATA).hexdigest()
@@ -87,37 +88,6 @@ def test_a_folder_that_is_gone(tmp_path):
         cache.get(DIGEST, len(DATA), Source())
 
 
-@pytest.fixture
-def served(tmp_path):
-    network = MemoryNetwork()
-    bundle = write_tiny_bundle(tmp_path / "bundle", ballast_bytes=BLOB_CHUNK_BYTES)
-    serve_blobs(bundle, MemoryTransport(network))
-    return bundle, network
-
-
-def test_a_gateway_serves_its_models(served, tmp_path):
-    bundle, network = served
-    node = MemoryTransport(network)
-    model = bundle.manifest.submodel(1).model
-    path = ModelCache(tmp_path / "cache").get(
-        model.sha256, model.bytes, lambda offset, length: fetch_part(node, "local", model.sha256, offset, length)
-    )
-    assert path.read_bytes() == bundle.model_path(model).read_bytes()
-
-
-def test_what_a_gateway_does_not_have(served):
-    bundle, network = served
-    node = MemoryTransport(network)
-    with pytest.raises(UnavailableError, match="no gateway"):
-        fetch_part(node, "local", "0" * 64, 0, 10)
-    # The fusion is the gateway's own, and every other file of the machine no business of anyone.
-    with pytest.raises(UnavailableError, match="no gateway"):
-        fetch_part(node, "local", bundle.manifest.fusion.model.sha256, 0, 10)
-    model = bundle.manifest.submodel(0).model
-    with pytest.raises(WireError, match="beyond its end"):
-        fetch_part(node, "local", model.sha256, model.bytes, 10)
-
-
 @pytest.mark.parametrize(
     "packet",
     [
@@ -140,4 +110,4 @@ def test_parts_that_are_not_what_was_asked_for_are_refused(packet):
     MemoryTransport(network).serve(BLOB.key(fleet="f", sha256="*"), serve)
     with pytest.raises(WireError):
         fetch_part(MemoryTransport(network), "f", DIGEST, 0, 5)
-    assert len(asked) == blobs.CHUNK_ATTEMPTS
+    assert len(asked) == model_cache.CHUNK_ATTEMPTS

@@ -6,8 +6,9 @@ import numpy as np
 import onnx
 import pytest
 
-from edvit.errors import BundleError, ConfigError, DeadlineError, ImageError, ModelError
-from edvit.runtime.engine.submodel import CHUNK, FusionEngine, LocalPredictor, SubModelEngine
+from edvit.errors import DeadlineError, ImageError, ModelError
+from edvit.runtime.engine.submodel import CHUNK, SubModelEngine
+from edvit.runtime.predictor import LocalPredictor
 from tiny_bundle import FEATURE_DIM, write_submodel, write_tiny_bundle
 
 
@@ -48,49 +49,6 @@ def test_a_batch_is_run_in_chunks_of_bounded_size(bundle, monkeypatch):
     with pytest.raises(DeadlineError):
         submodel.run_in_chunks(images, until=time.monotonic() - 1)
     assert len(sizes) == 3
-
-
-def test_fusion_uses_what_is_there_and_stands_in_for_what_is_not(bundle):
-    model = onnx.load(bundle.path / "fusion.onnx")
-    value = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    fusion = FusionEngine(bundle.path / "fusion.onnx", bundle.manifest)
-    rng = np.random.default_rng(1)
-    features = {i: rng.normal(size=(2, FEATURE_DIM)).astype(np.float32) for i in (0, 2)}
-    stand_in = np.repeat(value["stand_in"][:, FEATURE_DIM : 2 * FEATURE_DIM], 2, axis=0)
-    expected = np.concatenate([features[0], stand_in, features[2]], axis=1) @ value["weight"]
-    np.testing.assert_allclose(fusion.run(features, batch=2), expected, rtol=1e-5, atol=1e-5)
-
-
-def test_a_whole_bundle_in_one_process(bundle, images):
-    predictor = LocalPredictor(bundle)
-    prediction = predictor.predict(images)
-    assert prediction.logits.shape == (5, 7)
-    assert prediction.missing == ()
-    assert not prediction.degraded
-    np.testing.assert_allclose(prediction.probabilities.sum(axis=1), 1.0, rtol=1e-5)
-    assert (prediction.labels == prediction.probabilities.argmax(axis=1)).all()
-    assert prediction.timings.total_s >= prediction.timings.slowest_run_s > 0
-
-
-def test_absent_submodels_degrade(bundle, images):
-    predictor = LocalPredictor(bundle)
-    whole = predictor.predict(images)
-    degraded = predictor.predict(images, absent=[2, 0])
-    assert degraded.missing == (0, 2)
-    assert degraded.degraded
-    assert not np.array_equal(degraded.logits, whole.logits)
-    assert predictor.predict(images, absent=range(3)).missing == (0, 1, 2)
-
-
-def test_threads_do_not_change_a_bit(bundle, images):
-    one, two = LocalPredictor(bundle, threads=1), LocalPredictor(bundle, threads=2)
-    assert np.array_equal(one.predict(images).logits, two.predict(images).logits)
-
-
-def test_probabilities_of_huge_logits_are_finite(bundle, images):
-    prediction = LocalPredictor(bundle).predict(images)
-    prediction.logits[:] *= 1e4
-    assert np.isfinite(prediction.probabilities).all()
 
 
 @pytest.mark.parametrize(
@@ -138,16 +96,3 @@ def test_a_fixed_batch_is_refused(tmp_path):
     onnx.save(model, path)
     with pytest.raises(ModelError, match="fixed batch"):
         engine(path)
-
-
-def test_a_bundle_whose_fusion_does_not_fit_is_refused(bundle, tmp_path):
-    other = write_tiny_bundle(tmp_path / "other", submodels=2, classes=7)
-    (bundle_path := tmp_path / "mixed").symlink_to(other.path)
-    mixed = type(bundle)(path=bundle_path, manifest=bundle.manifest, digest=bundle.digest)
-    with pytest.raises(BundleError):
-        LocalPredictor(mixed)
-
-
-def test_no_threads_is_refused(bundle):
-    with pytest.raises(ConfigError, match="threads"):
-        LocalPredictor(bundle, threads=0)

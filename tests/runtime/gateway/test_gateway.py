@@ -11,21 +11,16 @@ import pytest
 
 from edvit.errors import BundleError, ConfigError, DeadlineError, ImageError, TooLargeError, UnavailableError
 from edvit.fleet import Device, Fleet
-from edvit.runtime.engine.submodel import CHUNK, LocalPredictor, SubModelEngine
+from edvit.runtime.engine.submodel import CHUNK, SubModelEngine
 from edvit.runtime.gateway import reconcile
 from edvit.runtime.gateway.gateway import Gateway
+from edvit.runtime.predictor import LocalPredictor
+from edvit.runtime.wire.header import decode, encode
 from edvit.runtime.wire.image_encoding import decode_images, encode_images
-from edvit.runtime.wire.messages import (
-    MAX_BATCH,
-    MAX_PAYLOAD_BYTES,
-    DeviceInfo,
-    HeldSubModel,
-    LoadRequest,
-    decode,
-    encode,
-)
+from edvit.runtime.wire.messages import MAX_BATCH, DeviceInfo, HeldSubModel, LoadRequest
+from edvit.runtime.wire.packet import MAX_PAYLOAD_BYTES, Packet
 from edvit.runtime.wire.topics import ALIVE, INFER, INFO, LOAD
-from edvit.runtime.wire.transport import Packet, Reply
+from edvit.runtime.wire.transport import Reply
 from fleet_in_memory import memory_fleet, some_images
 from tiny_bundle import FEATURE_DIM, write_tiny_bundle
 from waiting import eventually

@@ -14,7 +14,6 @@ from PIL import Image
 
 from edvit.errors import DeadlineError, UnavailableError
 from edvit.inputs.preprocess import decode_image
-from edvit.runtime.engine.submodel import LocalPredictor
 from edvit.runtime.gateway.reconcile import DeviceStatus
 from edvit.runtime.http import app as http
 from edvit.runtime.http import upload
@@ -22,6 +21,7 @@ from edvit.runtime.http.app import WORKERS, create_app, fleet_of, health_of, ima
 from edvit.runtime.http.client import Client
 from edvit.runtime.http.server import HttpServer, bind
 from edvit.runtime.prediction import Prediction, Timings
+from edvit.runtime.predictor import LocalPredictor
 from tiny_bundle import write_tiny_bundle
 
 IMAGE = np.full((3, 16, 16), 77, dtype=np.uint8)

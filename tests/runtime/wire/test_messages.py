@@ -8,14 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from edvit import errors
-from edvit.errors import EdvitError, InfeasibleError, MemoryLimitError, ServiceError, WireError
+from edvit.errors import WireError
 from edvit.runtime.wire import messages
+from edvit.runtime.wire.header import MAX_HEADER_BYTES, decode, encode
 from edvit.runtime.wire.messages import (
     MAX_BATCH,
-    MAX_ERROR_CHARS,
-    MAX_HEADER_BYTES,
-    MAX_PAYLOAD_BYTES,
     BlobReply,
     BlobRequest,
     DeviceInfo,
@@ -25,14 +22,10 @@ from edvit.runtime.wire.messages import (
     LoadRequest,
     RefuseRequest,
     SubModelSpec,
-    decode,
-    decode_error,
-    encode,
-    encode_error,
     to_array,
     to_payload,
 )
-from edvit.runtime.wire.transport import Packet
+from edvit.runtime.wire.packet import MAX_PAYLOAD_BYTES, Packet
 
 DIGEST = "0" * 64
 INSTANCE = "f" * 16
@@ -169,48 +162,6 @@ def test_a_submodel_named_twice_is_refused():
 def test_headers_are_frozen():
     with pytest.raises(ValueError, match="frozen"):
         SPEC.id = 3
-
-
-def every_error():
-    return [
-        value
-        for value in vars(errors).values()
-        if isinstance(value, type) and issubclass(value, EdvitError) and value not in (EdvitError, InfeasibleError)
-    ]
-
-
-@pytest.mark.parametrize("kind", every_error())
-def test_every_error_comes_back_as_its_class(kind):
-    error = decode_error(encode_error(kind("what is wrong; what to do")))
-    assert type(error) is kind
-    assert str(error) == "what is wrong; what to do"
-
-
-def test_an_error_that_needs_more_than_a_message_comes_back_as_a_service_error():
-    told = encode_error(InfeasibleError("no", submodel=1, constraint="memory", shortfall=2.0))
-    assert type(decode_error(told)) is ServiceError
-
-
-@pytest.mark.parametrize(
-    "error", [ValueError("secret"), KeyError("secret"), EdvitError("secret"), OSError(2, "secret")]
-)
-def test_the_unknown_travels_without_detail(error):
-    data = encode_error(error)
-    assert b"secret" not in data
-    assert type(error).__name__.encode() not in data.replace(b"internal error", b"")
-    assert decode_error(data).code == EdvitError.code
-
-
-def test_an_error_is_one_short_line():
-    told = json.loads(encode_error(MemoryLimitError("a\n  b\n" + "x" * 1000)))
-    assert set(told) == {"wire", "code", "message"}
-    assert told["message"].startswith("a b x")
-    assert len(told["message"]) == MAX_ERROR_CHARS
-
-
-@pytest.mark.parametrize("data", [b"", b"nonsense", b'{"code": "x"}', b'{"code": 1, "message": "m"}'])
-def test_a_malformed_error_is_an_error_itself(data):
-    assert type(decode_error(data)) is WireError
 
 
 def test_no_header_accepts_unknown_fields_or_changes():

@@ -5,7 +5,8 @@ import time
 import pytest
 
 from edvit.errors import ConfigError, PortInUseError
-from edvit.runtime.wire.transport import Packet, Replies
+from edvit.runtime.wire.packet import Packet
+from edvit.runtime.wire.transport import Replies
 from edvit.runtime.wire.zenoh_transport import ZenohTransport, _Query, check_endpoint
 from free_port import free_endpoint
 

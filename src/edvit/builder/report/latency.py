@@ -15,7 +15,7 @@ from edvit.builder.report.timing import median_s
 from edvit.builder.stages.base import Base
 from edvit.builder.stages.fuse import Fused
 from edvit.builder.stages.test import Sessions
-from edvit.runtime.engine.submodel import open_session
+from edvit.runtime.engine.session import open_session
 
 
 def latencies_s(

@@ -27,7 +27,7 @@ from edvit.bundle import Metric
 from edvit.errors import DataError
 from edvit.inputs.datasets import LabelledImages, read_split
 from edvit.inputs.preprocess import Preprocessing
-from edvit.runtime.engine.submodel import open_session
+from edvit.runtime.engine.session import open_session
 from edvit.units import counted
 
 Floats = npt.NDArray[np.float32]

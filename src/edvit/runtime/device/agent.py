@@ -18,6 +18,7 @@ from edvit import __version__
 from edvit.errors import ConfigError, DeadlineError, EdvitError, MemoryLimitError, UnavailableError
 from edvit.runtime.device.model_cache import ModelCache, fetch_part
 from edvit.runtime.engine.submodel import SubModelEngine
+from edvit.runtime.wire.header import decode, encode
 from edvit.runtime.wire.image_encoding import decode_images
 from edvit.runtime.wire.messages import (
     DeviceInfo,
@@ -29,8 +30,6 @@ from edvit.runtime.wire.messages import (
     RefuseReply,
     RefuseRequest,
     SubModelSpec,
-    decode,
-    encode,
     to_payload,
 )
 from edvit.runtime.wire.topics import ALIVE, ANY, INFER, INFO, LOAD, REFUSE

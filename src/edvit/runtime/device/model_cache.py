@@ -1,4 +1,4 @@
-"""Model files by digest: the gateway serves them in parts, a device fetches, verifies and keeps them."""
+"""Model files by digest on a device: fetched from the gateway in parts, verified, and kept on disk."""
 
 from __future__ import annotations
 
@@ -6,41 +6,21 @@ import contextlib
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-from edvit.bundle import Bundle, sha256_of
+from edvit.bundle import sha256_of
 from edvit.errors import ConfigError, DigestError, EdvitError, ServiceError, UnavailableError, WireError
-from edvit.runtime.wire.messages import BLOB_CHUNK_BYTES, BlobReply, BlobRequest, decode, encode
-from edvit.runtime.wire.topics import ANY, BLOB
-from edvit.runtime.wire.transport import Failure, Registration, Reply, Request, Transport
+from edvit.runtime.wire.header import decode, encode
+from edvit.runtime.wire.messages import BLOB_CHUNK_BYTES, BlobReply, BlobRequest
+from edvit.runtime.wire.topics import BLOB
+from edvit.runtime.wire.transport import Failure, Transport
 
 CHUNK_DEADLINE_S = 10.0
 CHUNK_ATTEMPTS = 3
 
 FetchPart = Callable[[int, int], bytes]
 """`(offset, length)` -> that part of the file."""
-
-
-def serve_blobs(bundle: Bundle, transport: Transport) -> Registration:
-    """Reply for every sub-model's file of the bundle, at `edvit/<fleet>/blobs/<sha256>`."""
-    files = {submodel.model.sha256: submodel.model for submodel in bundle.manifest.submodels}
-
-    def part(request: Request) -> Iterator[Reply]:
-        asked = decode(BlobRequest, request.packet)
-        file = files.get(BLOB.parts(request.key)["sha256"])
-        if file is None:
-            return  # perhaps another gateway's
-        if asked.offset >= file.bytes:
-            raise WireError("a part of a model beyond its end was asked for")
-        with bundle.model_path(file).open("rb") as stream:
-            stream.seek(asked.offset)
-            data = stream.read(min(asked.length, file.bytes - asked.offset))
-        if not data:
-            raise UnavailableError("a model file of the bundle is shorter than it was")
-        yield Reply(request.key, encode(BlobReply(offset=asked.offset, length=len(data)), data))
-
-    return transport.serve(BLOB.key(fleet=bundle.manifest.plan.fleet.name, sha256=ANY), part)
 
 
 def fetch_part(transport: Transport, fleet: str, sha256: str, offset: int, length: int) -> bytes:

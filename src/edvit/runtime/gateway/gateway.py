@@ -15,13 +15,15 @@ from edvit.errors import (
     TooLargeError,
     UnavailableError,
 )
-from edvit.runtime.device.model_cache import serve_blobs
-from edvit.runtime.engine.submodel import FusionEngine, check_images
+from edvit.runtime.engine.fusion import FusionEngine
+from edvit.runtime.engine.submodel import check_images
 from edvit.runtime.gateway.gather import gather
+from edvit.runtime.gateway.model_files import serve_model_files
 from edvit.runtime.gateway.reconcile import DeviceStatus, Reconciler
 from edvit.runtime.prediction import Prediction, Timings, UInt8
 from edvit.runtime.wire.image_encoding import ImageEncoding, check_encoding
-from edvit.runtime.wire.messages import MAX_BATCH, MAX_PAYLOAD_BYTES
+from edvit.runtime.wire.messages import MAX_BATCH
+from edvit.runtime.wire.packet import MAX_PAYLOAD_BYTES
 from edvit.runtime.wire.transport import Transport
 
 __all__ = ["DeviceStatus", "Gateway", "Prediction", "Timings"]
@@ -60,7 +62,7 @@ class Gateway:
             self._fusion = FusionEngine(bundle.model_path(manifest.fusion.model), manifest)
         except ModelError as error:
             raise BundleError(f"{bundle.path}: {error}") from None
-        self._blobs = serve_blobs(bundle, transport)
+        self._blobs = serve_model_files(bundle, transport)
         self._reconciler = Reconciler(bundle, transport, image_encoding)
 
     def wait_ready(self, timeout_s: float) -> None:

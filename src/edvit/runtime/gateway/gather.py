@@ -12,10 +12,12 @@ import numpy as np
 
 from edvit.errors import EdvitError, WireError
 from edvit.runtime.prediction import Float32, UInt8
+from edvit.runtime.wire.header import decode, encode
 from edvit.runtime.wire.image_encoding import ImageEncoding, encode_images
-from edvit.runtime.wire.messages import InferReply, InferRequest, decode, encode, to_array
+from edvit.runtime.wire.messages import InferReply, InferRequest, to_array
+from edvit.runtime.wire.packet import Packet
 from edvit.runtime.wire.topics import ANY, INFER
-from edvit.runtime.wire.transport import Failure, Packet, Replies, Reply
+from edvit.runtime.wire.transport import Failure, Replies, Reply
 
 log = logging.getLogger(__name__)
 

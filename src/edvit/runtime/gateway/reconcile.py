@@ -13,18 +13,12 @@ import numpy as np
 from edvit.bundle import Bundle, Manifest
 from edvit.errors import EdvitError, MemoryLimitError, ServiceError, UnavailableError, WireError
 from edvit.runtime.gateway.gather import Expected, gather
+from edvit.runtime.wire.header import decode, encode
 from edvit.runtime.wire.image_encoding import ImageEncoding
-from edvit.runtime.wire.messages import (
-    DeviceInfo,
-    InfoRequest,
-    LoadRequest,
-    RefuseRequest,
-    SubModelSpec,
-    decode,
-    encode,
-)
+from edvit.runtime.wire.messages import DeviceInfo, InfoRequest, LoadRequest, RefuseRequest, SubModelSpec
+from edvit.runtime.wire.packet import Packet
 from edvit.runtime.wire.topics import ALIVE, ANY, INFO, LOAD, REFUSE
-from edvit.runtime.wire.transport import Failure, Packet, Replies, Reply, Transport, Waits
+from edvit.runtime.wire.transport import Failure, Replies, Reply, Transport, Waits
 
 log = logging.getLogger(__name__)
 

@@ -27,7 +27,7 @@ class ImageAnswer(Score):
     top: tuple[Score, ...]
 
 
-class Timings(_Answer):
+class AnswerTimings(_Answer):
     """Where the time went, milliseconds."""
 
     total_ms: float
@@ -46,7 +46,7 @@ class _Query(_Answer):
     """An answer made without every feature."""
     missing: tuple[int, ...]
     """Sub-models whose feature is missing."""
-    timings: Timings
+    timings: AnswerTimings
 
 
 class Predicted(_Query, ImageAnswer):

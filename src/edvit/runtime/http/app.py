@@ -27,6 +27,7 @@ from edvit.inputs.preprocess import Preprocessing, UInt8, decode_file
 from edvit.runtime.gateway.reconcile import DeviceStatus
 from edvit.runtime.http.answers import (
     TOP,
+    AnswerTimings,
     DeviceAnswer,
     ErrorAnswer,
     ErrorDetail,
@@ -36,7 +37,6 @@ from edvit.runtime.http.answers import (
     Predicted,
     PredictedBatch,
     Score,
-    Timings,
 )
 from edvit.runtime.http.body import NPY, read_images
 from edvit.runtime.http.upload import MAX_BODY_BYTES, Upload, discard_body, read_upload
@@ -128,7 +128,7 @@ def _predict(predictor: Predictor, manifest: Manifest, upload: Upload, start: fl
     decoded = time.perf_counter()
     prediction = predictor.predict(images)
     answers = image_answers(prediction, manifest.data.classes)
-    timings = Timings(
+    timings = AnswerTimings(
         total_ms=_ms(time.perf_counter() - start),
         decode_ms=_ms(decoded - start),
         gather_ms=_ms(prediction.timings.gather_s),

@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from edvit.runtime.wire.messages import decode_error, encode_error
+from edvit.runtime.wire.failure import decode_error, encode_error
+from edvit.runtime.wire.packet import Packet
 from edvit.runtime.wire.transport import (
     Failure,
     Handler,
     Lane,
-    Packet,
     Reception,
     Registration,
     Registrations,

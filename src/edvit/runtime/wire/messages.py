@@ -1,50 +1,27 @@
-"""What devices and the gateway say to each other: strict headers as JSON, payloads as raw little-endian arrays.
-
-A header says how many bytes its payload must have; `decode` refuses everything that contradicts itself before
-a byte of the payload is used. Errors travel as a code and one line of text, and come back as the same class.
-"""
+"""What devices and the gateway say to each other: a header for each message, and arrays as payloads."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from edvit.errors import EdvitError, WireError, error_from
-from edvit.fleet import NAME_PATTERN, first_problem
+from edvit.fleet import NAME_PATTERN
+from edvit.runtime.wire.header import Header
 from edvit.runtime.wire.image_encoding import ImageEncoding
-from edvit.runtime.wire.transport import Packet
+from edvit.runtime.wire.packet import MAX_PAYLOAD_BYTES
 
-WIRE_VERSION: Literal[1] = 1
-MAX_HEADER_BYTES = 64 * 1024
-MAX_PAYLOAD_BYTES = 64 * 1024 * 1024
 MAX_BATCH = 1024
 """Images of one request. Bytes alone are no limit: 312,500 images of 8x8 pixels fit into the largest HTTP body, and
 each of them costs features and an answer of some kilobytes, whatever its size."""
 BLOB_CHUNK_BYTES = 1024 * 1024
-MAX_ERROR_CHARS = 300
 
 _SHA256 = r"^[0-9a-f]{64}$"
 _INSTANCE = r"^[0-9a-f]{16}$"
 _DTYPES: dict[str, np.dtype[Any]] = {"uint8": np.dtype("u1"), "float32": np.dtype("<f4")}
-
-H = TypeVar("H", bound="Header")
-
-
-class Header(BaseModel):
-    """Base of every header: immutable, no unknown fields, no conversions."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-    wire: Literal[1] = WIRE_VERSION
-
-    @property
-    def payload_bytes(self) -> int:
-        """Bytes that the payload must have."""
-        return 0
 
 
 class ArrayHeader(Header):
@@ -206,36 +183,7 @@ class BlobReply(Header):
         return self.length
 
 
-# --- to bytes and back -------------------------------------------------------------------------------------
-
-
-def encode(header: Header, payload: bytes = b"") -> Packet:
-    """Pack a message. Raises ValueError if the payload is not what the header says (a defect of the caller)."""
-    if len(payload) != header.payload_bytes:
-        raise ValueError(f"payload of {len(payload)} bytes under a header of {header.payload_bytes}")
-    return Packet(header=header.model_dump_json().encode(), payload=payload)
-
-
-def decode(kind: type[H], packet: Packet, max_payload: int = MAX_PAYLOAD_BYTES) -> H:
-    """Check a message against its type, and its payload's size against its header.
-
-    Raises:
-        WireError: the header is too large, malformed or of another version, or the payload has another size.
-    """
-    name = kind.__name__
-    if len(packet.header) > MAX_HEADER_BYTES:
-        raise WireError(f"{name}: header of {len(packet.header):,} bytes, at most {MAX_HEADER_BYTES:,} are accepted")
-    try:
-        header = kind.model_validate_json(packet.header)
-    except ValidationError as error:
-        raise WireError(f"{name}: malformed header: {first_problem(error)}") from None
-    if header.payload_bytes > max_payload:
-        raise WireError(f"{name}: payload of {header.payload_bytes:,} bytes, at most {max_payload:,} are accepted")
-    if len(packet.payload) != header.payload_bytes:
-        raise WireError(
-            f"{name}: payload has {len(packet.payload):,} bytes where its header says {header.payload_bytes:,}"
-        )
-    return header
+# --- arrays ------------------------------------------------------------------------------------------------
 
 
 def to_payload(array: npt.NDArray[Any]) -> bytes:
@@ -246,31 +194,3 @@ def to_payload(array: npt.NDArray[Any]) -> bytes:
 def to_array(header: ArrayHeader, payload: bytes) -> npt.NDArray[Any]:
     """A read-only array of `header.shape` over a payload that `decode` has checked."""
     return np.frombuffer(payload, dtype=_DTYPES[header.dtype]).reshape(header.shape)
-
-
-# --- errors ------------------------------------------------------------------------------------------------
-
-
-class ErrorHeader(Header):
-    """An error as it travels: never more than this."""
-
-    code: str = Field(max_length=64)
-    message: str = Field(max_length=MAX_ERROR_CHARS)
-
-
-def encode_error(error: Exception) -> bytes:
-    """Pack an error. What is not an `EdvitError` is told as `internal`, without any detail."""
-    if isinstance(error, EdvitError) and error.code != EdvitError.code:
-        header = ErrorHeader(code=error.code, message=" ".join(str(error).split())[:MAX_ERROR_CHARS])
-    else:
-        header = ErrorHeader(code=EdvitError.code, message="internal error; see the log of the device or gateway")
-    return header.model_dump_json().encode()
-
-
-def decode_error(data: bytes) -> EdvitError:
-    """The error a peer reported, as an exception of the class that has its code; `ServiceError` for unknown codes."""
-    try:
-        header = decode(ErrorHeader, Packet(header=data))
-    except WireError:
-        return WireError("a peer answered with a malformed error")
-    return error_from(header.code, header.message)

@@ -18,19 +18,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from edvit.errors import EdvitError, ServiceError
+from edvit.runtime.wire.packet import Packet
 
 log = logging.getLogger(__name__)
 
 MAX_WAITING = 64
 """Requests that wait at one key. When one more comes the oldest is dropped: its asker will give up first."""
-
-
-@dataclass(frozen=True, slots=True)
-class Packet:
-    """A message as bytes."""
-
-    header: bytes
-    payload: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,12 +15,12 @@ from typing import Any
 import zenoh
 
 from edvit.errors import ConfigError, PortInUseError, ServiceError
-from edvit.runtime.wire.messages import MAX_PAYLOAD_BYTES, decode_error, encode_error
+from edvit.runtime.wire.failure import decode_error, encode_error
+from edvit.runtime.wire.packet import MAX_PAYLOAD_BYTES, Packet
 from edvit.runtime.wire.transport import (
     Failure,
     Handler,
     Lane,
-    Packet,
     Reception,
     Registration,
     Registrations,

@@ -1,0 +1,33 @@
+"""The gateway serves its bundle's model files in parts, by digest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from edvit.bundle import Bundle
+from edvit.errors import UnavailableError, WireError
+from edvit.runtime.wire.header import decode, encode
+from edvit.runtime.wire.messages import BlobReply, BlobRequest
+from edvit.runtime.wire.topics import ANY, BLOB
+from edvit.runtime.wire.transport import Registration, Reply, Request, Transport
+
+
+def serve_model_files(bundle: Bundle, transport: Transport) -> Registration:
+    """Reply for every sub-model's file of the bundle, at `edvit/<fleet>/blobs/<sha256>`."""
+    files = {submodel.model.sha256: submodel.model for submodel in bundle.manifest.submodels}
+
+    def part(request: Request) -> Iterator[Reply]:
+        asked = decode(BlobRequest, request.packet)
+        file = files.get(BLOB.parts(request.key)["sha256"])
+        if file is None:
+            return  # perhaps another gateway's
+        if asked.offset >= file.bytes:
+            raise WireError("a part of a model beyond its end was asked for")
+        with bundle.model_path(file).open("rb") as stream:
+            stream.seek(asked.offset)
+            data = stream.read(min(asked.length, file.bytes - asked.offset))
+        if not data:
+            raise UnavailableError("a model file of the bundle is shorter than it was")
+        yield Reply(request.key, encode(BlobReply(offset=asked.offset, length=len(data)), data))
+
+    return transport.serve(BLOB.key(fleet=bundle.manifest.plan.fleet.name, sha256=ANY), part)

@@ -1,0 +1,62 @@
+"""Every message: a strict header as JSON, and a payload of raw bytes.
+
+A header says how many bytes its payload must have; `decode` refuses everything that contradicts itself before a byte of
+the payload is used.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from edvit.errors import WireError
+from edvit.fleet import first_problem
+from edvit.runtime.wire.packet import MAX_PAYLOAD_BYTES, Packet
+
+WIRE_VERSION: Literal[1] = 1
+MAX_HEADER_BYTES = 64 * 1024
+
+H = TypeVar("H", bound="Header")
+
+
+class Header(BaseModel):
+    """Base of every header: immutable, no unknown fields, no conversions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    wire: Literal[1] = WIRE_VERSION
+
+    @property
+    def payload_bytes(self) -> int:
+        """Bytes that the payload must have."""
+        return 0
+
+
+def encode(header: Header, payload: bytes = b"") -> Packet:
+    """Pack a message. Raises ValueError if the payload is not what the header says (a defect of the caller)."""
+    if len(payload) != header.payload_bytes:
+        raise ValueError(f"payload of {len(payload)} bytes under a header of {header.payload_bytes}")
+    return Packet(header=header.model_dump_json().encode(), payload=payload)
+
+
+def decode(kind: type[H], packet: Packet, max_payload: int = MAX_PAYLOAD_BYTES) -> H:
+    """Check a message against its type, and its payload's size against its header.
+
+    Raises:
+        WireError: the header is too large, malformed or of another version, or the payload has another size.
+    """
+    name = kind.__name__
+    if len(packet.header) > MAX_HEADER_BYTES:
+        raise WireError(f"{name}: header of {len(packet.header):,} bytes, at most {MAX_HEADER_BYTES:,} are accepted")
+    try:
+        header = kind.model_validate_json(packet.header)
+    except ValidationError as error:
+        raise WireError(f"{name}: malformed header: {first_problem(error)}") from None
+    if header.payload_bytes > max_payload:
+        raise WireError(f"{name}: payload of {header.payload_bytes:,} bytes, at most {max_payload:,} are accepted")
+    if len(packet.payload) != header.payload_bytes:
+        raise WireError(
+            f"{name}: payload has {len(packet.payload):,} bytes where its header says {header.payload_bytes:,}"
+        )
+    return header
