@@ -28,8 +28,8 @@ QUICK: dict[str, Any] = {
     "convnet": "vgg5",
     "spiking": "spiking_vgg5",
     "conv_size": 16,
-    "base_epochs": 8,
-    "conv_epochs": 4,
+    "base_epochs": 4,
+    "conv_epochs": 2,
     "recover_epochs": 1,
     "views": 1,
 }

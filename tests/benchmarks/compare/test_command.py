@@ -2,27 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 from benchmarks.compare.__main__ import app
 
 from benchmarks.compare import comparison as compare_module
-from edvit.cli import run_app
 from edvit.errors import ConfigError
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """Runs the command in this process; returns (exit code, stdout, stderr)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["benchmarks.compare", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            run_app(app)
-        return caught.value.code, *capsys.readouterr()
-
-    return run
 
 
 @pytest.mark.parametrize(
@@ -34,14 +18,14 @@ def command(monkeypatch, capsys):
         (("--recover-epochs", "1"), "--recover-epochs"),
     ],
 )
-def test_quick_refuses_what_it_sets_itself(command, tmp_path, flags, named):
-    code, _, said = command("--quick", "-o", tmp_path / "out", *flags)
+def test_quick_refuses_what_it_sets_itself(benchmark, tmp_path, flags, named):
+    code, _, said = benchmark(app, "--quick", "-o", tmp_path / "out", *flags)
     assert (code, said) == (2, f"edvit: --quick sets {named} itself: leave one or the other out\n")
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(("flags", "links"), [((), 1), (("--link", "5mbit", "--link", "9mbit"), 2)])
-def test_quick_goes_with_the_rest(command, tmp_path, monkeypatch, flags, links):
+def test_quick_goes_with_the_rest(benchmark, tmp_path, monkeypatch, flags, links):
     asked = {}
 
     def compare(settings, _out, **how):
@@ -49,6 +33,6 @@ def test_quick_goes_with_the_rest(command, tmp_path, monkeypatch, flags, links):
         raise ConfigError("seen")
 
     monkeypatch.setattr(compare_module, "compare", compare)
-    command("--quick", "--data", "mnist", "--systems", "small", "-o", tmp_path / "out", *flags)
+    benchmark(app, "--quick", "--data", "mnist", "--systems", "small", "-o", tmp_path / "out", *flags)
     assert (asked["settings"].data, asked["settings"].devices, asked["seeds"], asked["images"]) == ("mnist", 2, 1, 6)
     assert len(asked["links"]) == links

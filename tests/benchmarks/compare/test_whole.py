@@ -6,9 +6,10 @@ import subprocess
 import sys
 
 import pytest
+from benchmarks.compare.__main__ import app
 from benchmarks.compare.systems import SYSTEMS
 
-from serving import ROOT, run_module
+from serving import ROOT
 
 
 @pytest.mark.slow
@@ -44,7 +45,7 @@ def test_all_systems_are_compared_and_a_killed_run_is_taken_up(tmp_path):
     assert (out / "compare.md").read_text().strip() in done.stdout
 
 
-def test_bad_input_is_one_line(tmp_path):
+def test_bad_input_is_one_line(benchmark, tmp_path):
     for options, message in (
         (["--systems", "subspace,magic"], "unknown system 'magic'"),
         (["--link", "fast"], "'fast' is no link: write RATE,DELAY,LOSS"),
@@ -52,7 +53,7 @@ def test_bad_input_is_one_line(tmp_path):
         (["--systems", "split-cnn", "--convnet", "vgg99"], "unknown model 'vgg99'"),
         (["--systems", "compact", "--compact", "mobilenetv3_small_100"], "mobilenetv3_small_100 cannot be"),
     ):
-        done = run_module("benchmarks.compare", "-o", tmp_path / "compared", *options)
-        assert done.returncode == 2, done.stderr
-        assert len(done.stderr.splitlines()) == 1
-        assert message in done.stderr
+        code, _, said = benchmark(app, "-o", tmp_path / "compared", *options)
+        assert code == 2, said
+        assert len(said.splitlines()) == 1
+        assert message in said

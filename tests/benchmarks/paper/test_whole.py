@@ -3,6 +3,7 @@
 import csv
 
 import pytest
+from benchmarks.paper.__main__ import app
 
 from serving import run_module
 
@@ -27,15 +28,18 @@ def test_a_table_is_built_and_taken_up_again(tmp_path):
     assert (tmp_path / "table" / "n2-seed0" / "manifest.json").stat().st_mtime_ns == before
 
 
-def test_bad_input_is_one_line(tmp_path):
+def test_bad_input_is_one_line(benchmark, tmp_path):
     for options, message in (
         (["--devices", "two"], "--devices two: give numbers of devices separated by commas"),
         (["--seed", "3"], "--seed: the table sets this option itself"),
     ):
-        done = run_module("benchmarks.paper", "-o", tmp_path / "table", *options)
-        assert done.returncode == 2
-        assert len(done.stderr.splitlines()) == 1
-        assert message in done.stderr
+        code, _, said = benchmark(app, "-o", tmp_path / "table", *options)
+        assert code == 2
+        assert len(said.splitlines()) == 1
+        assert message in said
+
+
+def test_a_build_that_fails_ends_the_table(tmp_path):
     failed = run_module(
         "benchmarks.paper", "-o", tmp_path / "table", "--devices", "1", "--seeds", "1", "--data", "nothing"
     )
