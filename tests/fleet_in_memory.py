@@ -8,7 +8,7 @@ import numpy as np
 
 from edvit.runtime.device.agent import DeviceAgent
 from edvit.runtime.gateway.gateway import Gateway
-from edvit.runtime.wire.memory_transport import MemoryNetwork, MemoryTransport
+from memory_transport import MemoryNetwork, MemoryTransport
 
 
 class MemoryFleet:

@@ -9,11 +9,11 @@ from edvit.errors import ConfigError, DigestError, ServiceError, UnavailableErro
 from edvit.runtime.device import model_cache
 from edvit.runtime.device.model_cache import ModelCache, fetch_part
 from edvit.runtime.wire.header import encode
-from edvit.runtime.wire.memory_transport import MemoryNetwork, MemoryTransport
 from edvit.runtime.wire.messages import BLOB_CHUNK_BYTES, BlobReply
 from edvit.runtime.wire.packet import Packet
 from edvit.runtime.wire.topics import BLOB
 from edvit.runtime.wire.transport import Reply
+from memory_transport import MemoryNetwork, MemoryTransport
 
 DATA = random.Random(0).randbytes(2 * BLOB_CHUNK_BYTES + 123)  # its ends are not the "x" that tests put there
 DIGEST = hashlib.sha256(DATA).hexdigest()

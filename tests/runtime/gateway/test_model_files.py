@@ -8,8 +8,8 @@ import pytest
 from edvit.errors import UnavailableError, WireError
 from edvit.runtime.device.model_cache import ModelCache, fetch_part
 from edvit.runtime.gateway.model_files import serve_model_files
-from edvit.runtime.wire.memory_transport import MemoryNetwork, MemoryTransport
 from edvit.runtime.wire.messages import BLOB_CHUNK_BYTES
+from memory_transport import MemoryNetwork, MemoryTransport
 from tiny_bundle import write_tiny_bundle
 
 DATA = random.Random(0).randbytes(2 * BLOB_CHUNK_BYTES + 123)  # its ends are not the "x" that tests put there

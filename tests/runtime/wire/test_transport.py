@@ -12,11 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from edvit.errors import EdvitError, MemoryLimitError, ServiceError
-from edvit.runtime.wire.memory_transport import MemoryNetwork, MemoryTransport
 from edvit.runtime.wire.packet import Packet
 from edvit.runtime.wire.transport import MAX_WAITING, Failure, Reply
 from edvit.runtime.wire.zenoh_transport import ZenohTransport
 from free_port import free_endpoint
+from memory_transport import MemoryNetwork, MemoryTransport
 from waiting import eventually
 
 EMPTY = Packet(b"{}")

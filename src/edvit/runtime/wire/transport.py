@@ -1,7 +1,7 @@
 """How bytes reach other processes: serve a key, ask many at once, announce oneself, watch who is there.
 
-`ZenohTransport` is the real one; `MemoryTransport` has the same semantics inside one process, for tests. Both
-know nothing of what the bytes mean. Keys are Zenoh key expressions: `/`-separated, `*` stands for one part.
+`ZenohTransport` is the real one; tests have another with the same semantics inside one process. Both know nothing of
+what the bytes mean. Keys are Zenoh key expressions: `/`-separated, `*` stands for one part.
 """
 
 from __future__ import annotations
