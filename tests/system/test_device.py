@@ -125,8 +125,8 @@ def test_a_load_over_the_limit_is_refused_with_the_reason(fleet, bundle):
     small = fleet.device("dev-2", "--memory-mb", "0.001")
     gateway = fleet.gateway(ready=False)
     eventually(lambda: gateway.devices()[1].problem)
-    assert gateway.devices()[1].problem.startswith("its sub-models need")
-    eventually(lambda: small.says("dev-2: cannot load what the gateway plans: its sub-models need"))
+    assert gateway.devices()[1].problem.startswith("the planned sub-models need")
+    eventually(lambda: small.says("dev-2: cannot load what the gateway plans: the planned sub-models need"))
     eventually(lambda: gateway.devices()[0].submodels)
     assert gateway.predict(some_images(bundle)).missing == (1,)
     assert small.end() == 0
@@ -232,7 +232,7 @@ def test_a_second_device_of_one_name_is_refused(fleet, bundle):
     second = fleet.device("dev-1")
     assert second.wait() == 2
     assert len(second.errors) == 1
-    assert second.errors[0].startswith("edvit: a device named dev-1 is already alive in fleet local")
+    assert second.errors[0].startswith("edvit: a device named dev-1 is already running in fleet local")
     assert first.process.poll() is None
     assert not gateway.predict(some_images(bundle)).degraded
 

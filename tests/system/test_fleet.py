@@ -61,7 +61,7 @@ def test_what_happens_to_a_device_is_said_once(bundle, start):
         served.stop()
         said += served.process.stdout.read().splitlines()
     for event in (
-        r"pi-1: its sub-models need [^:]*",
+        r"pi-1: the planned sub-models need [^:]*",
         r"pi-9: not a device of this bundle \(it has pi-1, pi-2\)",
         r"pi-1: gone",
         r"pi-9: gone",

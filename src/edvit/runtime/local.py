@@ -154,7 +154,7 @@ def log_of(folder: Path, name: str) -> Path:
 def last_line(folder: Path, name: str) -> str:
     """The last line a process printed."""
     lines = log_of(folder, name).read_text(errors="replace").split("\n")
-    return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")
 
 
 def free_port() -> int:

@@ -131,7 +131,7 @@ def test_a_device_that_dies_ends_the_replay(monkeypatch):
             process.kill()
 
     monkeypatch.setattr(replay_module, "_tell", kill_the_last)
-    with pytest.raises(UnavailableError, match="device 2 ended: it said nothing"):
+    with pytest.raises(UnavailableError, match="device 2 ended: it printed nothing"):
         replay(EXCHANGES["fan-out"], **QUICK)
     assert nodes_alive() == []
 

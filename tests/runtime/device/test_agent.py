@@ -182,7 +182,7 @@ def test_what_passes_the_limit_is_refused_and_nothing_is_dropped(fleet, node, bu
     one = bundle.manifest.submodel(0).peak_memory_bytes
     agent = fleet.device("dev-1", memory_limit_bytes=2 * one + 100)
     load(node, agent, bundle, 0, 1)
-    with pytest.raises(MemoryLimitError, match=r"^its sub-models need"):
+    with pytest.raises(MemoryLimitError, match=r"^the planned sub-models need"):
         load(node, agent, bundle, 0, 1, 2)
     with pytest.raises(MemoryLimitError):
         load(node, agent, bundle, 0, 1, memory_limit_bytes=2 * one - 1000)
@@ -206,7 +206,7 @@ def test_what_cannot_be_loaded_is_told_at_the_device_once(fleet, node, bundle, m
     with pytest.raises(MemoryLimitError):
         load(node, agent, bundle, 0, 1)
     refused, full, loaded, again = said
-    assert refused.startswith("cannot load what the gateway plans: its sub-models need")
+    assert refused.startswith("cannot load what the gateway plans: the planned sub-models need")
     assert full == "cannot load what the gateway plans: the device cannot store a model file: No space left on device"
     assert loaded.startswith("sub-model 0")
     assert again == refused
@@ -417,7 +417,7 @@ def test_a_refused_device_ends_with_one_line(fleet, node):
     ended = []
 
     def run():
-        with pytest.raises(ConfigError, match="a device named dev-1 is already alive in fleet local") as refused:
+        with pytest.raises(ConfigError, match="a device named dev-1 is already running in fleet local") as refused:
             agent.run()
         ended.append(str(refused.value))
 

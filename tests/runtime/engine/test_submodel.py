@@ -76,7 +76,7 @@ def test_a_model_of_other_shapes_is_refused(bundle, changes):
 
 
 def test_a_model_with_other_values_is_refused(bundle):
-    with pytest.raises(ModelError, match="inputs are not"):
+    with pytest.raises(ModelError, match="inputs must be named image"):
         engine(bundle.path / "fusion.onnx")
 
 

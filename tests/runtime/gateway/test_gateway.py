@@ -98,7 +98,7 @@ def test_the_order_of_starting_does_not_matter(fleet, bundle, local):
 def test_wait_ready_names_what_is_missing(fleet):
     fleet.device("dev-2")
     gateway = fleet.gateway(ready=False)
-    with pytest.raises(UnavailableError, match=r"dev-1 \(sub-model 0, 2\): not there") as raised:
+    with pytest.raises(UnavailableError, match=r"dev-1 \(sub-model 0, 2\): not online") as raised:
         gateway.wait_ready(0.3)
     assert "\n" not in str(raised.value)
 
@@ -174,7 +174,7 @@ def test_devices_that_are_all_late_are_told_apart_from_none(fleet, bundle, monke
     let_go = threading.Event()
     run = SubModelEngine.run
     monkeypatch.setattr(SubModelEngine, "run", lambda self, images: (let_go.wait(30), run(self, images))[1])
-    with pytest.raises(DeadlineError, match=r"no device answered within 0\.3 s \(2 of 2 are there\)"):
+    with pytest.raises(DeadlineError, match=r"no device answered within 0\.3 s \(2 of 2 are online\)"):
         gateway.predict(some_images(bundle))
     let_go.set()
     eventually(lambda: _answers(gateway, some_images(bundle)))
@@ -191,7 +191,7 @@ def test_devices_that_hold_nothing_yet_are_told_apart_from_none(fleet, bundle):
     fleet.device("dev-1", memory_limit_bytes=1000)
     gateway = fleet.gateway(ready=False)
     eventually(lambda: gateway.devices()[0].problem)
-    with pytest.raises(UnavailableError, match=r"no device answered \(1 of 2 are there\); GET /fleet says why"):
+    with pytest.raises(UnavailableError, match=r"no device answered \(1 of 2 are online\); GET /fleet says why"):
         gateway.predict(some_images(bundle))
 
 
@@ -254,7 +254,7 @@ def test_a_refused_load_is_told_and_does_not_stop_the_others(fleet, bundle, loca
     fleet.device("dev-1")
     fleet.device("dev-2", memory_limit_bytes=1000)
     gateway = fleet.gateway(ready=False)
-    with pytest.raises(UnavailableError, match=r"dev-2 \(sub-model 1\): its sub-models need .* MB"):
+    with pytest.raises(UnavailableError, match=r"dev-2 \(sub-model 1\): the planned sub-models need .* MB"):
         gateway.wait_ready(1.0)
     assert gateway.predict(some_images(bundle)).missing == (1,)
     refused = gateway.devices()[1]
@@ -268,7 +268,7 @@ def test_the_older_of_two_devices_keeps_the_name(fleet, bundle):
     fleet.device("dev-2")
     gateway = fleet.gateway()
     newer = fleet.device("dev-1")
-    with pytest.raises(ConfigError, match="already alive"):
+    with pytest.raises(ConfigError, match="already running"):
         newer.run()
     newer.close()
     assert older._end.empty()

@@ -1,4 +1,4 @@
-"""The device agent: announces itself, loads what the gateway tells it to, and answers with features."""
+"""The device agent: announces itself, loads the sub-models that the gateway plans for it, and answers with features."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 ALONE_FIRST_S = 10.0
 ALONE_S = 60.0
-"""How long no gateway may be heard of before it is said, and before it is said again."""
+"""Seconds without a gateway until the device says so, and until it says so again."""
 
 
 @dataclass(frozen=True)
@@ -167,15 +167,15 @@ class DeviceAgent:
         yield Reply(REFUSE.key(fleet=self._fleet, device=self.name), encode(RefuseReply()))
         self._end.put(
             ConfigError(
-                f"a device named {self.name} is already alive in fleet {self._fleet}: "
-                "choose another --name, or stop that one"
+                f"a device named {self.name} is already running in fleet {self._fleet}: "
+                "choose another --name, or stop the other device"
             )
         )
 
     def _on_load(self, request: Request) -> Iterator[Reply]:
         asked = decode(LoadRequest, request.packet)
         if asked.instance != self.instance:
-            raise UnavailableError(f"{self.name} has restarted since")
+            raise UnavailableError(f"device {self.name} has restarted since the gateway found it")
         self._heard = True
         try:
             self._check_memory(asked)
@@ -194,7 +194,7 @@ class DeviceAgent:
         which = INFER.parts(request.key)["submodel"]
         with self._lock:
             if asked.bundle != self._bundle:
-                raise UnavailableError(f"{self.name} holds no sub-model of this bundle")
+                raise UnavailableError(f"device {self.name} holds no sub-model of this bundle")
             chosen = [held for held in self._held.values() if which in (ANY, str(held.spec.id))]
         if time.monotonic() > until:
             log.info("dropped a request that is past its deadline")
@@ -220,7 +220,7 @@ class DeviceAgent:
         needed = sum(spec.memory_bytes for spec in asked.submodels)
         if limits and needed > min(limits):
             raise MemoryLimitError(
-                f"its sub-models need {needed / 1e6:,.1f} MB, the limit is {min(limits) / 1e6:,.1f} MB; "
+                f"the planned sub-models need {needed / 1e6:,.1f} MB, the limit is {min(limits) / 1e6:,.1f} MB; "
                 "raise the limit, or plan again"
             )
 

@@ -31,7 +31,7 @@ def fetch_part(transport: Transport, fleet: str, sha256: str, offset: int, lengt
         EdvitError: what the gateway answered instead.
     """
     packet = encode(BlobRequest(offset=offset, length=length))
-    problem: EdvitError = UnavailableError("no gateway answers for a model file; is it still running?")
+    problem: EdvitError = UnavailableError("no gateway serves this model file; is `edvit serve` still running?")
     for _ in range(CHUNK_ATTEMPTS):
         replies = transport.ask(BLOB.key(fleet=fleet, sha256=sha256), packet, deadline_s=CHUNK_DEADLINE_S, urgent=False)
         for reply in replies:
@@ -45,7 +45,7 @@ def fetch_part(transport: Transport, fleet: str, sha256: str, offset: int, lengt
                 continue
             if (header.offset, header.length) == (offset, length):
                 return reply.packet.payload
-            problem = WireError("a model file came in another part than was asked for")
+            problem = WireError("the gateway sent another part of a model file than the device asked for")
     raise problem
 
 
@@ -61,7 +61,7 @@ class ModelCache:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigError(f"{folder}: no folder for models ({error.strerror}); choose another --cache") from None
+            raise ConfigError(f"{folder}: cannot make this folder ({error.strerror}); choose another --cache") from None
 
     def get(self, sha256: str, size: int, fetch: FetchPart) -> Path:
         """The path of the file with this digest: verified if it is here, otherwise fetched and verified.
@@ -98,7 +98,7 @@ class ModelCache:
                 stream.flush()
                 os.fsync(stream.fileno())
             if digest.hexdigest() != sha256:
-                raise DigestError(f"model {sha256[:12]}… arrived with another digest; nothing was kept")
+                raise DigestError(f"model {sha256[:12]}… arrived with another digest; the device did not keep it")
             part.replace(path)
         finally:
             with contextlib.suppress(FileNotFoundError):

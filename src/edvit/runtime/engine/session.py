@@ -46,10 +46,11 @@ def run_options(batch: int) -> Any:
 def check_values(kind: str, values: list[Any], expected: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
     """Raises ModelError unless a session has these inputs or outputs; the first axis is the batch, of any length."""
     if sorted(value.name for value in values) != sorted(expected):
-        raise ModelError(f"the model's {kind}s are not {', '.join(expected)}")
+        raise ModelError(f"the model's {kind}s must be named {', '.join(expected)}; build the bundle again")
     for value in values:
         dtype, shape = expected[value.name]
         if value.type != dtype or len(value.shape) != len(shape) + 1 or tuple(value.shape[1:]) != shape:
-            raise ModelError(f"{kind} {value.name!r} is {value.type} {value.shape}, not {dtype} [batch, {shape}]")
+            wanted = ", ".join(map(str, ("batch", *shape)))
+            raise ModelError(f"{kind} {value.name!r} is {value.type} {value.shape}, not {dtype} [{wanted}]")
         if isinstance(value.shape[0], int):
-            raise ModelError(f"{kind} {value.name!r} has a fixed batch size of {value.shape[0]}")
+            raise ModelError(f"{kind} {value.name!r} has a fixed batch size of {value.shape[0]}; it must take any")

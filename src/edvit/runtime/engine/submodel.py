@@ -48,7 +48,7 @@ class SubModelEngine:
         check_images(images, self._shape)
         (feature,) = self._session.run(["feature"], {"image": images}, run_options(len(images)))
         if feature.shape != (len(images), self._feature_dim) or feature.dtype != np.float32:
-            raise ModelError("a sub-model's output is not of the shape it declares; build the bundle again")
+            raise ModelError("a sub-model's output has another shape than the model declares; build the bundle again")
         result: Float32 = feature
         return result
 
@@ -66,7 +66,7 @@ class SubModelEngine:
         chunks = []
         for start in range(0, max(1, len(images)), CHUNK):  # at least one, which refuses an empty batch
             if time.monotonic() > until:
-                raise DeadlineError("the deadline has passed before every image was run")
+                raise DeadlineError("the deadline passed before every image was run")
             chunks.append(self.run(images[start : start + CHUNK]))
         return chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
 

@@ -133,15 +133,15 @@ class Gateway:
         """What to raise when not one feature came in `waited_s` seconds."""
         planned = [device for device in self.devices() if device.planned]
         alive = sum(device.alive for device in planned)
-        there = f"{alive} of {len(planned)} are there"
+        online = f"{alive} of {len(planned)} are online"
         if not alive:
             return UnavailableError(
                 "no device answered; start `edvit device` on the devices of the plan, and see the gateway's log"
             )
         if waited_s < self._deadline_s:
-            return UnavailableError(f"no device answered ({there}); GET /fleet says why")
+            return UnavailableError(f"no device answered ({online}); GET /fleet says why")
         return DeadlineError(
-            f"no device answered within {self._deadline_s:g} s ({there}); "
+            f"no device answered within {self._deadline_s:g} s ({online}); "
             "ask for fewer images at once, or serve with a longer --deadline-s"
         )
 
@@ -153,5 +153,5 @@ class Gateway:
 
 def _lack(device: DeviceStatus) -> str:
     submodels = ", ".join(map(str, device.planned))
-    reason = device.problem or ("still loading" if device.alive else "not there; start `edvit device` on it")
+    reason = device.problem or ("still loading" if device.alive else "not online; start `edvit device` on it")
     return f"{device.name} (sub-model {submodels}): {reason}"

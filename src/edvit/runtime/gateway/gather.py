@@ -101,15 +101,15 @@ def _take(reply: Reply, expected: Mapping[int, Expected], batch: int, gathered: 
     place = INFER.parts(reply.key)
     entry = expected.get(header.submodel)
     if entry is None or (place["submodel"], place["device"]) != (str(header.submodel), header.device):
-        raise WireError("it answers for a sub-model that is not its own")
+        raise WireError("the sub-model or device of an answer is not the one that was asked")
     if header.device != entry.device:
         raise WireError(f"sub-model {header.submodel} is planned on {entry.device}, not on {header.device}")
     if header.shape != (batch, entry.feature_dim):
-        raise WireError(f"features of shape {list(header.shape)} where {[batch, entry.feature_dim]} was expected")
+        raise WireError(f"features are {list(header.shape)} where {[batch, entry.feature_dim]} was expected")
     if header.submodel in gathered.features:
         raise WireError(f"sub-model {header.submodel} answered twice")
     feature = to_array(header, reply.packet.payload)
     if not np.isfinite(feature).all():
-        raise WireError("features that are not finite")
+        raise WireError("features have values that are not finite")
     gathered.features[header.submodel] = feature
     gathered.runs_s[header.submodel] = header.seconds

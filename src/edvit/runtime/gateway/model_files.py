@@ -20,14 +20,14 @@ def serve_model_files(bundle: Bundle, transport: Transport) -> Registration:
         asked = decode(BlobRequest, request.packet)
         file = files.get(BLOB.parts(request.key)["sha256"])
         if file is None:
-            return  # perhaps another gateway's
+            return  # another gateway may have it
         if asked.offset >= file.bytes:
-            raise WireError("a part of a model beyond its end was asked for")
+            raise WireError("a device asked for a part of a model file beyond its end")
         with bundle.model_path(file).open("rb") as stream:
             stream.seek(asked.offset)
             data = stream.read(min(asked.length, file.bytes - asked.offset))
         if not data:
-            raise UnavailableError("a model file of the bundle is shorter than it was")
+            raise UnavailableError("a model file of the bundle has changed: restore it, and restart the gateway")
         yield Reply(request.key, encode(BlobReply(offset=asked.offset, length=len(data)), data))
 
     return transport.serve(BLOB.key(fleet=bundle.manifest.plan.fleet.name, sha256=ANY), part)

@@ -265,7 +265,7 @@ class Reconciler:
             memory_limit_bytes=device.memory_limit_bytes,
             deadline_s=deadline_s,
         )
-        problem: EdvitError = UnavailableError("it did not answer")
+        problem: EdvitError = UnavailableError("the device did not answer the request to load")
         key = LOAD.key(fleet=self._fleet, device=name)
         for reply in self._ask(key, encode(request), deadline_s=deadline_s):
             if isinstance(reply, Failure):
@@ -299,7 +299,7 @@ class Reconciler:
                 return
             if tried.problems:
                 raise tried.problems[0]
-        raise UnavailableError("it did not answer a first inference")
+        raise UnavailableError("the device did not answer a first inference")
 
 
 def _spec(manifest: Manifest, submodel_id: int) -> SubModelSpec:

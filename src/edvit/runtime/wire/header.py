@@ -36,7 +36,7 @@ class Header(BaseModel):
 def encode(header: Header, payload: bytes = b"") -> Packet:
     """Pack a message. Raises ValueError if the payload is not what the header says (a defect of the caller)."""
     if len(payload) != header.payload_bytes:
-        raise ValueError(f"payload of {len(payload)} bytes under a header of {header.payload_bytes}")
+        raise ValueError(f"the payload has {len(payload)} bytes where its header says {header.payload_bytes}")
     return Packet(header=header.model_dump_json().encode(), payload=payload)
 
 

@@ -59,7 +59,7 @@ def decode_images(payload: bytes, shape: tuple[int, ...], encoding: ImageEncodin
         raise ServiceError(f"Pillow on the device was built without {encoding}: serve with another --image-encoding")
     files = list(_files(payload))
     if len(files) != shape[0]:
-        raise WireError(f"{len(files)} images where {shape[0]} were said")
+        raise WireError(f"the payload has {len(files)} images where its header says {shape[0]}")
     return np.stack([_decode(file, shape[1:], encoding) for file in files])
 
 
@@ -92,16 +92,18 @@ def _decode(file: bytes, shape: tuple[int, ...], encoding: ImageEncoding) -> UIn
     try:
         with Image.open(io.BytesIO(file), formats=[_SAVE[encoding]["format"]]) as picture:
             if picture.size != (width, height):  # known before a pixel is decoded
-                raise WireError(f"an image of {picture.width}x{picture.height} where {width}x{height} was said")
+                raise WireError(
+                    f"an image has {picture.width}x{picture.height} pixels where its header says {width}x{height}"
+                )
             pixels: UInt8 = np.atleast_3d(np.asarray(picture))
     except WireError:
         raise
     except Exception:
         # Pillow's exceptions have no common class.
-        raise WireError(f"an image that is no {encoding}, or damaged") from None
+        raise WireError(f"an image is damaged, or is not {encoding}") from None
     if channels == 1:
         pixels = pixels[:, :, :1]  # WebP has no grey, but three equal channels
     if pixels.shape != (height, width, channels):
-        raise WireError("an image of other colours than was said")
+        raise WireError("an image has other colour channels than its header says")
     image: UInt8 = pixels.transpose(2, 0, 1)
     return image

@@ -65,7 +65,9 @@ class ZenohTransport:
         except zenoh.ZError as error:
             where = ", ".join(listen)
             if "in use" in str(error):
-                raise PortInUseError(f"{where} is in use: stop what listens there, or choose another port") from None
+                raise PortInUseError(
+                    f"{where} is in use: choose another port, or stop the program that listens there"
+                ) from None
             if listen:
                 raise ConfigError(f"cannot listen on {where}: use an address of this machine") from None
             raise ServiceError("cannot start the network session") from None
@@ -225,9 +227,9 @@ def check_endpoint(endpoint: str) -> None:
     protocol, slash, address = endpoint.partition("/")
     host, colon, port = address.rpartition(":")
     if protocol not in PROTOCOLS or not slash or not colon or not host or not port.isascii() or not port.isdigit():
-        raise ConfigError(f"{endpoint!r} is no endpoint: write tcp/HOST:PORT, for example tcp/192.168.1.10:7447")
+        raise ConfigError(f"{endpoint!r} is not an endpoint: write tcp/HOST:PORT, for example tcp/192.168.1.10:7447")
     if int(port) > 65535:
-        raise ConfigError(f"{endpoint!r}: a port is at most 65535")
+        raise ConfigError(f"{endpoint!r} is not an endpoint: the port must be at most 65535")
 
 
 def _config(connect: Sequence[str], listen: Sequence[str], scouting: bool) -> zenoh.Config:
