@@ -16,7 +16,7 @@ Indices = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Classified:
-    """What is known about one image: the predicted class index, and whether it is degraded."""
+    """The answer for one image: the predicted class index, and whether the answer is degraded."""
 
     index: int
     degraded: bool = False
@@ -37,7 +37,7 @@ class ClassAccuracy:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What came back over all images.
+    """The answers for all images, counted.
 
     Attributes:
         classes: one entry per class that has images.

@@ -1,4 +1,4 @@
-"""Every device of a bundle's plan as a process on this machine, with the gateway in this one."""
+"""A whole fleet on this machine: each device of the plan is a process, and the gateway is in the calling process."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from edvit.runtime.wire.image_encoding import ImageEncoding
 
 READY_S = 60.0
 PATIENCE_S = 3.0
-"""How long a device may be in trouble at the start: the gateway tries again meanwhile."""
+"""Seconds for which a device may have a problem at the start, while the gateway tries again."""
 
 END_S = 0.8
-"""How long devices may take to end by themselves; then they are killed."""
+"""Seconds that devices get to end by themselves before they are killed."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def _start_device(name: str, fleet: str, endpoint: str, folder: Path) -> subproc
 
 
 def _wait_ready(service: Service, devices: dict[str, subprocess.Popen[bytes]], folder: Path, ready_s: float) -> None:
-    """Until every sub-model is ready; an error as soon as it is clear that this will not come."""
+    """Wait until every sub-model is ready. Raises UnavailableError as soon as it is clear that one will not be."""
     start = time.monotonic()
     healthy = dict.fromkeys(devices, start)
     while not service.gateway.is_ready():
@@ -130,7 +130,7 @@ def _wait_ready(service: Service, devices: dict[str, subprocess.Popen[bytes]], f
 
 
 def _end(processes: list[subprocess.Popen[bytes]]) -> None:
-    """Ask all, wait for all, kill what is left; each with whatever it may have started itself."""
+    """Ask every process to end, wait for all, and kill those that are left with the processes they have started."""
     for process in processes:
         with contextlib.suppress(ProcessLookupError):
             process.terminate()
@@ -158,7 +158,7 @@ def last_line(folder: Path, name: str) -> str:
 
 
 def free_port() -> int:
-    """A TCP port of the loopback interface that is free now, and likely to stay so.
+    """Find a TCP port of the loopback interface that is free now and likely to stay free.
 
     It lies below the range from which Linux gives outgoing connections theirs: one of them could take it before it
     is listened on.

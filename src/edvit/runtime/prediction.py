@@ -14,12 +14,12 @@ Int64 = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Timings:
-    """Where the time went, seconds."""
+    """How long the parts of a prediction took, seconds."""
 
     total_s: float
-    """From the call to its return."""
+    """The whole call."""
     gather_s: float
-    """From sending the images until the last feature that was waited for."""
+    """The time from sending the images to the last feature that was waited for."""
     slowest_run_s: float
     """The slowest sub-model's own run, as its device measured it."""
     fuse_s: float

@@ -70,7 +70,7 @@ def serve_on(
     image_encoding: ImageEncoding,
     scouting: bool = True,
 ) -> Iterator[Service]:
-    """As `serve`, with an HTTP address that is taken already; `scouting` lets devices find it by multicast."""
+    """Serve as `serve` does, on a socket that is bound; `scouting` lets devices find the gateway by multicast."""
     try:
         from edvit.runtime.http.app import create_app
     except ImportError:

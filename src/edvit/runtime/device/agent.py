@@ -60,7 +60,7 @@ class DeviceAgent:
         cache: folder for model files.
         memory_limit_bytes: for all sub-models together; the gateway's limit holds as well. None for no own limit.
         threads: CPU threads of one inference.
-        say: told, in one line, what a person at the device would want to know.
+        say: called with one line for a person at the device.
 
     Raises:
         ConfigError: the cache folder cannot be made.
@@ -92,14 +92,14 @@ class DeviceAgent:
         self._closed = False
         self._heard = False
         self._trouble: str | None = None
-        # Not an Event: only a SimpleQueue may be told from a signal handler.
+        # A signal handler may put into a SimpleQueue; setting an Event there could lock up.
         self._end: queue.SimpleQueue[EdvitError | None] = queue.SimpleQueue()
         here = {"fleet": fleet, "device": name}
         self._registrations = [
             transport.serve(INFO.key(**here), self._on_info),
             transport.serve(LOAD.key(**here), self._on_load),
             transport.serve(REFUSE.key(**here), self._on_refuse),
-            # Last: who sees it may ask at once.
+            # It is announced last: the gateway asks as soon as it sees the device.
             transport.announce(ALIVE.key(**here, instance=self.instance)),
         ]
 
@@ -107,7 +107,7 @@ class DeviceAgent:
         """Wait until `stop` is called.
 
         Args:
-            alone: what to say from time to time until a gateway is heard of.
+            alone: the line to say from time to time until a gateway has asked for something.
 
         Raises:
             ConfigError: another device of the fleet has the same name.
@@ -198,7 +198,7 @@ class DeviceAgent:
             chosen = [held for held in self._held.values() if which in (ANY, str(held.spec.id))]
         if time.monotonic() > until:
             log.info("dropped a request that is past its deadline")
-            return  # before its images are decoded: who is late should not get later by what nobody waits for
+            return  # before its images are decoded, as nobody waits for the answer any more
         images = decode_images(request.packet.payload, asked.shape, asked.encoding)
         for held in chosen:
             start = time.perf_counter()
@@ -215,7 +215,7 @@ class DeviceAgent:
     # --- loading ---------------------------------------------------------------------------------------
 
     def _check_memory(self, asked: LoadRequest) -> None:
-        """Before anything is dropped or fetched: what is refused leaves the device as it was."""
+        """Check the limits before anything is dropped or fetched, so that a refusal leaves the device as it was."""
         limits = [limit for limit in (self._memory_limit_bytes, asked.memory_limit_bytes) if limit is not None]
         needed = sum(spec.memory_bytes for spec in asked.submodels)
         if limits and needed > min(limits):
@@ -225,7 +225,7 @@ class DeviceAgent:
             )
 
     def _say_once(self, trouble: str) -> None:
-        """The gateway tries again every few seconds: what is still wrong then is no news."""
+        """Say a problem when it is new: the gateway tries again every few seconds, and the same problem comes again."""
         if trouble != self._trouble:
             self._say(f"cannot load what the gateway plans: {trouble}")
         self._trouble = trouble
@@ -233,7 +233,7 @@ class DeviceAgent:
     def _load(self, asked: LoadRequest, until: float) -> None:
         with self._lock:
             wanted = {spec.id: spec for spec in asked.submodels}
-            # Dropped before anything is loaded, so that both never lie in memory together.
+            # Old sub-models are dropped before new ones are loaded, so that both are never in memory together.
             self._held = {i: held for i, held in self._held.items() if wanted.get(i) == held.spec}
             self._bundle = asked.bundle
             self._serve_inference(bool(self._held))
@@ -258,7 +258,7 @@ class DeviceAgent:
             self._say(f"sub-model {spec.id}: {spec.bytes / 1e6:.1f} MB, ready after {took:.2f} s")
 
     def _serve_inference(self, wanted: bool) -> None:
-        """Only while something is held: inputs are not sent to a device that has no use for them."""
+        """Serve inference while a sub-model is held, so that no input is sent to a device without one."""
         if wanted and self._inferring is None and not self._closed:
             key = INFER.key(fleet=self._fleet, submodel=ANY, device=self.name)
             self._inferring = self._transport.serve(key, self._on_infer)

@@ -35,7 +35,10 @@ def open_session(path: Path, threads: int) -> Any:
 
 
 def run_options(batch: int) -> Any:
-    """The arena keeps what one image needs, which is faster; what a batch needed more goes back afterwards."""
+    """The options of one run over `batch` images; None for the defaults.
+
+    The arena keeps the memory that one image needs, which is faster; a batch gives back what it needed beyond that.
+    """
     if batch == 1:
         return None
     options = onnxruntime.RunOptions()
@@ -44,7 +47,16 @@ def run_options(batch: int) -> Any:
 
 
 def check_values(kind: str, values: list[Any], expected: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
-    """Raises ModelError unless a session has these inputs or outputs; the first axis is the batch, of any length."""
+    """Check the inputs or outputs of a session.
+
+    Args:
+        kind: `"input"` or `"output"`, for the message.
+        values: what the session declares.
+        expected: by name, the type and the shape after the first axis, which is the batch, of any length.
+
+    Raises:
+        ModelError: the names, types or shapes are others.
+    """
     if sorted(value.name for value in values) != sorted(expected):
         raise ModelError(f"the model's {kind}s must be named {', '.join(expected)}; build the bundle again")
     for value in values:

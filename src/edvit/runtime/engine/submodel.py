@@ -35,7 +35,7 @@ class SubModelEngine:
         self._session = open_session(path, threads)
         check_values("input", self._session.get_inputs(), {"image": ("tensor(uint8)", self._shape)})
         check_values("output", self._session.get_outputs(), {"feature": ("tensor(float)", (feature_dim,))})
-        # The first run allocates and picks kernels: it must not be a user's.
+        # The first run allocates and picks kernels: it must not be one that a user waits for.
         self.run(np.zeros((1, *self._shape), np.uint8))
 
     def run(self, images: UInt8) -> Float32:
@@ -53,12 +53,13 @@ class SubModelEngine:
         return result
 
     def run_in_chunks(self, images: UInt8, *, until: float = math.inf) -> Float32:
-        """As `run`, `CHUNK` images at a time.
+        """Run as `run` does, `CHUNK` images at a time.
 
-        The last bits of a feature may depend on how many images are run together: whoever compares features takes this.
+        The last bits of a feature may depend on how many images run together, so features that are compared come from
+        this method.
 
         Args:
-            until: by `time.monotonic()`, seconds; past it no further chunk is started.
+            until: `time.monotonic()` after which no further chunk is started, seconds.
 
         Raises:
             DeadlineError: `until` has passed.

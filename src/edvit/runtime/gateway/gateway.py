@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 class Gateway:
-    """Predicts with the devices of a bundle's plan, whichever of them are there. Thread-safe.
+    """Predicts with those devices of a bundle's plan that are online. Thread-safe.
 
     It serves the bundle's models to them and loads each one whenever it appears, in the background.
 
@@ -130,7 +130,7 @@ class Gateway:
         )
 
     def _no_answer(self, waited_s: float) -> ServiceError:
-        """What to raise when not one feature came in `waited_s` seconds."""
+        """The error to raise when not one feature came in `waited_s` seconds."""
         planned = [device for device in self.devices() if device.planned]
         alive = sum(device.alive for device in planned)
         online = f"{alive} of {len(planned)} are online"

@@ -30,7 +30,7 @@ class AskEach(Protocol):
 
 @dataclass(frozen=True)
 class Expected:
-    """Who answers for a sub-model, and how long its feature is."""
+    """The device that answers for a sub-model, and the length of its feature."""
 
     device: str
     feature_dim: int
@@ -38,10 +38,10 @@ class Expected:
 
 @dataclass
 class Gathered:
-    """What came back before the deadline."""
+    """Features and problems that came back before the deadline."""
 
     features: dict[int, Float32] = field(default_factory=dict)
-    """By sub-model id, each float32 `[batch, feature_dim]`."""
+    """Feature by sub-model id, each float32 `[batch, feature_dim]`."""
     runs_s: dict[int, float] = field(default_factory=dict)
     """Each sub-model's own run time as its device reports it, seconds."""
     problems: list[EdvitError] = field(default_factory=list)
@@ -95,7 +95,7 @@ def gather(
 
 def _take(reply: Reply, expected: Mapping[int, Expected], batch: int, gathered: Gathered) -> None:
     """Raises WireError for an answer that is malformed, or not the one that was asked for."""
-    # A feature's size is known before it comes: nothing larger is looked at.
+    # The size of every expected feature is known, so a larger payload is refused before it is read.
     largest = max(entry.feature_dim for entry in expected.values()) * batch * 4
     header = decode(InferReply, reply.packet, max_payload=largest)
     place = INFER.parts(reply.key)

@@ -13,7 +13,7 @@ from edvit.runtime.wire.transport import Registration, Reply, Request, Transport
 
 
 def serve_model_files(bundle: Bundle, transport: Transport) -> Registration:
-    """Reply for every sub-model's file of the bundle, at `edvit/<fleet>/blobs/<sha256>`."""
+    """Serve the file of every sub-model of the bundle, at `edvit/<fleet>/blobs/<sha256>`, until it is closed."""
     files = {submodel.model.sha256: submodel.model for submodel in bundle.manifest.submodels}
 
     def part(request: Request) -> Iterator[Reply]:

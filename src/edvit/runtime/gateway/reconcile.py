@@ -1,4 +1,4 @@
-"""Brings the plan about: whenever a device appears, its planned sub-models are loaded on it and tried once."""
+"""The reconciler brings the devices to the plan: it loads and tries the planned sub-models on each that appears."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ class Reconciler:
     # --- in threads of their own -----------------------------------------------------------------------
 
     def _settle(self, name: str, device: _DeviceState, newcomer: str) -> None:
-        """Two processes have one name: the older one keeps it if it answers, else it is dead and not yet missed."""
+        """Decide which of two processes keeps the name: the older one if it answers, otherwise the newcomer."""
         older = device.instance
         if older is not None and older in self._infos(name):
             log.warning("a second device %s was refused", name)
@@ -198,13 +198,13 @@ class Reconciler:
             list(self._ask(REFUSE.key(fleet=self._fleet, device=name), packet, deadline_s=INFO_DEADLINE_S))
             return
         with self._changed:
-            # It may have gone meanwhile, and nobody would tell of that a second time.
+            # The newcomer may have gone meanwhile, and the network reports that only once.
             if newcomer in device.present and device.instance in (older, None):
                 self._adopt(name, device, newcomer)
                 self._changed.notify_all()
 
     def _infos(self, name: str) -> dict[str, DeviceInfo]:
-        """What each process of that name says of itself, by its instance."""
+        """Ask every process of that name for its `DeviceInfo`; the answers by instance."""
         found = {}
         key = INFO.key(fleet=self._fleet, device=name)
         for reply in self._ask(key, encode(InfoRequest()), deadline_s=INFO_DEADLINE_S):
@@ -225,13 +225,13 @@ class Reconciler:
                     device.info = info or device.info
                     device.ready = problem is None
                     device.problem = None if problem is None else str(problem)
-                # More memory does not come by asking again.
+                # A refusal over memory stays one: asking again gives the device no more memory.
                 done = not current or problem is None or isinstance(problem, MemoryLimitError)
                 if done and device.loading == instance:
                     device.loading = None
                 self._changed.notify_all()
             if current and problem is not None:
-                # No warning, as it comes again with every try: `status` says it to whoever watches.
+                # No warning, as it comes again with every try; `status` shows it as the problem of the device.
                 log.info("device %s is not ready: %s", name, problem)
             if done:
                 return
@@ -245,7 +245,7 @@ class Reconciler:
             if device.planned:
                 self._try_once(name, device)
         except EdvitError as error:
-            # Whoever reads why it is not ready wants to know where it runs and what its own limit is.
+            # The status shows the host and the limit of a device that is not ready, too.
             with contextlib.suppress(EdvitError):
                 info = info or self._infos(name).get(instance)
             return info, error
@@ -281,7 +281,7 @@ class Reconciler:
         raise problem
 
     def _try_once(self, name: str, device: _DeviceState) -> None:
-        """A first inference from end to end: what is called ready has answered."""
+        """Make a first inference from end to end, so that a device that counts as ready has answered once."""
         images = np.zeros((1, *self._bundle.manifest.preprocessing.shape), np.uint8)
         expected = {submodel: self.expected[submodel] for submodel in device.planned}
         for pause in PROBE_PAUSES_S:

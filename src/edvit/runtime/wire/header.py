@@ -15,6 +15,7 @@ from edvit.fleet import first_problem
 from edvit.runtime.wire.packet import MAX_PAYLOAD_BYTES, Packet
 
 WIRE_VERSION: Literal[1] = 1
+"""Version of the protocol: the field `wire` of every header and every error."""
 MAX_HEADER_BYTES = 64 * 1024
 
 H = TypeVar("H", bound="Header")

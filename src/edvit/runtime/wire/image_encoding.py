@@ -47,7 +47,7 @@ def encode_images(images: UInt8, encoding: ImageEncoding) -> bytes:
 
 
 def decode_images(payload: bytes, shape: tuple[int, ...], encoding: ImageEncoding) -> UInt8:
-    """What `encode_images` gave, to uint8 of that shape `[batch, channels, height, width]`; may be read-only.
+    """The payload of `encode_images` to uint8 of that shape `[batch, channels, height, width]`; may be read-only.
 
     Raises:
         WireError: there are more or fewer images, or one is of another encoding, size or colour, or damaged.

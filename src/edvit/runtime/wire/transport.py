@@ -23,12 +23,12 @@ from edvit.runtime.wire.packet import Packet
 log = logging.getLogger(__name__)
 
 MAX_WAITING = 64
-"""Requests that wait at one key. When one more comes the oldest is dropped: its asker will give up first."""
+"""Requests that wait at one key. When one more comes, the oldest is dropped, because its asker gives up first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a handler is given."""
+    """A question as its handler gets it."""
 
     key: str
     """The key as it was asked; may contain `*`."""
@@ -131,7 +131,7 @@ class Registration:
 
 
 class Registrations:
-    """What one transport serves, announces and watches."""
+    """All registrations of one transport."""
 
     def __init__(self) -> None:
         self._open: set[Registration] = set()

@@ -35,10 +35,10 @@ log = logging.getLogger(__name__)
 PROTOCOLS = ("tcp", "tls", "quic", "ws")
 
 MAX_UNSENT = 16
-"""Requests that wait to leave for one key. A further one is not sent: those before it will hardly be in time."""
+"""Requests that wait to be sent to one key. A further one is not sent, as those before it will hardly be in time."""
 
 ROOM_BYTES = 2 * 65_535
-"""What an idle peer's queue takes at once: two of Zenoh's messages."""
+"""Bytes that the queue of an idle peer takes at once: two of Zenoh's messages."""
 
 _RETRY = {"period_init_ms": 100, "period_max_ms": 1000, "period_increase_factor": 2}
 
@@ -153,7 +153,7 @@ def _while_open() -> Iterator[None]:
 
 
 class _Query:
-    """What is asked at one key.
+    """One question at one key, and where its replies go.
 
     Args:
         on_end: called once, when no further reply can come. Zenoh ends a query that it then refuses with an error, too.
@@ -179,7 +179,7 @@ class _Query:
 
 
 class _Outbox:
-    """Where requests to one key leave: from a thread of its own as soon as sending them may have to wait.
+    """Sends the requests to one key, in a thread of its own where sending may have to wait.
 
     Args:
         get: sends a query, or waits; ends the query if it cannot be sent.
