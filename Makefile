@@ -5,14 +5,18 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
 
-.PHONY: demo test lean wheel lint format docs clean setup
+.PHONY: demo test slow lean wheel lint format docs clean setup
 .DEFAULT_GOAL := demo
 
 demo: setup
 	$(BIN)/edvit demo -o edvit-demo
 
+# Every test but the slow ones, which build, kill and serve whole bundles; `make slow` runs those.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
+
+slow: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow
 
 # The run-time world alone, in an environment without torch.
 lean:

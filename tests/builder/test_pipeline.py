@@ -182,6 +182,7 @@ def test_one_sub_model_that_keeps_everything_is_the_base_model(tiny_build, work,
     assert bundle.manifest.metric("fused") > 0.6
 
 
+@pytest.mark.slow
 def test_a_bundle_of_fitted_widths_says_what_each_sub_model_has_become(work, tmp_path):
     config = tiny_config(model="vit_digits_patch4_8", keep="1/2", recover_epochs=0, views=2, baseline=False)
     bundle, built = build(config, tmp_path / "fitted", work=work)
@@ -210,6 +211,7 @@ def test_a_bundle_in_int8_is_measured_as_it_is_deployed(work, tmp_path):
     assert "ONNX Runtime int8" in (small.path / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_sub_models_learn_from_mixed_images_too(tiny_build, work, tmp_path):
     settings = {"mix": 0.5, "prune": "channels", "recover_epochs": 4, "views": 4, "baseline": False}
     bundle, built = build(tiny_config(**settings), tmp_path / "out", work=work)
@@ -221,6 +223,7 @@ def test_sub_models_learn_from_mixed_images_too(tiny_build, work, tmp_path):
     assert built.test.accuracy(built.test.fused) > 0.6
 
 
+@pytest.mark.slow
 def test_precision_of_training_is_recorded_and_redone_only_where_it_was_asked_for(tiny_build, work, tmp_path):
     mixed = {amp: tiny_config(amp=amp, baseline=False) for amp in (True, False)}
     assert isinstance(tiny_build.bundle.manifest.config["amp"], bool), "resolved for this machine"

@@ -70,6 +70,7 @@ def test_rows_are_there_before_all_are_built(tmp_path, monkeypatch):
     assert told[1] == f"[2/2] {shown(second)}"
 
 
+@pytest.mark.slow
 def test_a_bundle_is_measured(tiny_build, tmp_path):
     (cell,) = cells(tmp_path, [2], 1, [])
     manifest = tiny_build.bundle.manifest

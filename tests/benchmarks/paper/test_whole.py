@@ -39,6 +39,7 @@ def test_bad_input_is_one_line(benchmark, tmp_path):
         assert message in said
 
 
+@pytest.mark.slow
 def test_a_build_that_fails_ends_the_table(tmp_path):
     failed = run_module(
         "benchmarks.paper", "-o", tmp_path / "table", "--devices", "1", "--seeds", "1", "--data", "nothing"
