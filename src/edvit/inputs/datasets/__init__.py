@@ -16,6 +16,7 @@ Under --data-root lie the files as torchvision, torchaudio or the data set's own
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -56,7 +57,7 @@ def read_split(spec: str, split: Split, data_root: Path | None = None) -> Labell
 
 
 def _reader(spec: str) -> Callable[[Split, Path | None], LabelledImages]:
-    from edvit.inputs.datasets import caltech, cifar, digits, folder, gtzan, idx, speech_commands
+    from edvit.inputs.datasets import caltech, digits, folder, gtzan, named, speech_commands
 
     kind, _, argument = spec.partition(":")
     if kind in ("imagefolder", "audiofolder"):
@@ -66,9 +67,7 @@ def _reader(spec: str) -> Callable[[Split, Path | None], LabelledImages]:
         return lambda split, _: read(Path(argument).expanduser(), split)
     readers: dict[str, Callable[[Split, Path | None], LabelledImages]] = {
         "digits": lambda split, _: digits.read_digits(split),
-        "cifar10": cifar.read_cifar10,
-        "mnist": idx.read_mnist,
-        "fashion-mnist": idx.read_fashion_mnist,
+        **{name: partial(named.read_named, name) for name in named.NAMED},
         "caltech256": caltech.read_caltech256,
         "gtzan": gtzan.read_gtzan,
         "speech-commands": speech_commands.read_speech_commands,
