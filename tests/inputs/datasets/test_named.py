@@ -105,7 +105,7 @@ def test_no_room_anywhere_is_one_line(tmp_path, cache):
     write_idx(tmp_path, "t10k", GREY, range(6))
     (tmp_path / "mnist-images").touch()
     (cache / "edvit").touch()
-    with pytest.raises(DataError, match=r"the images of mnist cannot be written \(.*mnist-images: FileExistsError; "):
+    with pytest.raises(DataError, match=r"the images of mnist test cannot be written \(.*mnist-images: File exists; "):
         read_split("mnist", "test", tmp_path)
 
 
@@ -198,9 +198,7 @@ def test_a_damaged_binary_batch_is_told(tmp_path, monkeypatch):
         read_split("cifar10", "test", tmp_path)
 
 
-@pytest.mark.parametrize(
-    "change", [lambda data: data + b"x", *(lambda data, n=n: data[:n] for n in (0, 3, 10, 500, -1))]
-)
+@pytest.mark.parametrize("length", [0, 3, 10, 16, 500, -1, None])
 @pytest.mark.parametrize("packed", [False, True], ids=["plain", "gz"])
 def test_a_damaged_idx_file_is_told(tmp_path, packed, length):
     """Cut to a length, or with bytes too many."""
@@ -213,7 +211,7 @@ def test_a_damaged_idx_file_is_told(tmp_path, packed, length):
 
 def test_counts_and_labels_must_agree(tmp_path):
     write_idx(tmp_path, "train", GREY, range(5))
-    with pytest.raises(DataError, match=r"mnist has 6 train images but 5 labels"):
+    with pytest.raises(DataError, match=r"mnist has 6 train images and 5 labels"):
         read_split("mnist", "train", tmp_path)
     write_idx(tmp_path, "train", GREY, [0, 1, 2, 3, 4, 10])
     with pytest.raises(DataError, match=r"train labels outside 0\.\.9"):

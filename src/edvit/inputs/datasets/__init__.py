@@ -1,7 +1,7 @@
-"""Labelled images and sounds by data spec, one reader for training and evaluation; needs neither torch nor network.
+"""Labelled images and sounds by data spec, one reader for training and evaluation; needs no network.
 
     digits               scikit-learn's 1,797 hand-written digits, 1,437 train / 360 test
-    imagefolder:DIR      DIR/train/<class>/* and DIR/test/<class>/* (or DIR/val)
+    imagefolder:DIR      DIR/train/<class>/* and DIR/test/<class>/* (or DIR/val); class_order.txt may order the classes
     audiofolder:DIR      the same with sound files
     cifar10              --data-root with cifar-10-batches-py (or cifar-10-batches-bin)
     mnist                --data-root with MNIST/raw
@@ -10,7 +10,8 @@
     gtzan                --data-root with genres; likewise
     speech-commands      --data-root with speech_commands_v0.02; split by its authors' lists
 
-Under --data-root lie the files as torchvision, torchaudio or the data set's own site leaves them.
+Under --data-root lie the files as torchvision, torchaudio or the data set's own site leaves them. Of the first three
+named sets a folder of images is made once, by torchvision, see `named`; the other three are one file a clip or image.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def _reader(spec: str) -> Callable[[Split, Path | None], LabelledImages]:
         return lambda split, _: read(Path(argument).expanduser(), split)
     readers: dict[str, Callable[[Split, Path | None], LabelledImages]] = {
         "digits": lambda split, _: digits.read_digits(split),
-        **{name: partial(named.read_named, name) for name in named.NAMED},
+        **{name: partial(named.read_named, name) for name in named.FOLDERS},
         "caltech256": caltech.read_caltech256,
         "gtzan": gtzan.read_gtzan,
         "speech-commands": speech_commands.read_speech_commands,

@@ -9,9 +9,8 @@ import gzip
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,23 +22,18 @@ from edvit.inputs.datasets.folder import CLASS_ORDER, folder_of_class, read_imag
 from edvit.inputs.datasets.images import ArrayImages, FileImages, Labels, Split, shorten
 from edvit.inputs.preprocess import UInt8
 
+FOLDERS = {"cifar10": "cifar-10-batches-py", "mnist": "MNIST/raw", "fashion-mnist": "FashionMNIST/raw"}
+"""Where torchvision puts the files, under the data root."""
+CLASSES = {
+    "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+    "mnist": tuple("0123456789"),
+    "fashion-mnist": (
+        "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+    ),
+}  # fmt: skip
+"""Class names in the order of the labels in the files."""
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package dataset-fashion-mnist puts its files."""
-
-
-@dataclass(frozen=True)
-class Named:
-    """A data set that is made into a folder.
-
-    Attributes:
-        classes: class names in the order of the labels in its files.
-        files: where its files lie under the data root, for messages.
-        read: pixels `[images, height, width]` or `[images, height, width, 3]` and labels of a split, from a data root.
-    """
-
-    classes: tuple[str, ...]
-    files: str
-    read: Callable[[Path, Split], tuple[UInt8, Labels]]
 
 
 def read_named(spec: str, split: Split, data_root: Path | None) -> FileImages:
@@ -51,19 +45,18 @@ def read_named(spec: str, split: Split, data_root: Path | None) -> FileImages:
         DataError: files are missing or damaged, or no folder can be written.
         MissingExtraError: the folder is not made yet and torchvision is not installed.
     """
-    named = NAMED[spec]
     if data_root is None and spec == "fashion-mnist" and DEBIAN_FASHION_MNIST.is_dir():
         root, places = DEBIAN_FASHION_MNIST, []
     elif data_root is None:
         debian = " (or `apt install dataset-fashion-mnist` on Debian)" if spec == "fashion-mnist" else ""
-        raise DataError(f"{spec} needs --data-root: the folder that holds {named.files}{debian}")
+        raise DataError(f"{spec} needs --data-root: the folder that holds {FOLDERS[spec]}{debian}")
     else:
         root, places = data_root, [data_root / f"{spec}-images"]
     places.append(_cache() / f"{spec}-{hashlib.sha256(bytes(root.resolve())).hexdigest()[:8]}")
     place = next((place for place in places if (place / split).is_dir()), None)
     notes: tuple[str, ...] = ()
     if place is None:
-        place = _write(ArrayImages(named.classes, *_checked(spec, split, root), source=spec), split, places)
+        place = _write(_read(spec, split, root), split, places)
         notes = (f"made {place}: the images of {spec}, read from there from now on",)
     images = read_imagefolder(place, split)
     # A file is called by its image's place in the data set: a build draws by it.
@@ -75,24 +68,24 @@ def _cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edvit" / "datasets"
 
 
-def _checked(spec: str, split: Split, root: Path) -> tuple[Labels, UInt8]:
-    """Labels and pixels of a split. Raises DataError, MissingExtraError."""
+def _read(spec: str, split: Split, root: Path) -> ArrayImages:
+    """A split as the data set's own files have it. Raises DataError, MissingExtraError."""
     try:
-        pixels, labels = NAMED[spec].read(root, split)
+        pixels, labels = _cifar10(root, split) if spec == "cifar10" else _idx(root, split, root / FOLDERS[spec])
     except EdvitError:
         raise
     except Exception as error:  # torchvision raises nearly anything on a damaged file
+        reason = getattr(error, "strerror", None) or type(error).__name__
         raise DataError(
-            f"{root}: the {split} files of {spec} are truncated, damaged or not the official ones "
-            f"({type(error).__name__}); get them again"
+            f"{root}: the {split} files of {spec} are truncated, damaged or not the official ones ({reason}); "
+            "get them again"
         ) from None
-    if len(pixels) == 0:
-        raise DataError(f"{root}: {spec} has no {split} images; get it again")
-    if len(pixels) != len(labels):
-        raise DataError(f"{root}: {spec} has {len(pixels)} {split} images but {len(labels)} labels; get it again")
-    if not 0 <= labels.min() <= labels.max() < len(NAMED[spec].classes):
-        raise DataError(f"{root}: {spec} has {split} labels outside 0..{len(NAMED[spec].classes) - 1}; get it again")
-    return labels, pixels
+    classes = CLASSES[spec]
+    if not 0 < len(pixels) == len(labels):
+        raise DataError(f"{root}: {spec} has {len(pixels)} {split} images and {len(labels)} labels; get it again")
+    if labels.max() >= len(classes):
+        raise DataError(f"{root}: {spec} has {split} labels outside 0..{len(classes) - 1}; get it again")
+    return ArrayImages(classes=classes, labels=labels, pixels=pixels, source=f"{spec} {split}")
 
 
 def _write(images: ArrayImages, split: Split, places: Sequence[Path]) -> Path:
@@ -113,10 +106,12 @@ def _write(images: ArrayImages, split: Split, places: Sequence[Path]) -> Path:
                 made.rename(place / split)
         except OSError as error:
             if not (place / split).is_dir():  # otherwise another process was faster
-                problems.append(f"{place}: {type(error).__name__}")
+                problems.append(f"{place}: {error.strerror}")
                 continue
         return place
-    raise DataError(f"the images of {images.source} cannot be written ({'; '.join(problems)}); make room there")
+    raise DataError(
+        f"the images of {images.source} cannot be written ({'; '.join(problems)}); give another --data-root"
+    )
 
 
 def _demand(folder: Path, names: Sequence[str], hint: str = "") -> None:
@@ -128,14 +123,14 @@ def _demand(folder: Path, names: Sequence[str], hint: str = "") -> None:
 
 def _cifar10(root: Path, split: Split) -> tuple[UInt8, Labels]:
     """From `cifar-10-batches-py`, else from `cifar-10-batches-bin`, which torchvision does not read."""
-    folder, plain = root / "cifar-10-batches-py", root / "cifar-10-batches-bin"
+    folder, plain = root / FOLDERS["cifar10"], root / "cifar-10-batches-bin"
     if plain.is_dir() and not folder.is_dir():
         names = [f"data_batch_{i}.bin" for i in range(1, 6)] if split == "train" else ["test_batch.bin"]
         _demand(plain, names)
         records = np.concatenate([np.fromfile(plain / name, np.uint8).reshape(-1, 1 + 3 * 32 * 32) for name in names])
         return records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), records[:, 0].astype(np.int64)
 
-    CIFAR10 = _torchvision("cifar10").CIFAR10
+    CIFAR10 = _torchvision().CIFAR10
     packed = root / CIFAR10.filename
     names = [name for name, _ in (*CIFAR10.train_list, *CIFAR10.test_list)]
     _demand(folder, [*names, CIFAR10.meta["filename"]], f"; unpack {packed}" if packed.is_file() else "")
@@ -144,12 +139,11 @@ def _cifar10(root: Path, split: Split) -> tuple[UInt8, Labels]:
     return np.asarray(official.data, dtype=np.uint8), np.asarray(official.targets, dtype=np.int64)
 
 
-def _idx(root: Path, split: Split, folder: str) -> tuple[UInt8, Labels]:
-    """From `root/folder/raw` or from `root` itself; plain or .gz."""
-    mnist = _torchvision(folder).mnist
+def _idx(root: Path, split: Split, raw: Path) -> tuple[UInt8, Labels]:
+    """From the folder `raw`, or else from `root` itself; plain or .gz."""
+    mnist = _torchvision().mnist
     prefix = "train" if split == "train" else "t10k"
     names = (f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte")
-    raw = root / folder / "raw"
     place = raw if any(raw.glob(f"{prefix}-*-ubyte*")) or not any(root.glob(f"{prefix}-*-ubyte*")) else root
     _demand(place, [f"{name}.gz" if (place / f"{name}.gz").is_file() else name for name in names], " (plain or .gz)")
     with TemporaryDirectory() as temporary:
@@ -166,30 +160,13 @@ def _unpacked(path: Path, folder: Path) -> Path:
     return folder / path.name
 
 
-def _torchvision(name: str) -> Any:
+def _torchvision() -> Any:
     """The module of torchvision's data sets."""
     try:
         from torchvision import datasets
     except (ImportError, RuntimeError):  # the second where it was built for another version of torch
         raise MissingExtraError(
-            f"{name} is not made into a folder yet, which needs torchvision: pip install 'edvit[build]', "
-            "or copy the folder that the build made and give imagefolder:DIR"
+            "a named data set is made into a folder by torchvision: pip install 'edvit[build]', "
+            "or copy the folder that a build made of it and give imagefolder:DIR"
         ) from None
     return datasets
-
-
-NAMED = {
-    "cifar10": Named(
-        ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
-        "cifar-10-batches-py",
-        _cifar10,
-    ),
-    "mnist": Named(tuple("0123456789"), "MNIST/raw", partial(_idx, folder="MNIST")),
-    "fashion-mnist": Named(
-        (
-            "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
-        ),
-        "FashionMNIST/raw",
-        partial(_idx, folder="FashionMNIST"),
-    ),
-}  # fmt: skip
