@@ -122,6 +122,14 @@ def test_a_folder_that_was_not_finished_is_not_there(tmp_path, monkeypatch):
     assert len(read_split("mnist", "test", tmp_path)) == 6
 
 
+def test_a_folder_that_was_changed_is_told(tmp_path):
+    write_idx(tmp_path, "t10k", GREY, range(6))
+    path = read_split("mnist", "test", tmp_path).paths[2]
+    path.rename(path.with_name("other.png"))
+    with pytest.raises(DataError, match=r"mnist-images/test: .*remove the folder, and it is made again"):
+        read_split("mnist", "test", tmp_path)
+
+
 @pytest.mark.parametrize("spec", ["cifar10", *FOLDERS])
 def test_each_needs_a_data_root(spec, tmp_path, monkeypatch):
     monkeypatch.setattr(named, "DEBIAN_FASHION_MNIST", tmp_path / "none")

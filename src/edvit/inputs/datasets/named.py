@@ -60,7 +60,10 @@ def read_named(spec: str, split: Split, data_root: Path | None) -> FileImages:
         notes = (f"made {place}: the images of {spec}, read from there from now on",)
     images = read_imagefolder(place, split)
     # A file is called by its image's place in the data set: a build draws by it.
-    order = np.argsort([path.name for path in images.paths])
+    names = [path.name for path in images.paths]
+    order = np.argsort(names)
+    if [names[i] for i in order] != [f"{i:05}.png" for i in range(len(names))]:
+        raise DataError(f"{place / split}: images were added or removed; remove the folder, and it is made again")
     return replace(images, labels=images.labels[order], paths=tuple(images.paths[i] for i in order), notes=notes)
 
 
