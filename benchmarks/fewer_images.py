@@ -17,7 +17,9 @@ from edvit.inputs.datasets import LabelledImages, read_split
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="a data set of images held in memory, as edvit build takes it")
+    parser.add_argument(
+        "--data", required=True, help="digits, cifar10, mnist or fashion-mnist, whose images are PNG files without loss"
+    )
     parser.add_argument("--data-root", type=Path)
     parser.add_argument("--train-images", type=int, required=True, help="of each class")
     parser.add_argument("-o", "--out", type=Path, required=True)

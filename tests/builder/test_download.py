@@ -13,7 +13,7 @@ import torchvision
 from edvit.builder.download import download
 from edvit.errors import ConfigError, DataError, MissingExtraError
 from edvit.inputs.datasets import read_split
-from edvit.inputs.datasets.cifar import BATCHES
+from named_sets import TEST, TRAIN, trust
 
 CIFAR = torchvision.datasets.CIFAR10
 
@@ -25,7 +25,7 @@ def site(tmp_path, monkeypatch):
     folder.mkdir()
     sums = {}
     with tarfile.open(folder / CIFAR.filename, "w:gz") as archive:
-        for name in (*BATCHES["train"], *BATCHES["test"], "batches.meta"):
+        for name in (*TRAIN, *TEST, "batches.meta"):
             content = pickled({"label_names": list("abcdefghij")} if name == "batches.meta" else batch())
             sums[name] = hashlib.md5(content).hexdigest()
             member = tarfile.TarInfo(f"{CIFAR.base_folder}/{name}")
@@ -37,9 +37,7 @@ def site(tmp_path, monkeypatch):
         thread.start()
         monkeypatch.setattr(CIFAR, "url", f"http://127.0.0.1:{server.server_port}/{CIFAR.filename}")
         monkeypatch.setattr(CIFAR, "tgz_md5", hashlib.md5((folder / CIFAR.filename).read_bytes()).hexdigest())
-        monkeypatch.setattr(CIFAR, "train_list", [[name, sums[name]] for name in BATCHES["train"]])
-        monkeypatch.setattr(CIFAR, "test_list", [[name, sums[name]] for name in BATCHES["test"]])
-        monkeypatch.setattr(CIFAR, "meta", {**CIFAR.meta, "md5": sums["batches.meta"]})
+        trust(monkeypatch, sums)
         yield folder
         server.shutdown()
         thread.join()

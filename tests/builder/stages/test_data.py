@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,7 @@ from edvit.builder.stages.base import fine_tune_epochs
 from edvit.builder.stages.teacher import teach
 from edvit.errors import ConfigError, DataError, ModelError
 from edvit.inputs.audio import Spectrogram
+from named_sets import write_idx
 from sounds import encoded, tone
 from tiny_build import opened, runner_of, tiny_config
 
@@ -158,3 +160,17 @@ def test_a_validation_split_that_the_authors_chose_is_kept(sounds, tmp_path):
     data = stage.decode(runner_of(tmp_path / "work"), source, config.validation)
     assert data.validation.rows.tolist() == chosen.tolist()
     assert sorted([*data.train.rows, *chosen]) == list(range(20))
+
+
+def test_a_build_from_a_named_set_draws_the_same_images_as_from_its_files(tmp_path):
+    """The digest is from a reader of MNIST's files themselves, without a folder between."""
+    rng = np.random.default_rng(0)
+    for prefix, count in (("train", 60), ("t10k", 10)):
+        write_idx(tmp_path, prefix, rng.integers(0, 256, (count, 28, 28), dtype=np.uint8), rng.permutation(count) % 10)
+    config = tiny_config(data="mnist", data_root=tmp_path)
+    data = stage.decode(runner_of(tmp_path / "work"), stage.open_source(config), 0.2)
+    found = hashlib.sha256(repr(data.classes).encode())
+    for images in (data.train, data.validation):
+        found.update(repr((images.rows.tolist(), images.labels.tolist())).encode())
+        found.update(images.pixels().tobytes())
+    assert found.hexdigest()[:16] == "6418217110023c52"

@@ -35,6 +35,33 @@ def test_labels_follow_the_sorted_class_folders(fill):
     assert train.image(1).getpixel((0, 0)) == (1, 0, 0)
 
 
+def test_a_file_may_give_the_order_of_the_classes(fill, tmp_path):
+    fill("train", **{"dog": 1, "cat": 2, "on-off": 1})
+    spec = fill("test", dog=2, cat=1)
+    (tmp_path / "class_order.txt").write_text("dog\non/off\ncat\n")
+    train, test = read_split(spec, "train"), read_split(spec, "test")
+    assert train.classes == test.classes == ("dog", "on/off", "cat")
+    for images in (train, test):
+        names = [images.classes[label].replace("/", "-") for label in images.labels]
+        assert names == [path.parent.name for path in images.paths]
+    assert train.labels.tolist() == [2, 2, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"dog\n", r"train: has classes that .*class_order\.txt lacks: cat"),
+        (b"dog\ncat\ndog\n", r"class_order\.txt: names a class twice"),
+        (b"\xff", r"class_order\.txt: cannot be read as UTF-8 text"),
+    ],
+)
+def test_a_wrong_order_of_the_classes_is_told(fill, tmp_path, content, told):
+    spec = fill("train", dog=1, cat=2)
+    (tmp_path / "class_order.txt").write_bytes(content)
+    with pytest.raises(DataError, match=told):
+        read_split(spec, "train")
+
+
 def test_links_to_folders_are_followed_and_loops_end(fill, tmp_path):
     spec = fill("train", cat=1, dog=1)
     elsewhere = tmp_path / "elsewhere" / "deep"

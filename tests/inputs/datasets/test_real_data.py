@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from edvit.inputs.audio import Spectrogram
-from edvit.inputs.datasets import idx, read_split
+from edvit.inputs.datasets import named, read_split
 from edvit.inputs.preprocess import Preprocessing
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
@@ -42,10 +42,12 @@ def test_an_audiofolder_of_real_sounds(tmp_path):
     assert 20 < min(means) < max(means) < 230, "neither black nor white"
 
 
-def test_debians_fashion_mnist():
-    if not idx.DEBIAN_FASHION_MNIST.is_dir():
+def test_debians_fashion_mnist(tmp_path, monkeypatch):
+    if not named.DEBIAN_FASHION_MNIST.is_dir():
         pytest.skip("needs Debian's package dataset-fashion-mnist")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for split, count in (("train", 60_000), ("test", 10_000)):
         images = read_split("fashion-mnist", split)
-        assert images.pixels.shape == (count, 28, 28)
+        assert images.image(0).size == (28, 28)
+        assert len(images) == count
         assert set(Counter(images.labels.tolist()).values()) == {count // 10}

@@ -1,7 +1,7 @@
-"""Labelled images and sounds by data spec, one reader for training and evaluation; needs neither torch nor network.
+"""Labelled images and sounds by data spec, one reader for training and evaluation; needs no network.
 
     digits               scikit-learn's 1,797 hand-written digits, 1,437 train / 360 test
-    imagefolder:DIR      DIR/train/<class>/* and DIR/test/<class>/* (or DIR/val)
+    imagefolder:DIR      DIR/train/<class>/* and DIR/test/<class>/* (or DIR/val); class_order.txt may order the classes
     audiofolder:DIR      the same with sound files
     cifar10              --data-root with cifar-10-batches-py (or cifar-10-batches-bin)
     mnist                --data-root with MNIST/raw
@@ -10,12 +10,14 @@
     gtzan                --data-root with genres; likewise
     speech-commands      --data-root with speech_commands_v0.02; split by its authors' lists
 
-Under --data-root lie the files as torchvision, torchaudio or the data set's own site leaves them.
+Under --data-root lie the files as torchvision, torchaudio or the data set's own site leaves them. Of the first three
+named sets a folder of images is made once, by torchvision, see `named`; the other three are one file a clip or image.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -56,7 +58,7 @@ def read_split(spec: str, split: Split, data_root: Path | None = None) -> Labell
 
 
 def _reader(spec: str) -> Callable[[Split, Path | None], LabelledImages]:
-    from edvit.inputs.datasets import caltech, cifar, digits, folder, gtzan, idx, speech_commands
+    from edvit.inputs.datasets import caltech, digits, folder, gtzan, named, speech_commands
 
     kind, _, argument = spec.partition(":")
     if kind in ("imagefolder", "audiofolder"):
@@ -66,9 +68,7 @@ def _reader(spec: str) -> Callable[[Split, Path | None], LabelledImages]:
         return lambda split, _: read(Path(argument).expanduser(), split)
     readers: dict[str, Callable[[Split, Path | None], LabelledImages]] = {
         "digits": lambda split, _: digits.read_digits(split),
-        "cifar10": cifar.read_cifar10,
-        "mnist": idx.read_mnist,
-        "fashion-mnist": idx.read_fashion_mnist,
+        **{name: partial(named.read_named, name) for name in named.FOLDERS},
         "caltech256": caltech.read_caltech256,
         "gtzan": gtzan.read_gtzan,
         "speech-commands": speech_commands.read_speech_commands,

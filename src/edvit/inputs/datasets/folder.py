@@ -16,7 +16,15 @@ IMAGES = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".t
 SOUNDS = frozenset((".wav", ".flac", ".ogg", ".opus", ".mp3", ".au", ".aif", ".aiff"))
 """The usual ones of those that libsndfile reads, lower case."""
 
+CLASS_ORDER = "class_order.txt"
+"""File in an image or sound folder that names its classes, one a line, in the order of their labels."""
+
 F = TypeVar("F", bound=Files)
+
+
+def folder_of_class(name: str) -> str:
+    """The folder of a class: its name, with `-` for `/`."""
+    return name.replace("/", "-")
 
 
 def read_imagefolder(root: Path, split: Split) -> FileImages:
@@ -30,23 +38,28 @@ def read_audiofolder(root: Path, split: Split) -> FileSounds:
 
 
 def read_folder(root: Path, split: Split, kind: type[F], extensions: frozenset[str]) -> F:
-    """Classes are the sorted names of the folders under `train/`, or under the split where there is no `train/`.
+    """Classes are those of `class_order.txt`, or else the sorted names of the folders under `train/`.
 
-    `val/` stands in for a missing `test/`. A folder with neither `train/`, `test/` nor `val/` is itself read as the
-    test split: class folders right under it.
+    Where there is no `train/` either, they are the folders under the split. `val/` stands in for a missing `test/`.
+    A folder with neither `train/`, `test/` nor `val/` is itself read as the test split: class folders right under it.
 
     Raises:
-        DataError: a folder is missing or holds no such file, or the split has a class that `train/` lacks.
+        DataError: a folder is missing or holds no such file, or the split has a class that `class_order.txt` or
+            `train/` lacks.
     """
     if not root.is_dir():
         raise DataError(f"{root}: no such folder")
     folder = _split_folder(root, split)
     found = _class_names(folder)
-    train = root / "train"
-    classes = _class_names(train) if train.is_dir() else found
-    unknown = [name for name in found if name not in classes]
+    train, order = root / "train", root / CLASS_ORDER
+    if order.is_file():
+        known, classes = order, _ordered(order)
+    else:
+        known, classes = train, _class_names(train) if train.is_dir() else found
+    folders = [folder_of_class(name) for name in classes]
+    unknown = [name for name in found if name not in folders]
     if unknown:
-        raise DataError(f"{folder}: has classes that {train} lacks: {shorten(unknown)}")
+        raise DataError(f"{folder}: has classes that {known} lacks: {shorten(unknown)}")
 
     paths: list[Path] = []
     labels: list[int] = []
@@ -56,8 +69,18 @@ def read_folder(root: Path, split: Split, kind: type[F], extensions: frozenset[s
             what = "images" if extensions is IMAGES else "sound files"
             raise DataError(f"{folder / name}: a class folder with no {what}; fill it or remove it")
         paths += files
-        labels += [classes.index(name)] * len(files)
+        labels += [folders.index(name)] * len(files)
     return kind(classes=classes, labels=np.array(labels, dtype=np.int64), paths=tuple(paths))
+
+
+def _ordered(path: Path) -> tuple[str, ...]:
+    try:
+        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as UTF-8 text ({type(error).__name__})") from None
+    if len({folder_of_class(name) for name in names}) < len(names):
+        raise DataError(f"{path}: names a class twice")
+    return tuple(names)
 
 
 def _split_folder(root: Path, split: Split) -> Path:

@@ -176,9 +176,3 @@ def shorten(names: Sequence[str], limit: int = 5) -> str:
     if len(names) <= limit:
         return ", ".join(names)
     return f"{', '.join(names[: limit - 1])} and {len(names) - limit + 1} more"
-
-
-def check_labels(labels: Labels, classes: int, source: Path) -> None:
-    """Raises DataError when a label is not an index below `classes`."""
-    if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
-        raise DataError(f"{source}: has labels outside 0..{classes - 1}; get the file again")
