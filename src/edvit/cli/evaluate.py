@@ -42,6 +42,8 @@ def evaluate(
     with answering(target) as (classes, ask):
         images = read_split(data, split, data_root).with_classes(classes)
         console = Console(stderr=True)
+        for note in images.notes:
+            console.print(note, soft_wrap=True, markup=False)
         with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
             task = bar.add_task("evaluate", total=None)
             result = measure(
