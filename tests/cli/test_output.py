@@ -29,9 +29,9 @@ def test_a_full_disk_is_one_line(tmp_path, flags):
 
 def test_a_reader_that_has_left_is_told_nothing(tmp_path):
     bundle = write_tiny_bundle(tmp_path / "bundle")
-    reader = subprocess.Popen(["true"], stdin=subprocess.PIPE)
-    reader.wait()
-    done = edvit(reader.stdin, "inspect", bundle.path)
+    with subprocess.Popen(["true"], stdin=subprocess.PIPE) as reader:
+        reader.wait()
+        done = edvit(reader.stdin, "inspect", bundle.path)
     assert (done.returncode, done.stderr) == (1, "")
 
 
