@@ -26,6 +26,11 @@ def _held(pid):
     return {stat.rpartition(")")[2].split()[0] for stat in stats} == {"T"}
 
 
+def _read(stream, into):
+    with stream:
+        into.extend(stream)
+
+
 class DeviceProcess:
     """One running `edvit device`, with what it printed."""
 
@@ -36,7 +41,7 @@ class DeviceProcess:
         self.lines = []
         self.errors = []
         self._readers = [
-            threading.Thread(target=into.extend, args=(stream,), daemon=True)
+            threading.Thread(target=_read, args=(stream, into), daemon=True)
             for stream, into in ((self.process.stdout, self.lines), (self.process.stderr, self.errors))
         ]
         for reader in self._readers:
@@ -59,7 +64,7 @@ class DeviceProcess:
 
     def kill(self):
         self.process.kill()
-        self.process.wait()
+        self.wait()
 
     def end(self, number=signal.SIGTERM, timeout=30):
         """Ask it to end; its exit code."""

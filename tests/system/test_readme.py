@@ -100,6 +100,8 @@ def test_the_readme_from_plan_to_predict(folder):
         for process in processes:
             process.send_signal(signal.SIGTERM)
         codes = [process.wait(timeout=30) for process in processes]
+        for process in processes:
+            process.stdout.close()
     assert codes == [0, 0, 0]
 
 

@@ -18,12 +18,11 @@ def test_all_systems_are_compared_and_a_killed_run_is_taken_up(tmp_path):
     out = tmp_path / "compared"
     command = [sys.executable, "-m", "benchmarks.compare", "--quick", "--workers", "1", "-o", str(out)]
     command += ["--image-encoding", "webp"]
-    begun = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    for line in begun.stdout:
-        if line.startswith("[channels,"):
-            break
-    begun.send_signal(signal.SIGKILL)
-    begun.wait()
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as begun:
+        for line in begun.stdout:
+            if line.startswith("[channels,"):
+                break
+        begun.send_signal(signal.SIGKILL)
     finished = {path: path.stat().st_mtime_ns for path in (out / "measured").glob("*.json")}
     assert finished
 
