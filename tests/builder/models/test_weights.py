@@ -6,6 +6,7 @@ import pickle
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 
@@ -142,8 +143,93 @@ def test_a_pickle_with_code_is_refused_and_not_run(write, tmp_path):
 
 
 def test_a_checkpoint_with_other_objects_is_refused(tmp_path):
-    torch.save({"model": make("plain").state_dict(), "args": argparse.Namespace(lr=1)}, tmp_path / "w.pth")
+    torch.save({"model": make("plain").state_dict(), "trainer": Exploit(tmp_path / "ran")}, tmp_path / "w.pth")
     with pytest.raises(WeightsError, match="save the state dict alone"):
+        load(tmp_path / "w.pth")
+    assert not (tmp_path / "ran").exists()
+
+
+def other(state):
+    return {name: torch.zeros_like(value) for name, value in state.items()}
+
+
+def prefixed(prefix, state):
+    return {prefix + name: value for name, value in state.items()}
+
+
+CHECKPOINTS = {
+    "timm-train": lambda s: {"epoch": 3, "arch": "x", "state_dict": other(s), "state_dict_ema": s, "optimizer": {}},
+    "timm-args": lambda s: {"state_dict": s, "args": argparse.Namespace(lr=1)},
+    "deit": lambda s: {"model": other(s), "model_ema": s, "epoch": 3},
+    "data-parallel": lambda s: {"state_dict": prefixed("module.", s)},
+    "compiled": lambda s: prefixed("_orig_mod.", s),
+    "compiled-in-parallel": lambda s: {"state_dict": prefixed("module._orig_mod.", s)},
+    "parallel-in-compiled": lambda s: {"state_dict": prefixed("_orig_mod.module.", s)},
+    "lightning": lambda s: {"state_dict": {**prefixed("model.", s), "loss.weight": torch.ones(3)}, "callbacks": {}},
+    "lightning-net": lambda s: {"state_dict": prefixed("net.encoder.", s)},
+    "lightning-parallel": lambda s: {"state_dict": prefixed("module.model.", s)},
+    "own-loop": lambda s: {"model_state_dict": s, "optimizer_state_dict": {"lr": 1.0}, "loss": 0.5},
+    "own-loop-parallel": lambda s: {"model_state_dict": prefixed("module.", s)},
+    "dino": lambda s: {
+        "student": prefixed("module.backbone.", other(s)),
+        "teacher": {**prefixed("backbone.", s), "head.mlp.0.weight": torch.ones(2, 2)},
+        "epoch": 3,
+    },
+    "mae": lambda s: {"model": {**s, "decoder_embed.weight": torch.ones(2, 2)}},
+}
+
+
+@pytest.mark.parametrize("kind", CHECKPOINTS)
+@pytest.mark.parametrize("name", ["w.pth", "model_best.pth.tar"])
+def test_checkpoints_as_people_have_them(kind, name, tmp_path):
+    model = make("plain")
+    torch.save(CHECKPOINTS[kind](model.state_dict()), tmp_path / name)
+    loaded, head_kept = load(tmp_path / name)
+    assert head_kept
+    for key, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], value), key
+
+
+@pytest.mark.parametrize(
+    "kind", ["timm-train", "timm-args", "deit", "data-parallel", "compiled", "parallel-in-compiled"]
+)
+def test_what_timm_loads_is_loaded_to_the_same_numbers(kind, tmp_path):
+    torch.save(CHECKPOINTS[kind](make("plain").state_dict()), tmp_path / "w.pth")
+    theirs = make("plain")
+    timm.models.load_checkpoint(theirs, str(tmp_path / "w.pth"))
+    ours, _ = load(tmp_path / "w.pth")
+    for key, value in theirs.state_dict().items():
+        assert torch.equal(ours.state_dict()[key], value), key
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod."])
+def test_prefixes_in_safetensors(prefix, tmp_path):
+    model = make("plain")
+    save_file(
+        {prefix + name: value.contiguous() for name, value in model.state_dict().items()}, tmp_path / "w.safetensors"
+    )
+    loaded, _ = load(tmp_path / "w.safetensors")
+    assert torch.equal(loaded.blocks[2].mlp.fc1.weight, model.blocks[2].mlp.fc1.weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_every_precision_is_read_as_float32(dtype, tmp_path):
+    state = {name: value.to(dtype) for name, value in make("plain").state_dict().items()}
+    torch.save(state, tmp_path / "w.pth")
+    loaded, _ = load(tmp_path / "w.pth")
+    assert torch.equal(loaded.head.weight, state["head.weight"].float())
+
+
+def test_two_models_in_one_file_are_named(tmp_path):
+    state = make("plain").state_dict()
+    torch.save({"state_dict": {**prefixed("student.", state), **prefixed("teacher.", state)}}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=r"holds several models \(student\., teacher\.\); save the one to split"):
+        load(tmp_path / "w.pth")
+
+
+def test_a_checkpoint_without_a_state_dict_names_its_keys(tmp_path):
+    torch.save({"epoch": 3, "optimizer": {"lr": 1.0}, "best": 0.5}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match="its first keys are epoch, optimizer, best"):
         load(tmp_path / "w.pth")
 
 

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import pickle
 import warnings
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
-import torch
+import timm
 from safetensors import SafetensorError
+from timm.models import clean_state_dict
 from torch import Tensor
 
 from edvit.builder.models.family import Classifier, family_of
 from edvit.errors import WeightsError
 
 _SAFETENSORS_SUFFIX = ".safetensors"
-_PYTORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
+_PYTORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
+WRAPPERS = (
+    "teacher", "student", "ema", "model_state_dict", "model_state", "net", "network", "module", "params", "weights",
+    "backbone", "encoder",
+)  # fmt: skip
+"""Keys under which checkpoints keep a state dict, beside those that timm knows; an average of weights comes first."""
 
 
 def load_weights(
@@ -36,7 +44,7 @@ def load_weights(
     state = read_weights(path)
     family = family_of(name)
     model = family.create(family.plan(name, image_size=image_size, channels=channels, classes=classes))
-    state, head_kept = _split_head(state, model)
+    state, head_kept = _split_head(_of_backbone(path, state, model.state_dict()), model)
     try:
         fitted = family.fit_weights(state, model)
     except Exception:  # timm meets names and shapes it was not written for, and fails in its own ways
@@ -65,7 +73,8 @@ def check_weights(path: Path) -> None:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Every tensor of a weights file by name, floating-point ones as float32, on the CPU.
 
-    Training checkpoints are unwrapped (`model`, `state_dict`, `module.`). Nothing in the file is executed.
+    Training checkpoints are unwrapped by timm's rules (an average of weights before the weights, `_orig_mod.` and
+    `module.` removed), and by `WRAPPERS`. Nothing in the file is executed.
 
     Raises:
         WeightsError: the file is missing, damaged, or holds anything else than tensors.
@@ -83,7 +92,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
-        tensors: dict[str, Tensor] = safetensors.torch.load_file(path)
+        tensors: dict[str, Tensor] = clean_state_dict(safetensors.torch.load_file(path))
     except (SafetensorError, OSError, ValueError) as error:
         raise WeightsError(f"{path}: damaged or no safetensors file ({_one_line(error)}); get it again") from None
     return tensors
@@ -93,20 +102,47 @@ def _read_pytorch(path: Path) -> dict[str, Tensor]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about the pickle protocol of what it then refuses
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise WeightsError(
-            f"{path}: refused, it holds Python objects or code beside tensors; save the state dict alone, "
-            "best as safetensors"
-        ) from None
+            content: Any = timm.models.load_state_dict(str(path), weights_only=True)
+    except RuntimeError as error:
+        if isinstance(error.__cause__, pickle.UnpicklingError):
+            raise WeightsError(
+                f"{path}: refused, it holds Python objects or code beside tensors; save the state dict alone, "
+                "best as safetensors"
+            ) from None
+        raise _damaged(path) from None
+    except AttributeError:  # timm asks it for names
+        raise WeightsError(f"{path}: no state dict (names to tensors) in it") from None
     except Exception:  # damaged bytes make torch.load raise nearly anything
-        raise WeightsError(f"{path}: damaged or no PyTorch weights file; get it again") from None
-    for key in ("model", "state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise WeightsError(f"{path}: no state dict (names to tensors) in it")
-    return {str(name).removeprefix("module."): value for name, value in content.items()}
+        raise _damaged(path) from None
+    while not (content and all(isinstance(value, Tensor) for value in content.values())):
+        inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
+        if inner is None:
+            keys = ", ".join(map(str, list(content)[:5]))
+            raise WeightsError(f"{path}: no state dict (names to tensors) in it; its first keys are {keys or 'none'}")
+        content = clean_state_dict(inner)
+    return dict(content)
+
+
+def _damaged(path: Path) -> WeightsError:
+    return WeightsError(f"{path}: damaged or no PyTorch weights file; get it again")
+
+
+def _of_backbone(path: Path, state: dict[str, Tensor], own: Collection[str]) -> dict[str, Tensor]:
+    """The tensors of the model in a state dict that holds it under a prefix, such as Lightning's `model.`.
+
+    A decoder beside the model, as in a file of a masked autoencoder, is left out.
+
+    Raises:
+        WeightsError: the file holds the model more than once.
+    """
+    state = {name: value for name, value in state.items() if not name.startswith("decoder_")}
+    anchor = next(name for name in own if name.startswith("blocks.") or name.startswith("convs."))
+    prefixes = sorted(name.removesuffix(anchor) for name in state if name.endswith(f".{anchor}"))
+    if anchor in state or not prefixes or prefixes[0].startswith("visual."):  # CLIP's names are timm's to convert
+        return state
+    if len(prefixes) > 1:
+        raise WeightsError(f"{path}: holds several models ({', '.join(prefixes)}); save the one to split alone")
+    return {name.removeprefix(prefixes[0]): value for name, value in state.items() if name.startswith(prefixes[0])}
 
 
 def _one_line(error: Exception) -> str:
