@@ -36,10 +36,11 @@ def build(
     try:
         from edvit.builder.config import make_config
         from edvit.builder.jobs.progress import Reporter
+        from edvit.builder.options import UNRECORDED
         from edvit.builder.pipeline import build as run
     except ModuleNotFoundError as error:
         raise MissingExtraError(f"building needs {error.name}: pip install 'edvit[build]'") from None
-    flags = {"data": data, **settings}
+    flags = {name: value for name, value in {"data": data, **settings}.items() if name not in UNRECORDED}
     bundle, _ = run(
         make_config(data=data, fleet=fleet, **settings),
         Path(out),

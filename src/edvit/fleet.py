@@ -158,7 +158,7 @@ def first_problem(error: ValidationError, names: Mapping[str, str] | None = None
     problems = [problem for problem in problems if problem["type"] != "too_short"] or problems
     problem = problems[0]
     field, *inner = (str(part) for part in problem["loc"]) if problem["loc"] else ("",)
-    where = ".".join([(names or {}).get(field, field), *inner])
+    where = names[field] if names and field in names else ".".join([field, *inner])
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         message = "unknown key"

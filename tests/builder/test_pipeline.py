@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from edvit.builder import pipeline
 from edvit.builder.models import checkpoint
 from edvit.builder.pipeline import REPORT, build, make_plan
 from edvit.builder.stages import test as test_stage
@@ -22,6 +23,7 @@ from edvit.errors import BundleError, ConfigError, DataError, InfeasibleError, W
 from edvit.fleet import Device, Fleet, local_fleet
 from edvit.inputs.datasets import read_split
 from edvit.inputs.preprocess import decode_image
+from edvit.plan.cost import model_cost
 from edvit.runtime.predictor import LocalPredictor
 from tiny_build import tiny_config
 
@@ -201,14 +203,30 @@ def test_a_bundle_of_fitted_widths_says_what_each_sub_model_has_become(work, tmp
 def test_a_bundle_in_int8_is_measured_as_it_is_deployed(work, tmp_path):
     settings = {"recover_epochs": 0, "views": 2, "baseline": False}
     whole, _ = build(tiny_config(**settings), tmp_path / "fp32", work=work)
-    small, _ = build(tiny_config(**settings, precision="int8"), tmp_path / "int8", work=work)
+    small, built = build(tiny_config(**settings, precision="int8"), tmp_path / "int8", work=work)
     assert small.manifest.config["precision"] == "int8"
     for one, other in zip(whole.manifest.submodels, small.manifest.submodels, strict=True):
         assert one.model.sha256 != other.model.sha256
         assert (one.params, one.widths) == (other.params, other.widths)
+        cost = model_cost(built.fused.architecture(other.id), "int8")
+        assert (other.peak_memory_bytes, other.params) == (cost.peak_memory_bytes, cost.params)
     assert whole.manifest.fusion == small.manifest.fusion, "trained on the same features"
     assert abs(whole.manifest.metric("fused") - small.manifest.metric("fused")) < 0.1
     assert "ONNX Runtime int8" in (small.path / "report.html").read_text()
+
+
+def test_fitted_widths_that_pass_a_device_in_int8_are_refused_before_they_are_trained(work, tmp_path, monkeypatch):
+    def fleet(megabytes):
+        return Fleet(name="one", devices=(Device.model_validate({"name": "only", "memory_mb": megabytes}),))
+
+    settings = {"groups": 1, "recover_epochs": 0, "views": 2, "baseline": False, "precision": "int8"}
+    roomy = tiny_config(**settings, fleet=fleet(100))
+    plan = make_plan(roomy, open_source(roomy))
+    tight = tiny_config(**settings, fleet=fleet(plan.submodels[0].cost.peak_memory_bytes / 1e6))
+    monkeypatch.setattr(pipeline, "read_architecture", lambda _: plan.base)  # as if it had become so wide
+    with pytest.raises(InfeasibleError, match=r"only has .* take .* MB in int8; give --widths uniform"):
+        build(tight, tmp_path / "tight", work=work)
+    assert not (tmp_path / "tight").exists()
 
 
 @pytest.mark.slow

@@ -80,6 +80,7 @@ def refused(edvit, tmp_path):
         ),
         (["--devices", "2", "--validation", "0.9"], "--validation: Input should be less than 0.5"),
         (["--devices", "2", "--recover-lr", "0"], "--recover-lr: Input should be greater than 0"),
+        (["--devices", "2", "--without", "all"], "--without: Input should be 'rotation'"),
         (["--devices", "2", "--weights", "/no/such.pth"], "/no/such.pth: no such file"),
     ],
 )

@@ -14,7 +14,7 @@ from edvit.builder.config import make_config
 from edvit.builder.stages.data import open_source
 from edvit.bundle import PlanInfo
 from edvit.cli.commands import app
-from edvit.errors import ConfigError, InfeasibleError, MissingExtraError, ModelError
+from edvit.errors import ConfigError, InfeasibleError, MissingExtraError, ModelError, WeightsError
 from edvit.fleet import local_fleet
 from edvit.inputs.datasets import read_split
 from edvit.inputs.preprocess import Preprocessing
@@ -166,6 +166,16 @@ def test_int8_is_planned_as_int8_and_placed_where_fp32_does_not_fit(tmp_path):
     fleet.write_text(f"name: f\ndevices: [{{name: a, memory_mb: {memory_mb}}}, {{name: b, memory_mb: {memory_mb}}}]\n")
     assert "Pruned beyond" in run(*of, "--fleet", str(fleet))
     assert "Pruned beyond" not in run(*of, "--fleet", str(fleet), "--precision", "int8")
+
+
+def test_weights_that_a_build_would_refuse_are_refused(tmp_path):
+    with pytest.raises(WeightsError, match="no such file"):
+        run("--data", "digits", "--devices", "2", "--weights", str(tmp_path / "none.pth"))
+
+
+def test_int8_is_refused_where_nothing_would_be_in_int8():
+    with pytest.raises(CycloptsError, match="vgg5 is made of convolutions, which stay in fp32"):
+        run("--model", "vgg5", "--classes", "3", "--devices", "2", "--precision", "int8")
 
 
 def test_the_seed_draws_the_groups():

@@ -68,7 +68,7 @@ class PlanOptions(BaseModel):
     )
     precision: Annotated[Precision, COMMON] = Field(
         default="fp32",
-        description="Precision of the weights in the sub-models' files; int8 files are a third as large.",
+        description="Precision of the weights in the sub-models' files; an int8 file is 0.3 to 0.4 times as large.",
     )
     data_root: Annotated[Path | None, DATA] = Field(default=None, description=DATA_ROOT_HELP)
     seconds: Annotated[float | None, DATA] = Field(
@@ -102,6 +102,13 @@ class PlanOptions(BaseModel):
         default=0, ge=0, description="Seed of the class groups, of all draws and of the training."
     )
 
+    @field_validator("precision")
+    @classmethod
+    def _stores(cls, precision: Precision, info: ValidationInfo) -> Precision:
+        if precision == "int8" and is_convnet(info.data.get("model")):
+            raise ValueError(f"{info.data['model']} is made of convolutions, which stay in fp32; leave it out")
+        return precision
+
     @field_validator("prune")
     @classmethod
     def _prunes(cls, prune: Pruner | None, info: ValidationInfo) -> Pruner | None:
@@ -112,6 +119,10 @@ class PlanOptions(BaseModel):
     def given(self) -> dict[str, Any]:
         """The options that were set, by the names of their fields; every other one has its default."""
         return {name: getattr(self, name) for name in sorted(self.model_fields_set)}
+
+
+UNRECORDED = frozenset({"workers", "ray", "memory_limit_mb"})
+"""Options that do not change what is built. A bundle does not record them, or its digest would depend on them."""
 
 
 class BuildOptions(PlanOptions):
@@ -158,7 +169,9 @@ class BuildOptions(PlanOptions):
         "number of images asks for to fine-tune, 60 without weights.",
     )
     base_lr: Annotated[float | None, TRAINING] = Field(
-        default=None, gt=0, description="Peak learning rate of the base model."
+        default=None,
+        gt=0,
+        description="Peak learning rate of the base model; default: 1e-3 from scratch, 5e-4 to fine-tune.",
     )
     recover_lr: Annotated[float | None, TRAINING] = Field(
         default=None, gt=0, description="Peak learning rate of recovery; default: 1e-3 by subspace, 5e-3 by channels."

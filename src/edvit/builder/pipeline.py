@@ -20,6 +20,7 @@ from edvit.builder.jobs import parallel, ray_cluster
 from edvit.builder.jobs.artifacts import Artifact, WorkFolder
 from edvit.builder.jobs.progress import Reporter
 from edvit.builder.jobs.runner import Runner
+from edvit.builder.models.checkpoint import read_architecture
 from edvit.builder.models.family import vit_widths
 from edvit.builder.models.weights import check_weights
 from edvit.builder.report.latency import latencies_s
@@ -49,6 +50,7 @@ from edvit.bundle import (
     sha256_of,
     write_bundle,
 )
+from edvit.errors import InfeasibleError
 from edvit.plan import make
 from edvit.plan.cost import model_cost
 from edvit.plan.keep import format_keep
@@ -155,6 +157,7 @@ def _run(
     taught = teach(runner, config, base, views, preprocessing=how, devices=where)
     wanted, n = _wanted(config, plan), len(plan.submodels)
     pruned = prune(runner, config, data, base, wanted, source=source, device=where[0])
+    _check_memory(plan, pruned, config)
     done("prune", _describe_widths(plan, config))
 
     recovered = recover(
@@ -273,6 +276,27 @@ def make_plan(config: BuildConfig, source: Source) -> Plan:
     )
 
 
+def _check_memory(plan: Plan, pruned: Sequence[Artifact], config: BuildConfig) -> None:
+    """Whether each device holds its sub-models as they were pruned.
+
+    Fitted widths take no more memory than the planned ones in fp32; in int8 they may, as embeddings stay in fp32.
+
+    Raises:
+        InfeasibleError: a device does not hold its sub-models.
+    """
+    for load in plan.loads:
+        shapes = [read_architecture(weights_path(pruned[i])).model_copy(update={"classes": 0}) for i in load.submodels]
+        needed = sum(model_cost(shape, config.precision).peak_memory_bytes for shape in shapes)
+        if needed > load.device.memory_bytes:
+            raise InfeasibleError(
+                f"{load.device.name} has {load.device.memory_mb:g} MB, and its sub-models with fitted widths take "
+                f"{needed / 1e6:.3g} MB in {config.precision}; give --widths uniform, which takes what was planned",
+                submodel=load.submodels[0],
+                constraint="memory",
+                shortfall=needed - load.device.memory_bytes,
+            )
+
+
 def _fill_bundle(folder: Path, built: Built, flags: dict[str, Any]) -> Manifest:
     config, source, data = built.config, built.source, built.data
     plan, made = built.plan, built.fused
@@ -280,7 +304,7 @@ def _fill_bundle(folder: Path, built: Built, flags: dict[str, Any]) -> Manifest:
     for submodel in plan.submodels:
         path = folder / f"submodel-{submodel.id}.onnx"
         architecture = made.architecture(submodel.id)
-        cost = model_cost(architecture)
+        cost = model_cost(architecture, built.config.precision)
         shutil.copyfile(made.submodel_path(submodel.id), path)
         infos.append(
             SubModelInfo(

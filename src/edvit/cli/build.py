@@ -7,12 +7,9 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from edvit.builder.options import COMMON, DATA, MACHINE, BuildOptions, Stage
+from edvit.builder.options import COMMON, DATA, MACHINE, UNRECORDED, BuildOptions, Stage
 from edvit.cli.fleet import FleetOptions
 from edvit.errors import MissingExtraError
-
-NOT_RECORDED = {"workers", "ray", "memory_limit_mb"}
-"""Options that do not change what is built; recording them would change the bundle's digest."""
 
 
 def build(
@@ -47,6 +44,6 @@ def build(
 
 def recorded(options: BuildOptions, fleet: FleetOptions) -> dict[str, Any]:
     """What the user typed, as JSON values; what does not change the result is left out."""
-    typed = options.model_dump(mode="json", include=options.model_fields_set - NOT_RECORDED)
+    typed = options.model_dump(mode="json", include=options.model_fields_set - UNRECORDED)
     chosen = {"fleet": str(fleet.fleet)} if fleet.fleet is not None else {"devices": fleet.devices}
     return dict(sorted({**typed, **chosen}.items()))

@@ -49,7 +49,7 @@ def format_keep(heads: int, heads_pruned: Fraction | int) -> str:
 
 
 def default_keep(heads: int) -> Fraction:
-    """A third of the heads (at least one): about nine times fewer parameters."""
+    """A third of the heads (at least one): about eight times fewer parameters."""
     return 1 - heads_pruned_at(Fraction(1, 3), heads, "heads") / heads
 
 

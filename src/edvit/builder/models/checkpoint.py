@@ -30,18 +30,31 @@ def save_model(path: Path, model: Classifier) -> None:
     save_file(tensors, path, metadata={"architecture": describe(model).model_dump_json()})
 
 
-def load_model(path: Path) -> Classifier:
-    """Read what `save_model` wrote, in evaluation mode; torch's global generator stays as it is.
+def read_architecture(path: Path) -> AnyArchitecture:
+    """The shape of a model that `save_model` wrote; its weights are not read.
 
     Raises:
         BuildError: the file is missing or damaged.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            architecture = _ARCHITECTURE.validate_json((file.metadata() or {})["architecture"])
+            return _ARCHITECTURE.validate_json((file.metadata() or {})["architecture"])
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise _unreadable(path, error) from None
+
+
+def load_model(path: Path) -> Classifier:
+    """Read what `save_model` wrote, in evaluation mode; torch's global generator stays as it is.
+
+    Raises:
+        BuildError: the file is missing or damaged.
+    """
+    architecture = read_architecture(path)
+    try:
+        with safe_open(path, framework="pt") as file:
             # Copied: what `get_tensor` gives is a view of the file, which a later build may replace.
             state = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+    except (OSError, SafetensorError, ValueError) as error:
         raise _unreadable(path, error) from None
     model = family_of(architecture.name).template(architecture)
     try:
