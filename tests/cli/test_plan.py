@@ -3,8 +3,11 @@
 import contextlib
 import io
 import json
+import re
 import sys
+import textwrap
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from cyclopts import CycloptsError
@@ -176,6 +179,17 @@ def test_weights_that_a_build_would_refuse_are_refused(tmp_path):
 def test_int8_is_refused_where_nothing_would_be_in_int8():
     with pytest.raises(CycloptsError, match="vgg5 is made of convolutions, which stay in fp32"):
         run("--model", "vgg5", "--classes", "3", "--devices", "2", "--precision", "int8")
+
+
+def test_the_guide_shows_what_the_command_prints(tmp_path, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs" / "guide" / "planning.md").read_text(encoding="utf-8")
+    blocks = [
+        textwrap.dedent(block).rstrip("\n") for block in re.findall(r"(?:^    .*\n|^\n(?=    ))+", page, re.MULTILINE)
+    ]
+    command, fleet, printed = (block.strip("\n") for block in blocks[:3])
+    (tmp_path / "shelf.yaml").write_text(fleet)
+    monkeypatch.chdir(tmp_path)
+    assert run(*command.split()[2:]).rstrip("\n").splitlines() == [line.rstrip() for line in printed.splitlines()]
 
 
 def test_the_seed_draws_the_groups():
