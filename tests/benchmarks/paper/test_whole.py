@@ -15,7 +15,7 @@ def test_a_table_is_built_and_taken_up_again(tmp_path):
     table = ["benchmarks.paper", "-o", tmp_path / "table", "--devices", "1,2", "--seeds", "1", *OPTIONS]
     done = run_module(*table, timeout=240)
     assert done.returncode == 0, done.stderr
-    rows = list(csv.DictReader((tmp_path / "table" / "table.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "table" / "table.csv").read_text().splitlines()))
     assert [row["devices"] for row in rows] == ["1", "2"]
     assert all(0 < float(row["fused"]) <= 1 and float(row["faster"]) > 0 for row in rows)
     assert rows[0]["command"] in done.stdout
