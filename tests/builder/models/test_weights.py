@@ -10,9 +10,11 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from edvit.builder.conv import network
 from edvit.builder.models.weights import load_weights, read_weights
 from edvit.builder.vit import backbone
 from edvit.errors import ModelError, WeightsError
+from edvit.shape.conv import convnet
 from vit_variants import CLASSES, NAMES, VARIANTS, images, make
 
 torch.set_num_threads(1)
@@ -210,6 +212,17 @@ def test_prefixes_in_safetensors(prefix, tmp_path):
     )
     loaded, _ = load(tmp_path / "w.safetensors")
     assert torch.equal(loaded.blocks[2].mlp.fc1.weight, model.blocks[2].mlp.fc1.weight)
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "model."])
+@pytest.mark.parametrize("name", ["vgg5", "spiking_vgg5"])
+def test_weights_of_a_convolutional_network(name, prefix, tmp_path):
+    model = network.create(convnet(name, image_size=16, channels=3, classes=CLASSES))
+    torch.save(prefixed(prefix, model.state_dict()), tmp_path / "w.pth")
+    loaded, head_kept = load(tmp_path / "w.pth", name, image_size=16)
+    assert head_kept
+    for key, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], value), key
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

@@ -44,12 +44,12 @@ def load_weights(
     state = read_weights(path)
     family = family_of(name)
     model = family.create(family.plan(name, image_size=image_size, channels=channels, classes=classes))
-    state, head_kept = _split_head(_of_backbone(path, state, model.state_dict()), model)
+    own = model.state_dict()
+    state, head_kept = _split_head(_of_backbone(path, state, own), model)
     try:
         fitted = family.fit_weights(state, model)
     except Exception:  # timm meets names and shapes it was not written for, and fails in its own ways
         fitted = state
-    own = model.state_dict()
     _check(path, name, fitted, own, optional=() if head_kept else ("head.weight", "head.bias"))
     model.load_state_dict({**own, **fitted}, strict=True)
     return model, head_kept
@@ -136,7 +136,7 @@ def _of_backbone(path: Path, state: dict[str, Tensor], own: Collection[str]) -> 
         WeightsError: the file holds the model more than once.
     """
     state = {name: value for name, value in state.items() if not name.startswith("decoder_")}
-    anchor = next(name for name in own if name.startswith("blocks.") or name.startswith("convs."))
+    anchor = next(name for name in own if "." in name)
     prefixes = sorted(name.removesuffix(anchor) for name in state if name.endswith(f".{anchor}"))
     if anchor in state or not prefixes or prefixes[0].startswith("visual."):  # CLIP's names are timm's to convert
         return state
