@@ -17,7 +17,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {"tensor(uint8)": np.dtype("u1"), "tensor(fl
 
 
 class OnnxModel:
-    """A session with the settings of the product's devices (`edvit.runtime.engine.submodel`), one thread.
+    """A session with the settings of the product's devices (`edvit.runtime.engine.session`), one thread.
 
     The first input is what arrives; the batch is 1. Every other input is ones (a fusion's `present`: all are there).
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from edvit.builder.options import BuildOptions, ChannelCriterion, Fit, Pruner, by_channels
+from edvit.builder.options import BuildOptions, ChannelCriterion, Fit, Pruner
 from edvit.errors import ConfigError
 from edvit.fleet import Fleet, first_problem
 from edvit.shape.conv import is_convnet
@@ -26,15 +26,6 @@ class BuildConfig(BuildOptions):
     @property
     def resolved_groups(self) -> int:
         return self.groups or len(self.fleet.devices)
-
-    @property
-    def rotated(self) -> bool:
-        """Whether sub-models are of the rotated form of the base model."""
-        return self.resolved_prune == "subspace"
-
-    @property
-    def resolved_prune(self) -> Pruner:
-        return "channels" if by_channels({"prune": self.prune, "model": self.model}) else "subspace"
 
     @property
     def resolved_criterion(self) -> ChannelCriterion:

@@ -116,6 +116,15 @@ class PlanOptions(BaseModel):
             raise ValueError(f"{info.data['model']} has no residual stream to rotate; it is pruned by channels")
         return prune
 
+    @property
+    def rotated(self) -> bool:
+        """Whether sub-models are of the rotated form of the base model."""
+        return self.resolved_prune == "subspace"
+
+    @property
+    def resolved_prune(self) -> Pruner:
+        return "channels" if _by_channels({"prune": self.prune, "model": self.model}) else "subspace"
+
     def given(self) -> dict[str, Any]:
         """The options that were set, by the names of their fields; every other one has its default."""
         return {name: getattr(self, name) for name in sorted(self.model_fields_set)}
@@ -233,14 +242,14 @@ class BuildOptions(PlanOptions):
     def _scores(cls, criterion: ChannelCriterion | None, info: ValidationInfo) -> ChannelCriterion | None:
         if criterion is not None and (criterion == "apoz") != is_convnet(info.data.get("model")):
             raise ValueError("apoz is how filters of convolutional networks are scored, and these only so")
-        if criterion is not None and not by_channels(info.data):
+        if criterion is not None and not _by_channels(info.data):
             raise ValueError("only channels are scored; give --prune channels as well, or leave it out")
         return criterion
 
     @field_validator("without", "fisher", "foreign")
     @classmethod
     def _weighs(cls, value: T, info: ValidationInfo) -> T:
-        if by_channels(info.data):
+        if _by_channels(info.data):
             raise ValueError("goes with subspace pruning only, and this build prunes channels; leave it out")
         return value
 
@@ -255,7 +264,7 @@ class BuildOptions(PlanOptions):
     @field_validator("memory_limit_mb")
     @classmethod
     def _bounds(cls, memory_limit_mb: int | None, info: ValidationInfo) -> int | None:
-        if memory_limit_mb is not None and (not by_channels(info.data) or is_convnet(info.data.get("model"))):
+        if memory_limit_mb is not None and (not _by_channels(info.data) or is_convnet(info.data.get("model"))):
             raise ValueError("only scoring a ViT by channels is bounded by it; leave it out, or give --prune channels")
         return memory_limit_mb
 
@@ -267,7 +276,7 @@ class BuildOptions(PlanOptions):
         return ray
 
 
-def by_channels(settings: Mapping[str, Any]) -> bool:
+def _by_channels(settings: Mapping[str, Any]) -> bool:
     """Whether channels are pruned: as asked for, or as the kind of model has it."""
     pruner = settings.get("prune")
     return pruner == "channels" or (pruner is None and is_convnet(settings.get("model")))

@@ -6,7 +6,6 @@ import errno
 import math
 import os
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +13,7 @@ from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 from pydantic import ValidationError
 
+from edvit import __version__
 from edvit.errors import NO_ROOM, ConfigError, EdvitError
 from edvit.fleet import first_problem
 
@@ -27,7 +27,7 @@ app = App(
     name="edvit",
     help="Split a Vision Transformer into small class-specific models that run in parallel on edge devices.",
     help_format="plaintext",
-    version=lambda: version("edvit"),
+    version=__version__,
     default_parameter=HOW,
 )
 PositiveInt = Annotated[int, Parameter(validator=Number(gte=1))]

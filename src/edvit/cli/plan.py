@@ -75,14 +75,13 @@ def _of_model(options: PlanOptions, fleet: Fleet, classes: int) -> Plan:
 
     if options.model is None:
         raise ConfigError("--classes needs --model: the plan needs to know what is split")
-    rotated = options.prune == "subspace" or (options.prune is None and not is_convnet(options.model))
     return make_plan(
-        _architecture(options.model, options.image_size, options.channels, classes, rotated=rotated),
+        _architecture(options.model, options.image_size, options.channels, classes, rotated=options.rotated),
         fleet,
         groups=options.groups,
         keep=options.keep,
         attention=options.attention,
-        rotated=rotated,
+        rotated=options.rotated,
         seed=options.seed,
         precision=options.precision,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
@@ -38,7 +39,7 @@ def read_architecture(path: Path) -> AnyArchitecture:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            return _ARCHITECTURE.validate_json((file.metadata() or {})["architecture"])
+            return _architecture_in(file)
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise _unreadable(path, error) from None
 
@@ -49,12 +50,12 @@ def load_model(path: Path) -> Classifier:
     Raises:
         BuildError: the file is missing or damaged.
     """
-    architecture = read_architecture(path)
     try:
         with safe_open(path, framework="pt") as file:
+            architecture = _architecture_in(file)
             # Copied: what `get_tensor` gives is a view of the file, which a later build may replace.
             state = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (OSError, SafetensorError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise _unreadable(path, error) from None
     model = family_of(architecture.name).template(architecture)
     try:
@@ -62,6 +63,10 @@ def load_model(path: Path) -> Classifier:
     except RuntimeError as error:
         raise _unreadable(path, error) from None
     return model.eval()
+
+
+def _architecture_in(file: Any) -> AnyArchitecture:
+    return _ARCHITECTURE.validate_json((file.metadata() or {})["architecture"])
 
 
 def _unreadable(path: Path, error: Exception) -> BuildError:
