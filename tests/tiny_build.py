@@ -19,7 +19,7 @@ from edvit.builder.jobs.parallel import Processes
 from edvit.builder.jobs.progress import Reporter
 from edvit.builder.jobs.runner import Runner
 from edvit.builder.pipeline import Built, build
-from edvit.builder.stages.base import Base, train
+from edvit.builder.stages.base import Base, load, train
 from edvit.builder.stages.data import Data, Source, decode, open_source
 from edvit.builder.train.device import TorchDevice, devices
 from edvit.bundle import Bundle
@@ -93,8 +93,9 @@ class Opened:
 def opened(config, work, source=None):
     """The first two stages; what the folder `work` has of them is not made again."""
     runner, source, device = runner_of(work), source or open_source(config), devices(config.device, config.amp)[0]
+    start = load(config, source)
     data = decode(runner, source, config.validation)
-    return Opened(runner, source, data, train(runner, config, source, data, device), device)
+    return Opened(runner, source, data, train(runner, config, source, data, start=start, device=device), device)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ VARIANTS = {
     "rms_norm_plain": {"norm_layer": RmsNorm, "proj_bias": False},
     "no_final_norm": {"final_norm": False},
     "no_position": {"pos_embed": "none"},
+    "dinov2_reg4": {"reg_tokens": 4, "no_embed_class": True, "init_values": 0.5},
     "other_eps": {"norm_layer": LayerNorm, "act_layer": "gelu_tanh"},
 }
 

@@ -59,7 +59,9 @@ class PlanOptions(BaseModel):
         default=None, description="timm model name, or a network of docs/models.md; default for digits: a small ViT."
     )
     weights: Annotated[Path | None, COMMON] = Field(
-        default=None, description="Weights of the base model: .safetensors, or .pth or .pt without code in it."
+        default=None,
+        description="Weights of the base model: a .safetensors, .pth or .pt file without code in it, a Hugging Face "
+        "folder, or hf-hub:OWNER/NAME.",
     )
     keep: Annotated[str | None, COMMON] = Field(
         default=None,
@@ -81,6 +83,9 @@ class PlanOptions(BaseModel):
     image_size: Annotated[int | None, MODEL, Parameter(name="--img-size")] = Field(
         default=None, gt=0, description="Pixels of each side of the model's input; default: the model's own."
     )
+    pretrained: Annotated[bool, MODEL, Parameter(negative="")] = Field(
+        default=False, description="Start from the weights that timm has for --model, which are downloaded."
+    )
     channels: Annotated[Literal[1, 3] | None, MODEL, BeforeValidator(_number)] = Field(
         default=None, description="1 (grey) or 3 (colour); default: what suits the data."
     )
@@ -101,6 +106,15 @@ class PlanOptions(BaseModel):
     seed: Annotated[int, TRAINING] = Field(
         default=0, ge=0, description="Seed of the class groups, of all draws and of the training."
     )
+
+    @field_validator("pretrained")
+    @classmethod
+    def _downloads(cls, pretrained: bool, info: ValidationInfo) -> bool:
+        if pretrained and info.data.get("weights") is not None:
+            raise ValueError("the base model starts from timm's weights or from --weights; give one of them")
+        if pretrained and info.data.get("model") is None:
+            raise ValueError("needs --model, the name that timm has the weights under")
+        return pretrained
 
     @field_validator("precision")
     @classmethod
@@ -147,6 +161,20 @@ class BuildOptions(PlanOptions):
         lt=0.5,
         description="Share of the training data held out for validation, where the data set's authors chose none.",
     )
+    class_names: Annotated[Path | None, MODEL] = Field(
+        default=None,
+        description="File with the class of each output of the head of --weights, one a line; default: its "
+        "config.json, or the order of the data's classes.",
+    )
+    mean: Annotated[tuple[float, ...] | None, MODEL, Parameter(consume_multiple=True, negative="")] = Field(
+        default=None,
+        min_length=1,
+        description="Mean of the images that the base model learnt from, on a scale of 0 to 1, one or one a channel; "
+        "default: that of its config.json, or of the model's name.",
+    )
+    std: Annotated[
+        tuple[Annotated[float, Field(gt=0)], ...] | None, MODEL, Parameter(consume_multiple=True, negative="")
+    ] = Field(default=None, min_length=1, description="Their standard deviation, likewise.")
     criterion: Annotated[ChannelCriterion | None, PRUNING] = Field(
         default=None,
         description="How --prune channels scores components; default: fisher-kl for ViTs, apoz for convolutional "
@@ -236,6 +264,13 @@ class BuildOptions(PlanOptions):
         description="Train sub-models on this Ray cluster: auto, or HOST:PORT of its head; all its nodes must see the "
         "work folder.",
     )
+
+    @field_validator("class_names")
+    @classmethod
+    def _names(cls, class_names: Path | None, info: ValidationInfo) -> Path | None:
+        if class_names is not None and info.data.get("weights") is None:
+            raise ValueError("names the outputs of the head of --weights, which is not given")
+        return class_names
 
     @field_validator("criterion")
     @classmethod

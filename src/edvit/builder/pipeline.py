@@ -22,12 +22,11 @@ from edvit.builder.jobs.progress import Reporter
 from edvit.builder.jobs.runner import Runner
 from edvit.builder.models.checkpoint import read_architecture
 from edvit.builder.models.family import vit_widths
-from edvit.builder.models.weights import check_weights
 from edvit.builder.report.latency import latencies_s
 from edvit.builder.report.page import ReportData, result_rows, write_report
 from edvit.builder.stages import base as base_stage
 from edvit.builder.stages import prune_channels, prune_subspace
-from edvit.builder.stages.base import Base, weights_path
+from edvit.builder.stages.base import Base, Start, weights_path
 from edvit.builder.stages.data import Data, Source, decode, default_augment, open_source, training_views
 from edvit.builder.stages.export import export, quantise
 from edvit.builder.stages.fuse import Fused, fuse_job, fusion_views
@@ -112,15 +111,14 @@ def build(
     out = check_target(out)
     # What is missing must come out before anything is decoded.
     where = devices(config.device, config.amp)
-    if config.weights is not None:
-        check_weights(config.weights)
     source = open_source(config)
     plan = make_plan(config, source)
+    start = base_stage.load(config, source)
     prune_subspace.check_calibration(config, source, _wanted(config, plan))
     folder = WorkFolder((work or out.with_name(out.name + "-work")).absolute(), force)
     with folder.locked(), _pool(config, folder) as pool:
         runner = Runner(folder, pool, report or Reporter(quiet=True))
-        return _run(runner, config, source, plan, where=where, out=out, flags=dict(flags or {}))
+        return _run(runner, config, source, plan, start, where=where, out=out, flags=dict(flags or {}))
 
 
 def _pool(config: BuildConfig, folder: WorkFolder) -> AbstractContextManager[parallel.Pool]:
@@ -134,6 +132,7 @@ def _run(
     config: BuildConfig,
     source: Source,
     plan: Plan,
+    begun: Start,
     *,
     where: Sequence[TorchDevice],
     out: Path,
@@ -149,7 +148,7 @@ def _run(
     data = decode(runner, source, config.validation)
     done("data", _describe_data(config, source, data))
 
-    base = base_stage.train(runner, config, source, data, where[0])
+    base = base_stage.train(runner, config, source, data, start=begun, device=where[0])
     done("base", _describe_base(source, base))
     runner.report.line("partition", _describe_groups(plan, data))
 
@@ -437,7 +436,11 @@ def _describe_data(config: BuildConfig, source: Source, data: Data) -> str:
 def _describe_base(source: Source, base: Base) -> str:
     note = base.artifact.note
     how = counted(note["epochs"], "epoch") if note["epochs"] else "as given"
-    return f"{source.model} · {how} · {note['validation']:.1%} on validation"
+    text = f"{source.model} · {how} · {note['validation']:.1%} on validation"
+    if source.origin is None:
+        return text
+    order = "as the data's" if source.order is None else f"by {source.order.source}"
+    return f"{text} · head's classes {order}, mean and deviation of {source.statistics}"
 
 
 def _describe_groups(plan: Plan, data: Data) -> str:

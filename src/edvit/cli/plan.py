@@ -91,14 +91,11 @@ def _as_built(options: PlanOptions, fleet: Fleet, encoding: ImageEncoding) -> tu
     """The names of the classes, and the plan that a build with these options makes."""
     try:
         from edvit.builder.config import make_config
-        from edvit.builder.models.weights import check_weights
         from edvit.builder.pipeline import make_plan
         from edvit.builder.stages.data import open_source
     except ModuleNotFoundError as error:
         raise _missing(error) from None
     config = make_config(**options.given(), fleet=fleet)
-    if config.weights is not None:
-        check_weights(config.weights)
     source = open_source(config)
     result = make_plan(config, source)
     if encoding != "raw":

@@ -1,17 +1,18 @@
 from __future__ import annotations
 
-import argparse
 import os
 import pickle
 from pathlib import Path
 
 import pytest
-import timm
 import torch
 from safetensors.torch import save_file
 
+from checkpoint_kinds import KINDS, by_timm, prefixed
 from edvit.builder.conv import network
-from edvit.builder.models.weights import load_weights, read_weights
+from edvit.builder.models.origin import find_weights
+from edvit.builder.models.weights import load_weights
+from edvit.builder.models.weights_file import read_weights
 from edvit.builder.vit import backbone
 from edvit.errors import ModelError, WeightsError
 from edvit.shape.conv import convnet
@@ -29,7 +30,7 @@ def saved(model, path: Path) -> Path:
 
 
 def load(path: Path, name: str = PLAIN, **kwargs):
-    return load_weights(path, name, **{"image_size": 8, "channels": 3, "classes": CLASSES, **kwargs})
+    return load_weights(find_weights(path), name, **{"image_size": 8, "channels": 3, "classes": CLASSES, **kwargs})
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -99,7 +100,7 @@ def test_input_projection_is_adapted_to_one_channel(tmp_path):
         ("reg_tokens", "reg_token"),
         ("layer_scale", r"blocks\.0\.ls1\.gamma is missing, \[24\] was expected"),
         ("qk_norm", r"blocks\.0\.attn\.q_norm\.weight is missing, \[8\] was expected"),
-        ("avg_pool", "pos_embed|cls_token"),
+        ("avg_pool", "it has a class token, and the model has none"),
     ],
 )
 def test_weights_of_another_variant_name_the_tensor(variant, message, tmp_path):
@@ -151,57 +152,32 @@ def test_a_checkpoint_with_other_objects_is_refused(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def other(state):
-    return {name: torch.zeros_like(value) for name, value in state.items()}
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("suffix", [".pth", ".pth.tar"])
+def test_checkpoints_as_people_have_them(kind, suffix, tmp_path):
+    """Equal to timm's reading where timm reads them; otherwise equal to what was saved, or refused by what it is."""
+    path, saved_model = KINDS[kind].write(tmp_path / f"w{suffix}")
+    theirs = by_timm(path, KINDS[kind])
+    if KINDS[kind].refused is not None:
+        with pytest.raises(WeightsError, match=KINDS[kind].refused):
+            load(path, KINDS[kind].model)
+        return
+    ours, head_kept = load(path, KINDS[kind].model)
+    assert head_kept == KINDS[kind].head
+    for key, value in (theirs or saved_model.state_dict()).items():
+        if head_kept or not key.startswith("head."):
+            assert torch.equal(ours.state_dict()[key], value.float()), key
 
 
-def prefixed(prefix, state):
-    return {prefix + name: value for name, value in state.items()}
-
-
-CHECKPOINTS = {
-    "timm-train": lambda s: {"epoch": 3, "arch": "x", "state_dict": other(s), "state_dict_ema": s, "optimizer": {}},
-    "timm-args": lambda s: {"state_dict": s, "args": argparse.Namespace(lr=1)},
-    "deit": lambda s: {"model": other(s), "model_ema": s, "epoch": 3},
-    "data-parallel": lambda s: {"state_dict": prefixed("module.", s)},
-    "compiled": lambda s: prefixed("_orig_mod.", s),
-    "compiled-in-parallel": lambda s: {"state_dict": prefixed("module._orig_mod.", s)},
-    "parallel-in-compiled": lambda s: {"state_dict": prefixed("_orig_mod.module.", s)},
-    "lightning": lambda s: {"state_dict": {**prefixed("model.", s), "loss.weight": torch.ones(3)}, "callbacks": {}},
-    "lightning-net": lambda s: {"state_dict": prefixed("net.encoder.", s)},
-    "lightning-parallel": lambda s: {"state_dict": prefixed("module.model.", s)},
-    "own-loop": lambda s: {"model_state_dict": s, "optimizer_state_dict": {"lr": 1.0}, "loss": 0.5},
-    "own-loop-parallel": lambda s: {"model_state_dict": prefixed("module.", s)},
-    "dino": lambda s: {
-        "student": prefixed("module.backbone.", other(s)),
-        "teacher": {**prefixed("backbone.", s), "head.mlp.0.weight": torch.ones(2, 2)},
-        "epoch": 3,
-    },
-    "mae": lambda s: {"model": {**s, "decoder_embed.weight": torch.ones(2, 2)}},
-}
-
-
-@pytest.mark.parametrize("kind", CHECKPOINTS)
-@pytest.mark.parametrize("name", ["w.pth", "model_best.pth.tar"])
-def test_checkpoints_as_people_have_them(kind, name, tmp_path):
-    model = make("plain")
-    torch.save(CHECKPOINTS[kind](model.state_dict()), tmp_path / name)
-    loaded, head_kept = load(tmp_path / name)
-    assert head_kept
-    for key, value in model.state_dict().items():
-        assert torch.equal(loaded.state_dict()[key], value), key
-
-
-@pytest.mark.parametrize(
-    "kind", ["timm-train", "timm-args", "deit", "data-parallel", "compiled", "parallel-in-compiled"]
-)
-def test_what_timm_loads_is_loaded_to_the_same_numbers(kind, tmp_path):
-    torch.save(CHECKPOINTS[kind](make("plain").state_dict()), tmp_path / "w.pth")
-    theirs = make("plain")
-    timm.models.load_checkpoint(theirs, str(tmp_path / "w.pth"))
-    ours, _ = load(tmp_path / "w.pth")
-    for key, value in theirs.state_dict().items():
-        assert torch.equal(ours.state_dict()[key], value), key
+def test_the_table_of_checkpoints_is_what_is_tested(tmp_path):
+    """docs/models.md, line by line."""
+    lines = (Path(__file__).parents[3] / "docs" / "models.md").read_text(encoding="utf-8").splitlines()
+    wanted = []
+    for kind, what in KINDS.items():
+        path, _ = what.write(tmp_path / f"{kind}.pth")
+        wanted.append(what.row(timm_reads=by_timm(path, what) is not None))
+    missing = [row for row in wanted if row not in lines]
+    assert not missing, "\n".join(["docs/models.md lacks these rows:", *missing])
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod."])
@@ -266,25 +242,25 @@ def test_other_files_are_refused(content, suffix, tmp_path):
     path = tmp_path / f"w{suffix}"
     path.write_bytes(content)
     with pytest.raises(WeightsError) as caught:
-        read_weights(path)
+        read_weights([path])
     assert "\n" not in str(caught.value)
 
 
 def test_missing_and_unknown_files(tmp_path):
     with pytest.raises(WeightsError, match="no such file"):
-        read_weights(tmp_path / "absent.pth")
+        read_weights([tmp_path / "absent.pth"])
     (tmp_path / "folder").mkdir()
-    with pytest.raises(WeightsError, match=r"folder: is a folder; give the weights file in it \(\.safetensors, "):
-        read_weights(tmp_path / "folder")
+    with pytest.raises(WeightsError, match=r"is a folder without model\.safetensors or pytorch_model\.bin; it has no"):
+        find_weights(tmp_path / "folder")
     (tmp_path / "w.npz").write_bytes(b"")
     with pytest.raises(WeightsError, match=r"\.safetensors, \.pth"):
-        read_weights(tmp_path / "w.npz")
+        read_weights([tmp_path / "w.npz"])
     torch.save([1, 2, 3], tmp_path / "list.pth")
     with pytest.raises(WeightsError, match="no state dict"):
-        read_weights(tmp_path / "list.pth")
+        read_weights([tmp_path / "list.pth"])
     save_file({}, tmp_path / "empty.safetensors")
     with pytest.raises(WeightsError, match="no tensors"):
-        read_weights(tmp_path / "empty.safetensors")
+        read_weights([tmp_path / "empty.safetensors"])
 
 
 def test_an_unknown_model_is_a_model_error(tmp_path):
@@ -295,11 +271,13 @@ def test_an_unknown_model_is_a_model_error(tmp_path):
 
 @pytest.mark.skipif(not DEIT.is_file(), reason=f"the DeiT-Tiny weights are not there ({DEIT.name})")
 def test_real_deit_tiny():
-    model, head_kept = load_weights(DEIT, "deit_tiny_patch16_224", image_size=112, channels=3, classes=1000)
+    model, head_kept = load_weights(
+        find_weights(DEIT), "deit_tiny_patch16_224", image_size=112, channels=3, classes=1000
+    )
     assert head_kept
     assert backbone.describe(model).tokens == 50
     with torch.no_grad():
         probabilities = model.eval()(images(1).repeat(1, 1, 14, 14)).softmax(dim=1)
     assert float(probabilities.max()) > 5 / 1000, "trained weights are surer than chance"
     with pytest.raises(WeightsError, match=r"\[1, 1, 192\], \[1, 1, 384\] was expected"):
-        load_weights(DEIT, "deit_small_patch16_224", classes=10)
+        load_weights(find_weights(DEIT), "deit_small_patch16_224", classes=10)

@@ -1,133 +1,110 @@
-"""Reading a user's weights file into a model: safetensors, or a PyTorch file of tensors and nothing else."""
+"""Weights of a user's checkpoint as a model: the same numbers as timm's, or one line that says why not."""
 
 from __future__ import annotations
 
-import pickle
-import warnings
-from collections.abc import Collection, Mapping
-from pathlib import Path
-from typing import Any
+import unicodedata
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
-import safetensors.torch
-import timm
-from safetensors import SafetensorError
-from timm.models import clean_state_dict
 from torch import Tensor
 
+from edvit.builder.models import transformers_names
 from edvit.builder.models.family import Classifier, family_of
+from edvit.builder.models.origin import Origin
+from edvit.builder.models.weights_file import read_weights
 from edvit.errors import WeightsError
+from edvit.inputs.datasets.images import shorten
 
-_SAFETENSORS_SUFFIX = ".safetensors"
-_PYTORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
-WRAPPERS = (
-    "teacher", "student", "ema", "model_state_dict", "model_state", "net", "network", "module", "params", "weights",
-    "backbone", "encoder",
-)  # fmt: skip
-"""Keys under which checkpoints keep a state dict, beside those that timm knows; an average of weights comes first."""
+_HEADS = ("head", "head_dist")
+
+
+@dataclass(frozen=True)
+class HeadOrder:
+    """Which output of a checkpoint's head stands for each of the data's classes.
+
+    Attributes:
+        source: what says so.
+        outputs: of the head, how many it names.
+        rows: an output for each class.
+    """
+
+    source: str
+    outputs: int
+    rows: tuple[int, ...]
 
 
 def load_weights(
-    path: Path, name: str, *, image_size: int | None = None, channels: int = 3, classes: int
+    origin: Origin,
+    name: str,
+    *,
+    image_size: int | None = None,
+    channels: int = 3,
+    classes: int,
+    order: HeadOrder | None = None,
 ) -> tuple[Classifier, bool]:
-    """The named model with the weights of a file, float32 on the CPU.
+    """The named model with the weights of a checkpoint, float32 on the CPU.
 
     Position embeddings are resampled to `image_size` and the input projection is adapted to `channels`, both as
     timm does. The head is kept if it has `classes` outputs, else it is left freshly initialised.
 
+    Args:
+        order: which outputs of the checkpoint's head to take; None: all, as they stand.
+
     Returns:
-        The model, and whether its head came from the file.
+        The model, and whether its head came from the checkpoint.
 
     Raises:
         ModelError: as `Family.plan`.
-        WeightsError: the file is missing, damaged, holds more than tensors, or is of another architecture.
+        WeightsError: a file is missing, damaged, holds more than tensors, or is of another architecture.
     """
-    state = read_weights(path)
+    state = read_weights(origin.files)
     family = family_of(name)
     model = family.create(family.plan(name, image_size=image_size, channels=channels, classes=classes))
     own = model.state_dict()
-    state, head_kept = _split_head(_of_backbone(path, state, own), model)
+    if transformers_names.is_transformers(state):
+        state = transformers_names.timm_names(state)
+    state = _of_backbone(origin.given, state, own)
     try:
         fitted = family.fit_weights(state, model)
     except Exception:  # timm meets names and shapes it was not written for, and fails in its own ways
         fitted = state
-    _check(path, name, fitted, own, optional=() if head_kept else ("head.weight", "head.bias"))
+    fitted, head_kept = _with_head(origin.given, fitted, own, order)
+    _check(origin.given, name, fitted, own, optional=() if head_kept else _head_names(own))
     model.load_state_dict({**own, **fitted}, strict=True)
     return model, head_kept
 
 
-def check_weights(path: Path) -> None:
-    """Whether there is a file, of a kind that is read; nothing of it is read yet.
+def head_order(names: Sequence[str], classes: Sequence[str], source: str) -> HeadOrder | None:
+    """The outputs of a head that stand for the data's classes, by their names.
+
+    Names are compared without regard to case, and `_`, `-` and spaces are one.
+
+    Args:
+        names: of the head's outputs, in their order.
+        source: what gives these names.
+
+    Returns:
+        None where no class is among the names: they are of something else, such as synsets.
 
     Raises:
-        WeightsError: there is none, it is a folder, or of another kind.
+        WeightsError: some of the classes are among the names and some are not.
     """
-    known = (_SAFETENSORS_SUFFIX, *_PYTORCH_SUFFIXES)
-    if path.is_dir():
-        raise WeightsError(f"{path}: is a folder; give the weights file in it ({', '.join(known)})")
-    if not path.is_file():
-        raise WeightsError(f"{path}: no such file")
-    if path.suffix not in known:
-        raise WeightsError(f"{path}: unknown kind of weights file; {', '.join(known)} are read")
+    position = {_plain(name): index for index, name in reversed(list(enumerate(names)))}
+    rows = tuple(position[_plain(name)] for name in classes if _plain(name) in position)
+    missing = [name for name in classes if _plain(name) not in position]
+    if rows and missing:
+        raise WeightsError(
+            f"{source} names {len(names)} outputs, and {len(missing)} of the data's {len(classes)} classes are not "
+            f"among them ({shorten(missing)}); give --class-names FILE with the data's names, in the outputs' order"
+        )
+    return HeadOrder(source, len(names), rows) if rows else None
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a weights file by name, floating-point ones as float32, on the CPU.
-
-    Training checkpoints are unwrapped by timm's rules (an average of weights before the weights, `_orig_mod.` and
-    `module.` removed), and by `WRAPPERS`. Nothing in the file is executed.
-
-    Raises:
-        WeightsError: the file is missing, damaged, or holds anything else than tensors.
-    """
-    check_weights(path)
-    state = _read_safetensors(path) if path.suffix == _SAFETENSORS_SUFFIX else _read_pytorch(path)
-    if not state:
-        raise WeightsError(f"{path}: holds no tensors")
-    state = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
-    for name, value in state.items():
-        if value.is_floating_point() and not bool(value.isfinite().all()):
-            raise WeightsError(f"{path}: {name} holds NaN or infinite values; these weights cannot be used")
-    return state
+def _plain(name: str) -> str:
+    return " ".join(unicodedata.normalize("NFC", name).casefold().replace("_", " ").replace("-", " ").split())
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        tensors: dict[str, Tensor] = clean_state_dict(safetensors.torch.load_file(path))
-    except (SafetensorError, OSError, ValueError) as error:
-        raise WeightsError(f"{path}: damaged or no safetensors file ({_one_line(error)}); get it again") from None
-    return tensors
-
-
-def _read_pytorch(path: Path) -> dict[str, Tensor]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns about the pickle protocol of what it then refuses
-            content: Any = timm.models.load_state_dict(str(path), weights_only=True)
-    except RuntimeError as error:
-        if isinstance(error.__cause__, pickle.UnpicklingError):
-            raise WeightsError(
-                f"{path}: refused, it holds Python objects or code beside tensors; save the state dict alone, "
-                "best as safetensors"
-            ) from None
-        raise _damaged(path) from None
-    except AttributeError:  # timm asks it for names
-        raise WeightsError(f"{path}: no state dict (names to tensors) in it") from None
-    except Exception:  # damaged bytes make torch.load raise nearly anything
-        raise _damaged(path) from None
-    while not (content and all(isinstance(value, Tensor) for value in content.values())):
-        inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
-        if inner is None:
-            keys = ", ".join(map(str, list(content)[:5]))
-            raise WeightsError(f"{path}: no state dict (names to tensors) in it; its first keys are {keys or 'none'}")
-        content = clean_state_dict(inner)
-    return dict(content)
-
-
-def _damaged(path: Path) -> WeightsError:
-    return WeightsError(f"{path}: damaged or no PyTorch weights file; get it again")
-
-
-def _of_backbone(path: Path, state: dict[str, Tensor], own: Collection[str]) -> dict[str, Tensor]:
+def _of_backbone(given: str, state: dict[str, Tensor], own: Collection[str]) -> dict[str, Tensor]:
     """The tensors of the model in a state dict that holds it under a prefix, such as Lightning's `model.`.
 
     A decoder beside the model, as in a file of a masked autoencoder, is left out.
@@ -141,34 +118,70 @@ def _of_backbone(path: Path, state: dict[str, Tensor], own: Collection[str]) -> 
     if anchor in state or not prefixes or prefixes[0].startswith("visual."):  # CLIP's names are timm's to convert
         return state
     if len(prefixes) > 1:
-        raise WeightsError(f"{path}: holds several models ({', '.join(prefixes)}); save the one to split alone")
+        raise WeightsError(f"{given}: holds several models ({', '.join(prefixes)}); save the one to split alone")
     return {name.removeprefix(prefixes[0]): value for name, value in state.items() if name.startswith(prefixes[0])}
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:120]
+def _head_names(own: Collection[str]) -> tuple[str, ...]:
+    names = (f"{head}.{kind}" for head in _HEADS for kind in ("weight", "bias"))
+    return tuple(name for name in names if name in own)
 
 
-def _split_head(state: dict[str, Tensor], model: Classifier) -> tuple[dict[str, Tensor], bool]:
-    """The state without a head of another number of classes, and whether the head stays."""
-    weight = state.get("head.weight")
-    if weight is not None and model.num_classes > 0 and weight.shape[0] == model.num_classes:
-        return state, True
-    return {name: value for name, value in state.items() if name not in ("head.weight", "head.bias")}, False
+def _with_head(
+    given: str, state: dict[str, Tensor], own: Mapping[str, Tensor], order: HeadOrder | None
+) -> tuple[dict[str, Tensor], bool]:
+    """The state with its head in that order or, where it has other classes, without it; and whether it stays."""
+    names = _head_names(own)
+    body = {name: value for name, value in state.items() if name.partition(".")[0] not in _HEADS}
+    if not names or not all(name in state for name in names):
+        return body, False
+    head = {name: state[name] for name in names}
+    outputs = len(head[names[0]])
+    if order is not None:
+        if order.outputs != outputs:
+            raise WeightsError(f"{order.source} names {order.outputs} outputs, and the head of {given} has {outputs}")
+        head = {name: value[list(order.rows)] for name, value in head.items()}
+    if any(len(value) != len(own[name]) for name, value in head.items()):
+        return body, False
+    return {**body, **head}, True
 
 
 def _check(
-    path: Path, name: str, state: dict[str, Tensor], expected: dict[str, Tensor], optional: tuple[str, ...]
+    given: str, name: str, state: Mapping[str, Tensor], expected: Mapping[str, Tensor], optional: Collection[str]
 ) -> None:
-    """Compare with what the model has; the message names the first tensor that differs."""
+    """Compare with what the model has; the message says what the weights are, or names the first tensor that differs.
+
+    Raises:
+        WeightsError: they are not the model's.
+    """
+    what = _kind(state, expected)
+    if what is not None:
+        raise WeightsError(f"{given}: not weights of {name}: {what}")
     for key, want in expected.items():
         if key not in state:
             if key in optional:
                 continue
-            raise WeightsError(f"{path}: not weights of {name}: {key} is missing, {list(want.shape)} was expected")
+            raise WeightsError(f"{given}: not weights of {name}: {key} is missing, {list(want.shape)} was expected")
         if state[key].shape != want.shape:
             came, wanted = list(state[key].shape), list(want.shape)
-            raise WeightsError(f"{path}: not weights of {name}: {key} is {came}, {wanted} was expected")
+            raise WeightsError(f"{given}: not weights of {name}: {key} is {came}, {wanted} was expected")
     for key, value in state.items():
         if key not in expected:
-            raise WeightsError(f"{path}: not weights of {name}: {key} {list(value.shape)} has no place in it")
+            raise WeightsError(f"{given}: not weights of {name}: {key} {list(value.shape)} has no place in it")
+
+
+def _kind(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:
+    """What these weights are, where they are of a kind that is known and not the model's."""
+    if sum(key in state for key in expected) < len(expected) / 2:
+        return f"its tensors have other names, the first is {next(iter(state))}"
+    if any(key.startswith("attn_pool.") for key in state) and "attn_pool.latent" not in expected:
+        return "it pools its tokens by attention, as SigLIP does"
+    if "dist_token" in state and "dist_token" not in expected:
+        return "it has a distillation token; give the model's distilled form, such as deit_tiny_distilled_patch16_224"
+    if "fc_norm.weight" in state and "fc_norm.weight" not in expected:
+        return "it pools its tokens by their mean and has a norm after it (fc_norm)"
+    if "cls_token" in expected and "cls_token" not in state:
+        return "it has no class token, so it pools its tokens in another way"
+    if "cls_token" in state and "cls_token" not in expected:
+        return "it has a class token, and the model has none"
+    return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +20,14 @@ from edvit.builder.models import checkpoint
 from edvit.builder.models.family import Classifier, describe, family_of
 from edvit.builder.models.weights import load_weights
 from edvit.builder.stages.data import Data, Source, augmentation
+from edvit.builder.stages.question import QuestionBase, questioned
 from edvit.builder.train.augment import Views
 from edvit.builder.train.base import BaseTraining, accuracy, logits_of, train_base
 from edvit.builder.train.device import TorchDevice
 from edvit.builder.train.training import Schedule
 from edvit.builder.vit.backbone import FeatureExtractor
 from edvit.bundle import sha256_of
+from edvit.errors import WeightsError
 from edvit.inputs.preprocess import Preprocessing
 from edvit.plan.cost import model_cost
 from edvit.shape.conv import is_convnet
@@ -35,6 +38,21 @@ SMALL_FLOPS = 50_000_000
 FINE_TUNE_EPOCHS = 6
 FINE_TUNE_STEPS = 1000
 """Steps of fine-tuning, at least: an epoch of a small data set has few."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """What the base model starts from: the weights of its checkpoint, or freshly drawn ones.
+
+    Attributes:
+        model: on the CPU.
+        knows: whether its head came from the checkpoint.
+        digest: SHA-256 of the checkpoint, hex; None: from scratch.
+    """
+
+    model: Classifier
+    knows: bool
+    digest: str | None
 
 
 @dataclass(frozen=True)
@@ -52,7 +70,8 @@ class TrainBase(Job):
 
     Attributes:
         name: the model's.
-        weights: SHA-256 of the user's weights file; None: from scratch.
+        weights: SHA-256 of the user's weights; None: from scratch.
+        head: rows of their head, one for each class; None: as they stand.
         views: what it is trained on.
         validation: what its accuracy is measured on.
         preprocessing: how images reach it.
@@ -69,6 +88,7 @@ class TrainBase(Job):
 
     name: str
     weights: str | None
+    head: tuple[int, ...] | None
     views: Views
     validation: ImageSet
     preprocessing: Preprocessing
@@ -98,34 +118,71 @@ class TrainBase(Job):
         return {"validation": accuracy(logits, self.validation), "epochs": schedule.epochs, "lr": schedule.lr}
 
 
-def train(runner: Runner, config: BuildConfig, source: Source, data: Data, device: TorchDevice) -> Base:
-    """Load the base model, and train it where it does not know the classes.
+def load(config: BuildConfig, source: Source) -> Start:
+    """The base model before it is trained.
 
     Raises:
-        ModelError, WeightsError: as `load_weights`.
+        ModelError, WeightsError: as `load_weights`; or the head is new, and nothing is to train it.
+    """
+    how_seen, origin = source.preprocessing, source.origin
+    torch.manual_seed(config.seed)
+    if origin is None:
+        return Start(family_of(source.model).create(source.architecture), knows=False, digest=None)
+    classes = len(source.train.classes)
+    model, knows = load_weights(
+        origin,
+        source.model,
+        image_size=how_seen.image_size,
+        channels=how_seen.channels,
+        classes=classes,
+        order=source.order,
+    )
+    if not knows and config.base_epochs == 0:
+        raise WeightsError(
+            f"{origin.given}: has no head for the {classes} classes of the data, and --base-epochs 0 trains none; "
+            "leave it out, or give the number of epochs"
+        )
+    digest = hashlib.sha256("".join(map(sha256_of, origin.files)).encode()).hexdigest()
+    return Start(model, knows, sha256_of(origin.files[0]) if len(origin.files) == 1 else digest)
+
+
+def train(
+    runner: Runner, config: BuildConfig, source: Source, data: Data, *, start: Start, device: TorchDevice
+) -> Base:
+    """Question the base model where it is taken as given, and train it where it is not.
+
+    Raises:
+        WeightsError: the weights do not know the classes as they should; the message names the likely cause.
         BuildError: training diverged.
     """
-    how_seen = source.preprocessing
-    torch.manual_seed(config.seed)
-    if config.weights is None:
-        model, knows = family_of(source.model).create(source.architecture), False
-    else:
-        model, knows = load_weights(
-            config.weights,
-            source.model,
-            image_size=how_seen.image_size,
-            channels=how_seen.channels,
-            classes=len(data.classes),
-        )
+    how_seen, model = source.preprocessing, start.model
     # The matrix products of a very small model are too small to share out between threads.
     threads = 1 if model_cost(describe(model)).flops < SMALL_FLOPS else torch.get_num_threads()
+    how = base_training(config, source, len(data.train), knows=start.knows)
+    head = None if source.order is None else source.order.rows
+    if how.schedule.epochs == 0 and source.origin is not None:
+        asked = QuestionBase(
+            name=source.model,
+            weights=start.digest,
+            head=head,
+            images=questioned(data),
+            classes=data.classes,
+            preprocessing=how_seen,
+            default=source.statistics == source.model,
+            accuracy=source.origin.facts.accuracy,
+            model=model,
+            device=device,
+            threads=threads,
+        )
+        runner.make(asked, f"{source.model}, questioned")
     job = TrainBase(
         name=source.model,
-        weights=sha256_of(config.weights) if config.weights else None,
+        weights=start.digest,
+        head=head,
         views=Views(data.train, augmentation(config), config.seed),
         validation=data.validation,
         preprocessing=how_seen,
-        how=base_training(config, source.model, len(data.train), knows=knows),
+        how=how,
         seed=config.seed,
         amp=config.amp,
         model=model,
@@ -137,15 +194,14 @@ def train(runner: Runner, config: BuildConfig, source: Source, data: Data, devic
     return Base(artifact, extractor.model, extractor)
 
 
-def base_training(config: BuildConfig, model: str, images: int, *, knows: bool) -> BaseTraining:
+def base_training(config: BuildConfig, source: Source, images: int, *, knows: bool) -> BaseTraining:
     """How the base model is trained.
 
     Args:
-        model: its name.
         images: training images.
         knows: whether its weights know the classes already.
     """
-    scratch = config.weights is None
+    scratch = source.origin is None
     default = SCRATCH_EPOCHS if scratch else 0 if knows else fine_tune_epochs(images, config.batch_size)
     return BaseTraining(
         Schedule(
@@ -153,7 +209,7 @@ def base_training(config: BuildConfig, model: str, images: int, *, knows: bool) 
             lr=config.base_lr or (1e-3 if scratch else 5e-4),
             warmup_epochs=3.0 if scratch else 0.5,
             ema_decay=0.99 if scratch else None,
-            layer_decay=None if scratch or is_convnet(model) else 0.75,
+            layer_decay=None if scratch or is_convnet(source.model) else 0.75,
         ),
         batch_size=32 if scratch else config.batch_size,
     )

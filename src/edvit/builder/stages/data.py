@@ -17,12 +17,15 @@ from edvit.builder.jobs.job import Job, Note, unkeyed
 from edvit.builder.jobs.parallel import Progress
 from edvit.builder.jobs.runner import Runner
 from edvit.builder.models.family import family_of
+from edvit.builder.models.origin import Facts, Origin, find_weights, pretrained_weights
+from edvit.builder.models.weights import HeadOrder, head_order
 from edvit.builder.options import Augment
 from edvit.builder.train.augment import GLYPHS, NATURAL, SPECTROGRAMS, Augmentation, Views
-from edvit.errors import ConfigError, DataError
+from edvit.errors import ConfigError, DataError, WeightsError
 from edvit.fleet import first_problem
 from edvit.inputs.audio import Spectrogram
 from edvit.inputs.datasets import GREY, FileSounds, LabelledImages, channels_of, read_split
+from edvit.inputs.datasets.images import shorten
 from edvit.inputs.preprocess import Preprocessing
 from edvit.shape.any import AnyArchitecture
 from edvit.units import counted
@@ -41,12 +44,19 @@ class Source:
         preprocessing: from an image file to the model's input.
         model: the model's name.
         architecture: of the whole model, with an output for each class.
+        origin: where the model's weights come from; None: it is trained from scratch.
+        order: which outputs of their head stand for the classes; None: nothing says so, and they are taken as they
+            stand.
+        statistics: what mean and deviation were taken from, for messages.
     """
 
     train: LabelledImages
     preprocessing: Preprocessing
     model: str
     architecture: AnyArchitecture
+    origin: Origin | None = None
+    order: HeadOrder | None = None
+    statistics: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,31 +103,69 @@ def open_source(config: BuildConfig) -> Source:
 
     Raises:
         DataError, ModelError: as `read_split` and `Family.plan`.
+        WeightsError: as `find_weights` and `head_order`.
     """
+    origin = _origin(config)
     train = read_split(config.data, "train", config.data_root)
     if len(train.classes) < 2:
         raise DataError(f"{config.data}: has one class, {train.classes[0]!r}: there is nothing to tell apart or split")
     # Lists the test split and reads no image of it: that it is missing must not come out after hours of training.
     read_split(config.data, "test", config.data_root).with_classes(train.classes)
-    name = config.model or DEFAULT_MODELS.get(config.data)
+    facts = Facts() if origin is None else origin.facts
+    name = config.model or facts.model or DEFAULT_MODELS.get(config.data)
     if name is None:
         raise DataError(f"--data {config.data} needs a --model, such as deit_tiny_patch16_224")
     channels = config.channels or channels_of(config.data)
     family = family_of(name)
-    shape = family.plan(name, image_size=config.image_size, channels=channels, classes=len(train.classes))
-    known = family.input(name)
-    mean, std = known.mean, known.std
-    if len(mean) != channels:
-        mean, std = ((sum(values) / len(values),) * channels for values in (mean, std))
+    pixels = config.image_size or facts.image_size
+    shape = family.plan(name, image_size=pixels, channels=channels, classes=len(train.classes))
+    # Weights of one name that are loaded under another of the same shape still want their own mean and deviation.
+    learnt = facts.model or name
+    known = family_of(learnt).input(learnt)
     preprocessing = Preprocessing(
         image_size=shape.image_size,
         channels=channels,
-        interpolation=known.interpolation,
-        mean=mean,
-        std=std,
+        interpolation=facts.interpolation or known.interpolation,
+        mean=_per_channel("mean", config.mean, facts.mean or known.mean, channels),
+        std=_per_channel("std", config.std, facts.std or known.std, channels),
         spectrogram=_spectrogram(config, train),
     )
-    return Source(train, preprocessing, name, shape)
+    given = "/".join(f"--{what}" for what in ("mean", "std") if getattr(config, what) is not None)
+    rest = "" if config.mean and config.std else facts.source if facts.mean and facts.std else learnt
+    statistics = " and ".join(part for part in (given, rest) if part)
+    return Source(train, preprocessing, name, shape, origin, _order(config, facts, train.classes), statistics)
+
+
+def _origin(config: BuildConfig) -> Origin | None:
+    """Where the base model's weights are; None: it is trained from scratch. Raises WeightsError."""
+    if config.pretrained:
+        return pretrained_weights(str(config.model))
+    return None if config.weights is None else find_weights(config.weights)
+
+
+def _order(config: BuildConfig, facts: Facts, classes: tuple[str, ...]) -> HeadOrder | None:
+    """Which output of the head stands for each class, where anything says so. Raises WeightsError."""
+    path = config.class_names
+    if path is None:
+        return None if facts.classes is None else head_order(facts.classes, classes, facts.source)
+    try:
+        names = [line.strip() for line in path.expanduser().read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise WeightsError(f"{path}: cannot be read as UTF-8 text ({type(error).__name__})") from None
+    order = head_order(names, classes, str(path))
+    if order is None:
+        raise WeightsError(f"{path}: names none of the data's classes ({shorten(classes)})")
+    return order
+
+
+def _per_channel(
+    name: str, given: tuple[float, ...] | None, default: tuple[float, ...], channels: int
+) -> tuple[float, ...]:
+    """A value for each channel; the default's mean where it has another number of them. Raises ConfigError."""
+    if given is not None and len(given) not in (1, channels):
+        raise ConfigError(f"--{name} takes 1 or {channels} numbers, one a channel, not {len(given)}")
+    values = given or default
+    return values if len(values) == channels else (sum(values) / len(values),) * channels
 
 
 def _spectrogram(config: BuildConfig, train: LabelledImages) -> Spectrogram | None:

@@ -1,0 +1,334 @@
+"""Where the weights of a base model come from (files, Hugging Face folders, the hub), and what lies beside them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from pydantic import BaseModel, Field, ValidationError
+
+from edvit.builder.models.weights_file import SUFFIXES, check_file, read_metadata
+from edvit.errors import WeightsError
+from edvit.fleet import first_problem
+
+HUB = "hf-hub:"
+"""What the name of a repository of Hugging Face's hub begins with, as in timm."""
+CONFIG = "config.json"
+PROCESSOR = "preprocessor_config.json"
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+"""Names of the weights in a folder, in the order of preference; `NAME.index.json` lists the shards of one."""
+_JSON = [CONFIG, PROCESSOR]
+
+Interpolation = Literal["bilinear", "bicubic"]
+_RESAMPLE: dict[int, Interpolation] = {2: "bilinear", 3: "bicubic"}
+_SIZES = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge"}
+_HARMLESS = {
+    "img_size", "in_chans", "num_classes", "global_pool", "dynamic_img_size", "dynamic_img_pad", "strict_img_size",
+    "drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate",
+}  # fmt: skip
+"""Arguments of a timm model that change nothing but what is read here or what only training has."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a checkpoint says of itself beside its tensors; None where it says nothing.
+
+    Attributes:
+        source: what says so, for messages.
+        model: timm's name of the model.
+        image_size: pixels of each side of its input.
+        classes: names of the outputs of its head, in their order.
+        mean: per channel, on a scale of 0 to 1.
+        std: likewise.
+        interpolation: how its images were resized.
+        pool: how it pools its tokens, in timm's word.
+        accuracy: top-1 accuracy that was measured when it was saved, 0 to 1.
+    """
+
+    source: str = ""
+    model: str | None = None
+    image_size: int | None = None
+    classes: tuple[str, ...] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    interpolation: Interpolation | None = None
+    pool: str | None = None
+    accuracy: float | None = None
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Weights of a base model as a user named them; none of their tensors is read yet.
+
+    Attributes:
+        given: what the user named, for messages.
+        files: that hold the tensors, several where these come in shards.
+        facts: what is written beside them.
+    """
+
+    given: str
+    files: tuple[Path, ...]
+    facts: Facts = field(default_factory=Facts)
+
+
+def find_weights(given: Path) -> Origin:
+    """The weights under a path or, as `hf-hub:OWNER/NAME`, in a repository of Hugging Face's hub, which is downloaded.
+
+    Raises:
+        WeightsError: there are none, they cannot be downloaded, or the config beside them cannot be used.
+    """
+    text = str(given)
+    if text.startswith(HUB):
+        return _of_folder(text, _downloaded(text.removeprefix(HUB)))
+    path = given.expanduser()
+    if path.is_dir():
+        return _of_folder(text, path)
+    check_file(path)
+    if path.name in _WEIGHTS and (path.parent / CONFIG).is_file():
+        return Origin(text, (path,), _facts_of_folder(text, path.parent))
+    return Origin(text, (path,), _facts_of_checkpoint(read_metadata(path)))
+
+
+def pretrained_weights(model: str) -> Origin:
+    """The weights that timm has for a model of this name, downloaded.
+
+    Raises:
+        WeightsError: it has none on the hub, or they cannot be downloaded.
+    """
+    known = timm.get_pretrained_cfg(model) if timm.is_model(model) else None
+    if known is None or not known.hf_hub_id:
+        raise WeightsError(f"timm has no pretrained weights for {model}; give --weights, or train without --pretrained")
+    return _of_folder(f"timm's {known.hf_hub_id}", _downloaded(known.hf_hub_id))
+
+
+def _downloaded(name: str) -> Path:
+    """The folder of a repository in Hugging Face's cache, with its config and its weights."""
+    repository, _, revision = name.partition("@")
+    for weights in _WEIGHTS:
+        stem, suffix = Path(weights).stem, Path(weights).suffix
+        patterns = [*_JSON, weights, f"{weights}.index.json", f"{stem}-*{suffix}"]
+        try:
+            folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
+        except LocalEntryNotFoundError:
+            raise WeightsError(
+                f"{HUB}{name}: cannot be downloaded, and is not in Hugging Face's cache; check the network, or "
+                "download the repository elsewhere and give its folder"
+            ) from None
+        except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
+            raise WeightsError(f"{HUB}{name}: cannot be downloaded ({_one_line(error)})") from None
+        if _weights_in(folder) is not None:
+            return folder
+    raise WeightsError(f"{HUB}{name}: holds none of {', '.join(_WEIGHTS)}")
+
+
+# --- folders ---------------------------------------------------------------------------------------------------
+
+
+def _of_folder(given: str, folder: Path) -> Origin:
+    files = _weights_in(folder)
+    if files is None:
+        loose = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+        if len(loose) != 1:
+            found = f"it has several, such as {loose[0].name}: give one" if loose else "it has no weights file"
+            raise WeightsError(f"{given}: is a folder without {' or '.join(_WEIGHTS)}; {found}")
+        files = tuple(loose)
+    if not (folder / CONFIG).is_file():
+        return Origin(given, files, _facts_of_checkpoint(read_metadata(files[0])))
+    return Origin(given, files, _facts_of_folder(given, folder))
+
+
+def _weights_in(folder: Path) -> tuple[Path, ...] | None:
+    """The files of the weights that have the usual names; None: there are none."""
+    for name in _WEIGHTS:
+        if (folder / name).is_file():
+            return (folder / name,)
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            shards = sorted(set(_read(index, _Index).weight_map.values()))
+            missing = [shard for shard in shards if not (folder / shard).is_file()]
+            if missing or any(Path(shard).name != shard for shard in shards):
+                raise WeightsError(f"{index}: lists {missing[0] if missing else shards[0]}, which is not beside it")
+            return tuple(folder / shard for shard in shards)
+    return None
+
+
+class _Index(BaseModel):
+    weight_map: dict[str, str] = Field(min_length=1)
+
+
+class _TimmInput(BaseModel):
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    interpolation: str | None = None
+    input_size: tuple[int, int, int] | None = None
+    label_names: list[str] | dict[str, str] | None = None
+
+
+class _TimmConfig(BaseModel):
+    architecture: str
+    global_pool: str | None = None
+    label_names: list[str] | dict[str, str] | None = None
+    model_args: dict[str, Any] = {}
+    pretrained_cfg: _TimmInput
+
+
+class _TransformersConfig(BaseModel):
+    model_type: Literal["vit", "deit", "dinov2", "dinov2_with_registers", "vit_mae"]
+    hidden_size: int = 768
+    patch_size: int = 16
+    image_size: int = 224
+    hidden_act: str = "gelu"
+    use_swiglu_ffn: bool = False
+    id2label: dict[str, str] = {}
+
+    def timm_name(self) -> str | None:
+        """timm's name of a model of this kind and width; None: it has none."""
+        size = _SIZES.get(self.hidden_size, "?")
+        names = {
+            "vit": [f"vit_{size}_patch{self.patch_size}_{pixels}" for pixels in (self.image_size, 224)],
+            "vit_mae": [f"vit_{size}_patch{self.patch_size}_224"],
+            "deit": [f"deit_{size}_distilled_patch{self.patch_size}_{pixels}" for pixels in (self.image_size, 224)],
+            "dinov2": [f"vit_{size}_patch{self.patch_size}_dinov2"],
+            "dinov2_with_registers": [f"vit_{size}_patch{self.patch_size}_reg4_dinov2"],
+        }
+        return next((name for name in names[self.model_type] if timm.is_model(name)), None)
+
+
+class _Processor(BaseModel):
+    image_mean: tuple[float, ...] | None = None
+    image_std: tuple[float, ...] | None = None
+    do_normalize: bool = True
+    resample: int | None = None
+
+
+def _facts_of_folder(given: str, folder: Path) -> Facts:
+    config = _read(folder / CONFIG, dict)
+    if "model_type" in config:
+        processor = folder / PROCESSOR
+        return _of_transformers(
+            given, _parsed(folder / CONFIG, config), _read(processor, _Processor) if processor.is_file() else None
+        )
+    if "pretrained_cfg" not in config:  # as timm wrote them at first
+        config = {"architecture": config.get("architecture"), "pretrained_cfg": config, **config}
+    return _of_timm(given, _read_as(folder / CONFIG, _TimmConfig, config))
+
+
+def _parsed(path: Path, config: Mapping[str, Any]) -> _TransformersConfig:
+    try:
+        return _TransformersConfig.model_validate(config)
+    except ValidationError:
+        raise WeightsError(
+            f"{path}: is of a model of type {config['model_type']!r}; of transformers' models vit, deit, dinov2, "
+            "dinov2_with_registers and vit_mae can be split"
+        ) from None
+
+
+def _of_transformers(given: str, config: _TransformersConfig, processor: _Processor | None) -> Facts:
+    if config.hidden_act != "gelu" or config.use_swiglu_ffn:
+        what = "a gated FFN (SwiGLU)" if config.use_swiglu_ffn else f"the activation {config.hidden_act}"
+        raise WeightsError(f"{given}: has {what}, and transformers' models are split with plain GELU layers alone")
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    if processor is not None and not processor.do_normalize:
+        mean, std = (0.0,), (1.0,)
+    elif processor is not None:
+        mean, std = processor.image_mean, processor.image_std
+    names = tuple(config.id2label[key] for key in sorted(config.id2label, key=_number))
+    return Facts(
+        source=CONFIG,
+        model=config.timm_name(),
+        image_size=config.image_size,
+        classes=None if all(name == f"LABEL_{index}" for index, name in enumerate(names)) else names,
+        mean=mean,
+        std=std,
+        interpolation=None if processor is None else _RESAMPLE.get(processor.resample or 0),
+        pool=None if config.model_type == "vit_mae" else "token",
+    )
+
+
+def _of_timm(given: str, config: _TimmConfig) -> Facts:
+    strange = sorted(set(config.model_args) - _HARMLESS)
+    if strange:
+        raise WeightsError(
+            f"{given}: was built with {', '.join(strange)} of its own; register the variant with timm under a name of "
+            "its own, and give that as --model"
+        )
+    how, size = config.pretrained_cfg, config.pretrained_cfg.input_size
+    names = config.label_names or how.label_names
+    if isinstance(names, dict):
+        names = [names[key] for key in sorted(names, key=_number)]
+    return Facts(
+        source=CONFIG,
+        model=config.architecture,
+        image_size=size[1] if size is not None and size[1] == size[2] else None,
+        classes=tuple(names) if names else None,
+        mean=how.mean,
+        std=how.std,
+        interpolation=_interpolation(how.interpolation),
+        pool=config.global_pool,
+    )
+
+
+def _read(path: Path, kind: Any) -> Any:
+    """A JSON file as a dictionary, or as a model of pydantic's."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path}: cannot be read as JSON ({type(error).__name__})") from None
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path}: is no JSON object")
+    return content if kind is dict else _read_as(path, kind, content)
+
+
+def _read_as(path: Path, kind: Any, content: Mapping[str, Any]) -> Any:
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        raise WeightsError(f"{path}: {first_problem(error)}") from None
+
+
+def _number(key: str) -> int:
+    return int(key) if key.isdecimal() else 0
+
+
+def _interpolation(name: str | None) -> Interpolation | None:
+    return name if name in ("bilinear", "bicubic") else None  # type: ignore[return-value]
+
+
+# --- training checkpoints --------------------------------------------------------------------------------------
+
+
+def _facts_of_checkpoint(content: Mapping[str, Any]) -> Facts:
+    """What timm's train.py writes beside the weights: the model's name, its own arguments, and its metric."""
+    args = content.get("args")
+    asked = vars(args) if isinstance(args, argparse.Namespace) else args if isinstance(args, dict) else {}
+    arch = asked.get("model", content.get("arch"))
+    pixels = asked.get("img_size") or (asked.get("input_size") or (None,))[-1]
+    metric, top1 = content.get("metric"), asked.get("eval_metric", "top1") == "top1"
+    return Facts(
+        source="the checkpoint's arguments",
+        model=arch if isinstance(arch, str) and timm.is_model(arch) else None,
+        image_size=pixels if isinstance(pixels, int) else None,
+        mean=_numbers(asked.get("mean")),
+        std=_numbers(asked.get("std")),
+        interpolation=_interpolation(asked.get("interpolation")),
+        pool=asked["gp"] if isinstance(asked.get("gp"), str) else None,
+        accuracy=metric / 100 if isinstance(metric, float) and top1 and 0 < metric <= 100 else None,
+    )
+
+
+def _numbers(value: Any) -> tuple[float, ...] | None:
+    if isinstance(value, list | tuple) and value and all(isinstance(part, int | float) for part in value):
+        return tuple(float(part) for part in value)
+    return None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

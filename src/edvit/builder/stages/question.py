@@ -1,0 +1,146 @@
+"""The part of stage `base` that asks a base model what it knows, before it is taken as given."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+from edvit.builder.images import ImageSet
+from edvit.builder.jobs.job import Job, Note, unkeyed
+from edvit.builder.jobs.parallel import Progress, torch_threads
+from edvit.builder.models import question
+from edvit.builder.models.family import Classifier
+from edvit.builder.stages.data import Data
+from edvit.builder.train.base import logits_of
+from edvit.builder.train.device import TorchDevice
+from edvit.builder.vit.backbone import FeatureExtractor
+from edvit.errors import WeightsError
+from edvit.inputs.preprocess import Preprocessing
+
+QUESTIONED = 512
+"""Images that a base model is asked on before it is taken as given, at most."""
+STATISTICS = (
+    ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
+    (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD),
+    ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+)
+"""Means and deviations that Vision Transformers are trained with."""
+
+
+@dataclass(frozen=True)
+class QuestionBase(Job):
+    """Asks a base model that is taken as given what it knows, on labelled images.
+
+    Attributes:
+        name: the model's.
+        weights: SHA-256 of its weights.
+        head: as in `TrainBase`.
+        images: validation images, and training images where these are few.
+        classes: their names.
+        preprocessing: how images reach the model.
+        default: whether mean and deviation are those of the model's name, which may not be those of the weights.
+        accuracy: that the checkpoint says of itself; None: it says nothing.
+        model: the model.
+        device: what runs it.
+        threads: of PyTorch.
+    """
+
+    STAGE: ClassVar[str] = "base"
+    LIBRARIES: ClassVar[tuple[str, ...]] = ("timm", "torch")
+
+    name: str
+    weights: str | None
+    head: tuple[int, ...] | None
+    images: ImageSet
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    default: bool
+    accuracy: float | None
+    model: Classifier = unkeyed()
+    device: TorchDevice = unkeyed()
+    threads: int = unkeyed()
+
+    def run(self, folder: Path, progress: Progress) -> Note:
+        labels = self.images.labels
+        with torch_threads(self.threads):
+            predicted = self._predicted(self.model, self.preprocessing)
+            found = [
+                (float((other == labels).mean()), what)
+                for what, other in self._alternatives(predicted)
+                if question.better(predicted, other, labels)
+            ]
+        right = float((predicted == labels).mean())
+        scores = f"{self.name} with these weights gets {right:.1%} of {len(labels)} images right"
+        if found:
+            best, what = max(found)
+            raise WeightsError(f"{scores}, and {best:.1%} {what}")
+        if question.near_chance(predicted, labels, len(self.classes)):
+            raise WeightsError(
+                f"{scores}, and chance is {1 / len(self.classes):.1%}: the weights do not know these classes; check "
+                "them and the data, or train the model on the data with --base-epochs"
+            )
+        if self.accuracy is not None and right < self.accuracy - question.CLAIMED:
+            raise WeightsError(
+                f"{scores}, and its checkpoint says {self.accuracy:.1%}: the data are others, or prepared in another "
+                "way; check them, or train the model on them with --base-epochs"
+            )
+        return {"accuracy": right}
+
+    def _predicted(self, model: Classifier, how: Preprocessing) -> npt.NDArray[np.int64]:
+        logits = logits_of(FeatureExtractor(model, how.mean, how.std), self.images, device=self.device)
+        labels: npt.NDArray[np.int64] = logits.argmax(dim=1).numpy()
+        return labels
+
+    def _alternatives(self, predicted: npt.NDArray[np.int64]) -> Iterator[tuple[str, npt.NDArray[np.int64]]]:
+        """What else the weights may have been trained with, in words, and what the model then predicts."""
+        how = self.preprocessing
+        order = question.other_order(predicted, self.images.labels, len(self.classes))
+        if order is not None:
+            yield (
+                (
+                    "if the outputs of its head stand for other classes: "
+                    f"{question.describe_order(order, self.classes)}; give --class-names FILE with the class of each"
+                ),
+                order[predicted],
+            )
+        if getattr(self.model, "global_pool", None) == "token":
+            pooled = copy.copy(self.model)
+            pooled.global_pool = "avg"
+            yield (
+                (
+                    "if its tokens are pooled by their mean: it was trained so; register the variant with timm under a "
+                    "name of its own, and give that as --model"
+                ),
+                self._predicted(pooled, how),
+            )
+        for mean, std in STATISTICS if self.default and how.channels == 3 else ():
+            if (mean, std) != (how.mean, how.std):
+                numbers = [" ".join(f"{value:g}" for value in values) for values in (mean, std)]
+                yield (
+                    (
+                        f"with another mean and deviation; give --mean {numbers[0]} --std {numbers[1]}, or the model's "
+                        "own name"
+                    ),
+                    self._predicted(self.model, how.model_copy(update={"mean": mean, "std": std})),
+                )
+
+
+def questioned(data: Data) -> ImageSet:
+    """Validation images and, where they are fewer than `QUESTIONED`, training images, spread evenly."""
+    validation, train = data.validation, data.train
+    rows = _spread(validation.rows, QUESTIONED)
+    return replace(validation, rows=np.concatenate([rows, _spread(train.rows, QUESTIONED - len(rows))]))
+
+
+def _spread(rows: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
+    if len(rows) <= count:
+        return rows
+    return rows[np.linspace(0, len(rows) - 1, count).astype(np.int64)]

@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+
+import huggingface_hub.constants
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from timm.models import save_for_hf
+
+from edvit.builder.models.origin import find_weights, pretrained_weights
+from edvit.builder.models.weights import HeadOrder, head_order, load_weights
+from edvit.errors import WeightsError
+from vit_variants import CLASSES, NAMES, images, make
+
+torch.set_num_threads(1)
+PLAIN = NAMES["plain"]
+LABELS = ["cat", "dog", "owl", "bee", "ant"]
+
+
+def hub_folder(folder, model, **config):
+    save_for_hf(model, folder, model_config=config, safe_serialization=True)
+    return folder
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """Hugging Face's cache in a folder of the test, without a network."""
+    folder = tmp_path / "hub"
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(folder))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+
+    def put(name, source):
+        repository = folder / f"models--{name.replace('/', '--')}"
+        shutil.copytree(source, repository / "snapshots" / ("0" * 40))
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text("0" * 40)
+
+    return put
+
+
+def test_timms_own_folder_to_the_same_numbers(tmp_path):
+    model = make("plain")
+    origin = find_weights(hub_folder(tmp_path / "m", model, label_names=LABELS))
+    assert origin.facts.model == PLAIN
+    assert origin.facts.classes == tuple(LABELS)
+    assert origin.facts.image_size == 8
+    assert (origin.facts.mean, origin.facts.std) == (model.pretrained_cfg["mean"], model.pretrained_cfg["std"])
+    loaded, head_kept = load_weights(origin, PLAIN, classes=CLASSES)
+    assert head_kept
+    with torch.no_grad():
+        assert torch.equal(loaded.eval()(images()), model(images()))
+
+
+def test_a_folder_with_a_pytorch_file(tmp_path):
+    model = make("plain")
+    save_for_hf(model, tmp_path, safe_serialization=False)
+    loaded, _ = load_weights(find_weights(tmp_path), PLAIN, classes=CLASSES)
+    assert torch.equal(loaded.head.weight, model.head.weight)
+
+
+def test_a_folder_with_one_file_of_another_name(tmp_path):
+    save_file(make("plain").state_dict(), tmp_path / "best.safetensors")
+    assert find_weights(tmp_path).files == (tmp_path / "best.safetensors",)
+    save_file(make("plain").state_dict(), tmp_path / "last.safetensors")
+    with pytest.raises(WeightsError, match=r"it has several, such as best\.safetensors: give one"):
+        find_weights(tmp_path)
+
+
+def test_how_timm_wrote_configs_at_first(tmp_path):
+    save_file(make("plain").state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(
+        json.dumps({"architecture": PLAIN, "mean": [0.1] * 3, "std": [0.2] * 3, "input_size": [3, 8, 8]})
+    )
+    facts = find_weights(tmp_path).facts
+    assert (facts.model, facts.mean, facts.std, facts.image_size) == (PLAIN, (0.1,) * 3, (0.2,) * 3, 8)
+
+
+def test_another_shape_under_the_same_name_is_refused(tmp_path):
+    folder = hub_folder(tmp_path / "m", make("plain"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_args": {"act_layer": "relu"}}))
+    with pytest.raises(WeightsError, match="was built with act_layer of its own; register the variant"):
+        find_weights(folder)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"a": 1}', '{"pretrained_cfg": 3, "architecture": "x"}', '"x"'])
+def test_a_config_that_is_none_is_one_line(content, tmp_path):
+    save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(WeightsError, match=r"config\.json: ") as caught:
+        find_weights(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_name_of_the_hub(cache, tmp_path):
+    model = make("plain")
+    cache("me/mine", hub_folder(tmp_path / "m", model, label_names=LABELS))
+    from pathlib import Path
+
+    origin = find_weights(Path("hf-hub:me/mine"))
+    assert origin.facts.classes == tuple(LABELS)
+    loaded, _ = load_weights(origin, PLAIN, classes=CLASSES)
+    assert torch.equal(loaded.head.weight, model.head.weight)
+
+
+def test_a_name_that_is_not_in_the_cache_is_one_line(cache):
+    from pathlib import Path
+
+    with pytest.raises(WeightsError, match=r"hf-hub:me/absent: cannot be downloaded.* give its folder"):
+        find_weights(Path("hf-hub:me/absent"))
+    with pytest.raises(WeightsError, match=r"hf-hub:a/b/c: cannot be downloaded"):
+        find_weights(Path("hf-hub:a/b/c"))
+
+
+def test_timms_pretrained_weights(cache, tmp_path):
+    name = "vit_tiny_patch16_224"
+    torch.manual_seed(0)
+    model = timm.create_model(name)
+    cache(timm.get_pretrained_cfg(name).hf_hub_id, hub_folder(tmp_path / "m", model))
+    origin = pretrained_weights(name)
+    assert (origin.facts.model, origin.facts.mean) == (name, (0.5, 0.5, 0.5))
+    loaded, head_kept = load_weights(origin, name, classes=1000)
+    assert head_kept
+    assert torch.equal(loaded.head.weight, model.head.weight)
+
+
+@pytest.mark.parametrize("name", [PLAIN, "vit_digits_patch4_8", "nonesuch"])
+def test_a_model_without_pretrained_weights(name):
+    with pytest.raises(WeightsError, match=f"timm has no pretrained weights for {name}"):
+        pretrained_weights(name)
+
+
+@pytest.mark.parametrize("args", [argparse.Namespace, dict])
+def test_what_timms_training_script_writes_down(args, tmp_path):
+    asked = {"model": PLAIN, "mean": [0.3], "std": [0.4], "img_size": 8, "interpolation": "bilinear", "gp": None}
+    torch.save(
+        {"state_dict": make("plain").state_dict(), "args": args(**asked), "arch": PLAIN, "metric": 85.5},
+        tmp_path / "model_best.pth.tar",
+    )
+    facts = find_weights(tmp_path / "model_best.pth.tar").facts
+    assert (facts.model, facts.mean, facts.std, facts.image_size) == (PLAIN, (0.3,), (0.4,), 8)
+    assert (facts.interpolation, facts.accuracy) == ("bilinear", 0.855)
+
+
+def test_a_metric_that_is_a_loss_is_no_accuracy(tmp_path):
+    args = argparse.Namespace(model=PLAIN, eval_metric="loss")
+    torch.save({"state_dict": {}, "args": args, "metric": 1.5}, tmp_path / "w.pth")
+    assert find_weights(tmp_path / "w.pth").facts.accuracy is None
+
+
+def test_the_head_is_put_into_the_order_of_the_data(tmp_path):
+    model = make("plain")
+    origin = find_weights(hub_folder(tmp_path / "m", model, label_names=LABELS))
+    order = head_order(LABELS, ["Ant", "cat", "owl"], "config.json")
+    assert order == HeadOrder("config.json", 5, (4, 0, 2))
+    loaded, head_kept = load_weights(origin, PLAIN, classes=3, order=order)
+    assert head_kept
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.eval()(images()), model(images())[:, [4, 0, 2]])
+
+
+def test_names_of_something_else_say_nothing():
+    assert head_order(["n01440764", "n01443537"], ["cat", "dog"], "config.json") is None
+
+
+def test_names_of_some_classes_are_refused():
+    with pytest.raises(WeightsError, match=r"2 of the data's 3 classes are not among them \(elk, gnu\)"):
+        head_order(LABELS, ["cat", "elk", "gnu"], "config.json")
+
+
+def test_as_many_names_as_outputs(tmp_path):
+    origin = find_weights(hub_folder(tmp_path / "m", make("plain")))
+    with pytest.raises(WeightsError, match=r"names 4 outputs, and the head of .* has 5"):
+        load_weights(origin, PLAIN, classes=4, order=head_order(LABELS[:4], LABELS[:4], "names.txt"))

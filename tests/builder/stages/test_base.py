@@ -1,0 +1,192 @@
+"""Weights that are given: taken right, or refused before anything is cut, with the likely cause."""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from timm.models import save_for_hf
+
+from edvit.builder.models import checkpoint
+from edvit.builder.stages.base import load, weights_path
+from edvit.builder.stages.data import open_source
+from edvit.errors import ConfigError, WeightsError
+from tiny_build import opened, tiny_config
+from vit_variants import NAMES, make
+
+torch.set_num_threads(1)
+
+CLASSES = ("1", "2", "3", "10", "20")
+AS_SORTED = ("1", "10", "2", "20", "3")
+"""As torchvision's ImageFolder has them."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Classes that differ in brightness."""
+    root, rng = tmp_path_factory.mktemp("grey"), np.random.default_rng(0)
+    (root / "class_order.txt").write_text("\n".join(CLASSES), encoding="utf-8")
+    for split, images in (("train", 40), ("test", 4)):
+        for label, name in enumerate(CLASSES):
+            (root / split / name).mkdir(parents=True)
+            for index in range(images):
+                pixels = 25 + 50 * label + rng.normal(0, 5, (8, 8, 3))
+                Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / split / name / f"{index}.png")
+    return root
+
+
+def config_of(folder, **settings):
+    known = {"model": NAMES["plain"], "data": f"imagefolder:{folder}", "augment": "none", "base_epochs": None}
+    return tiny_config(**{**known, **settings})
+
+
+def trained(folder, work, **settings):
+    config = config_of(folder, **{"base_epochs": 60, "base_lr": 3e-3, "validation": 0.25, **settings})
+    base = opened(config, work).base
+    assert base.artifact.note["validation"] > 0.9, "or these tests say nothing"
+    return weights_path(base.artifact)
+
+
+@pytest.fixture(scope="module")
+def weights(folder, tmp_path_factory):
+    """A file of a model that knows the classes."""
+    return trained(folder, tmp_path_factory.mktemp("work"))
+
+
+def accuracy(folder, work, weights, **settings):
+    return opened(config_of(folder, weights=weights, **settings), work).base.artifact.note["validation"]
+
+
+def reordered(weights, path, order):
+    state = load_file(weights)
+    rows = [CLASSES.index(name) for name in order]
+    save_file({key: value[rows] if key.startswith("head.") else value for key, value in state.items()}, path)
+    return path
+
+
+def test_weights_that_know_the_classes_are_taken_as_given(folder, weights, tmp_path):
+    assert accuracy(folder, tmp_path, weights) > 0.9
+
+
+def test_classes_in_torchvisions_order_are_refused_and_named(folder, weights, tmp_path):
+    other = reordered(weights, tmp_path / "w.safetensors", AS_SORTED)
+    with pytest.raises(WeightsError, match=r"sorted letter by letter, as torchvision.*give --class-names FILE"):
+        accuracy(folder, tmp_path / "work", other)
+
+
+def test_class_names_put_them_right(folder, weights, tmp_path):
+    other = reordered(weights, tmp_path / "w.safetensors", AS_SORTED)
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(AS_SORTED), encoding="utf-8")
+    assert accuracy(folder, tmp_path / "work", other, class_names=names) == accuracy(folder, tmp_path / "w2", weights)
+
+
+def test_the_names_in_a_config_put_them_right(folder, weights, tmp_path):
+    model = checkpoint.load_model(reordered_model(weights, tmp_path))
+    save_for_hf(model, tmp_path / "hub", model_config={"label_names": list(AS_SORTED)}, safe_serialization=True)
+    assert accuracy(folder, tmp_path / "work", tmp_path / "hub", model=None) > 0.9
+
+
+def reordered_model(weights, tmp_path):
+    model = checkpoint.load_model(weights)
+    rows = [CLASSES.index(name) for name in AS_SORTED]
+    with torch.no_grad():
+        model.head.weight.copy_(model.head.weight[rows])
+        model.head.bias.copy_(model.head.bias[rows])
+    checkpoint.save_model(tmp_path / "reordered.safetensors", model)
+    return tmp_path / "reordered.safetensors"
+
+
+def test_a_head_of_more_classes_gives_its_outputs_by_name(folder, weights, tmp_path):
+    state = load_file(weights)
+    more = {key: torch.cat([torch.zeros_like(value[:2]), value]) if key.startswith("head.") else value
+            for key, value in state.items()}  # fmt: skip
+    save_file(more, tmp_path / "w.safetensors")
+    (tmp_path / "names.txt").write_text("\n".join(["cat", "dog", *CLASSES]), encoding="utf-8")
+    found = accuracy(folder, tmp_path / "work", tmp_path / "w.safetensors", class_names=tmp_path / "names.txt")
+    assert found == accuracy(folder, tmp_path / "w2", weights)
+
+
+def test_another_mean_and_deviation_is_refused_and_named(folder, tmp_path):
+    weights = trained(folder, tmp_path / "a", mean=(0.0,), std=(1.0,))
+    with pytest.raises(WeightsError, match="give --mean 0 0 0 --std 1 1 1, or the model's own name"):
+        accuracy(folder, tmp_path / "work", weights)
+    assert accuracy(folder, tmp_path / "work", weights, mean=(0.0,), std=(1.0,)) > 0.9
+
+
+def test_the_checkpoints_own_arguments_say_mean_and_deviation(folder, tmp_path):
+    weights = trained(folder, tmp_path / "a", mean=(0.0,), std=(1.0,))
+    args = argparse.Namespace(model=NAMES["plain"], mean=[0.0, 0.0, 0.0], std=[1.0, 1.0, 1.0])
+    torch.save({"state_dict": load_file(weights), "args": args}, tmp_path / "w.pth.tar")
+    assert accuracy(folder, tmp_path / "work", tmp_path / "w.pth.tar") > 0.9
+
+
+def test_pooling_by_mean_without_a_norm_after_it_is_refused(folder, tmp_path):
+    weights = trained(folder, tmp_path / "a", model=NAMES["avg_pool_norm_first"])
+    with pytest.raises(WeightsError, match="if its tokens are pooled by their mean"):
+        accuracy(folder, tmp_path / "work", weights)
+
+
+def test_weights_that_know_nothing_are_refused(folder, tmp_path):
+    state = make("plain").state_dict()
+    save_file({**state, "head.weight": torch.zeros_like(state["head.weight"])}, tmp_path / "w.safetensors")
+    with pytest.raises(WeightsError, match=r"and chance is 20\.0%: the weights do not know these classes"):
+        accuracy(folder, tmp_path / "work", tmp_path / "w.safetensors")
+
+
+def test_a_new_head_is_trained_or_refused(folder, tmp_path):
+    save_file(make("plain").state_dict(), tmp_path / "w.safetensors")
+    state = load_file(tmp_path / "w.safetensors")
+    more = {key: torch.cat([value, value]) if key.startswith("head.") else value for key, value in state.items()}
+    save_file(more, tmp_path / "ten.safetensors")
+    with pytest.raises(WeightsError, match="has no head for the 5 classes of the data, and --base-epochs 0"):
+        config = config_of(folder, weights=tmp_path / "ten.safetensors", base_epochs=0)
+        load(config, open_source(config))  # before anything is decoded
+    assert accuracy(folder, tmp_path / "work", tmp_path / "ten.safetensors", base_epochs=30, base_lr=3e-3) > 0.5
+
+
+def test_less_than_the_checkpoint_says_is_refused(folder, weights, tmp_path):
+    state = load_file(weights)
+    torch.manual_seed(0)
+    state["head.bias"][:2] += 8.0  # two classes that it now sees everywhere
+    torch.save({"state_dict": state, "metric": 97.5}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=r"its checkpoint says 97\.5%"):
+        accuracy(folder, tmp_path / "work", tmp_path / "w.pth")
+
+
+def test_what_the_statistics_are_taken_from(folder, weights, tmp_path):
+    def source(**settings):
+        return open_source(config_of(folder, **settings))
+
+    assert source(weights=weights).statistics == NAMES["plain"]
+    assert source(weights=weights, mean=(0.5,), std=(0.5,)).statistics == "--mean/--std"
+    given = source(weights=weights, mean=(0.1, 0.2, 0.3))
+    assert given.statistics == f"--mean and {NAMES['plain']}"
+    assert given.preprocessing.mean == (0.1, 0.2, 0.3)
+    assert source(mean=(0.5,), channels=1).preprocessing.mean == (0.5,)
+    with pytest.raises(ConfigError, match="--mean takes 1 or 3 numbers, one a channel, not 2"):
+        source(mean=(0.1, 0.2))
+
+
+@pytest.mark.parametrize(("content", "message"), [(b"cat\ndog\n", "names none of"), (b"\xff", "read as UTF-8")])
+def test_class_names_that_say_nothing(content, message, folder, weights, tmp_path):
+    (tmp_path / "names.txt").write_bytes(content)
+    with pytest.raises(WeightsError, match=message):
+        open_source(config_of(folder, weights=weights, class_names=tmp_path / "names.txt"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"class_names": "x"}, "class_names: names the outputs of the head of --weights, which is not given"),
+        ({"pretrained": True, "weights": "x"}, "pretrained: the base model starts from"),
+        ({"pretrained": True, "model": None}, "pretrained: needs --model"),
+    ],
+)
+def test_options_that_go_together(settings, message, folder):
+    with pytest.raises(ConfigError, match=message):
+        config_of(folder, **settings)
