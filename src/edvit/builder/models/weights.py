@@ -172,7 +172,7 @@ def _check(
 
 def _kind(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:
     """What these weights are, where they are of a kind that is known and not the model's."""
-    if sum(key in state for key in expected) < len(expected) / 2:
+    if sum(key in expected for key in state) < len(state) / 2:
         return f"its tensors have other names, the first is {next(iter(state))}"
     if any(key.startswith("attn_pool.") for key in state) and "attn_pool.latent" not in expected:
         return "it pools its tokens by attention, as SigLIP does"
