@@ -6,6 +6,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from edvit.builder.vit import backbone
+from edvit.builder.vit.distilled import DistilledViT
 from edvit.errors import ModelError
 from edvit.plan import cost
 from edvit.shape.vit import BlockWidths, Widths, pruned_widths
@@ -51,10 +52,10 @@ def test_a_pruned_model_is_a_plain_timm_model_of_its_widths(variant, mode):
     full = backbone.describe(make(variant)).widths
     target = pruned_widths(full, 1, mode)
     model = backbone.create(NAMES[variant], classes=CLASSES, widths=target)
-    assert type(model) is VisionTransformer
+    assert type(model) is (DistilledViT if variant == "distilled" else VisionTransformer)
     assert backbone.describe(model).widths == target
     assert model(images()).shape == (4, CLASSES)
-    assert backbone.feature(model, images()).shape == (4, target.dim)
+    assert backbone.feature(model, images()).shape == (4, backbone.describe(model).feature_dim)
     assert {type(m) for m in model.modules()} <= {type(m) for m in make(variant).modules()}
     assert backbone.why_not_splittable(model) is None
 
@@ -108,7 +109,6 @@ def test_the_digits_model():
     [
         ("swin_tiny_patch4_window7_224", "SwinTransformer, not a timm VisionTransformer"),
         ("convnext_atto", "ConvNeXt"),
-        ("deit_tiny_distilled_patch16_224", "VisionTransformerDistilled"),
         ("vit_relpos_small_patch16_224", "VisionTransformerRelPos"),
         ("vit_base_patch16_rpn_224", "ResPostBlock"),
         ("vit_base_patch16_xp_224", "ParallelScalingBlock"),
@@ -195,6 +195,7 @@ def test_every_parameter_has_axes_of_its_rank(variant):
     block = widths.blocks[0]
     sizes = {
         "dim": widths.dim,
+        "feature": backbone.describe(model).feature_dim,
         "qkv": 3 * block.attention,
         "attention": block.attention,
         "head_dim": block.head_dim,

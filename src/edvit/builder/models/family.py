@@ -137,15 +137,7 @@ class VitFamily:
         return backbone.initialised(self.template(architecture))
 
     def template(self, architecture: AnyArchitecture) -> VisionTransformer:
-        shape = _vit(architecture)
-        return backbone.template(
-            shape.name,
-            image_size=shape.image_size,
-            channels=shape.channels,
-            classes=shape.classes,
-            widths=shape.widths,
-            rotated=shape.rotated,
-        )
+        return backbone.template_of(_vit(architecture))
 
     def describe(self, model: Classifier) -> Architecture:
         return backbone.describe(model)
