@@ -5,12 +5,15 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
+from torch.utils.flop_counter import FlopCounterMode
 
+from edvit.builder.models.weights import load_weights
 from edvit.builder.vit import backbone
 from edvit.builder.vit.distilled import DistilledViT
 from edvit.errors import ModelError
 from edvit.plan.cost import vit_flops, vit_params
-from vit_variants import NAMES
+from vit_variants import CLASSES, NAMES, images
 
 torch.set_num_threads(1)
 
@@ -63,6 +66,19 @@ def test_position_embeddings_are_resampled_as_timm_does():
     assert torch.equal(fitted.pos_embed[:, :2], theirs.pos_embed[:, :2])
 
 
+def test_a_weights_file_gives_timms_logits(tmp_path):
+    torch.manual_seed(0)
+    theirs = timm.create_model(NAMES["distilled"], num_classes=CLASSES).eval()
+    save_file(theirs.state_dict(), tmp_path / "w.safetensors")
+    model, head_kept = load_weights(tmp_path / "w.safetensors", NAMES["distilled"], classes=CLASSES)
+    assert head_kept
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()(images()), theirs(images()), atol=1e-5, rtol=1e-5)
+    other, head_kept = load_weights(tmp_path / "w.safetensors", NAMES["distilled"], classes=CLASSES + 1)
+    assert not head_kept
+    assert torch.equal(other.reg_token, theirs.dist_token)
+
+
 def test_its_own_tensors_are_taken_too():
     model = ours(timms("deit_tiny_distilled_patch16_224", 48), 48)
     again = backbone.fit_weights(model.state_dict(), model)
@@ -85,6 +101,9 @@ def test_what_it_costs():
     timm_params = sum(p.numel() for p in timm.create_model(name, num_classes=10).parameters())
     assert vit_params(shape) == timm_params - 10, "the heads' two biases are one"
     assert (shape.prefix_tokens, shape.tokens, shape.pooled_vectors, shape.feature_dim) == (2, 198, 2, 384)
+    with FlopCounterMode(display=False) as counted:
+        timm.create_model(name, num_classes=10, device="meta").eval()(torch.zeros(1, 3, 224, 224, device="meta"))
+    assert vit_flops(shape) == counted.get_total_flops()
     blocks = sum(2 * 192 * (4 * b.attention + 2 * b.hidden) for b in shape.widths.blocks)
     attention = sum(4 * (198**2 - 197**2) * b.attention for b in shape.widths.blocks)
     assert vit_flops(shape) - vit_flops(plain) == blocks + attention + 2 * 192 * 10

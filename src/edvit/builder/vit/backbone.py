@@ -11,11 +11,11 @@ import difflib
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import timm
 import torch
-from timm.layers import Attention, LayerNorm, LayerScale, Mlp, PatchEmbed, RmsNorm
+from timm.layers import Attention, GluMlp, LayerNorm, LayerScale, Mlp, PatchEmbed, RmsNorm, SwiGLU
 from timm.models import adapt_input_conv
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_filter_fn
@@ -234,12 +234,17 @@ def why_not_splittable(model: Any) -> str | None:
     A reason here is a part that surgery, gates or widths have no rule for; nothing is skipped in silence.
     """
     if type(model) not in (VisionTransformer, VisionTransformerDistilled, DistilledViT):
-        return f"it is a {type(model).__name__}, not a timm VisionTransformer"
-    if model.attn_pool is not None or model.global_pool not in ("token", "avg", "max", "avgmax"):
-        return f"its pooling ({model.global_pool or 'none'}) is not token or average pooling"
+        return f"its class in timm is {type(model).__name__}, not VisionTransformer"
+    if model.attn_pool is not None:
+        like = " (as in SigLIP)" if model.global_pool == "map" else ""
+        return f"its pooling is an attention pool{like}, not token, average or maximum pooling"
+    if model.global_pool not in get_args(Pool):
+        return "it is an encoder without pooling, so no vector of its own stands for an image"
     embed = model.patch_embed
-    if type(embed) is not PatchEmbed or not isinstance(embed.norm, nn.Identity):
-        return "its patch embedding is not a plain projection"
+    if type(embed) is not PatchEmbed:
+        return f"its patch embedding is {type(embed).__name__}, not one projection of every patch"
+    if not isinstance(embed.norm, nn.Identity):
+        return "its patch embedding has a norm of its own"
     if embed.patch_size[0] != embed.patch_size[1]:
         return "its patches are not square"
     if not isinstance(model.patch_drop, nn.Identity):
@@ -260,13 +265,14 @@ def _why_not_block(block: Any) -> str | None:
     if type(block) is not Block:
         return f"its blocks are {type(block).__name__}, not attention then FFN, each after a norm"
     if type(block.attn) is not Attention:
-        return f"its attention is {type(block.attn).__name__}"
+        return f"its attention is {type(block.attn).__name__}, not timm's plain one"
     if getattr(block.attn, "gate", None) is not None:
         return "its attention is gated"
     if type(block.mlp) is not Mlp or not isinstance(block.mlp.fc1, nn.Linear):
-        return f"its FFN is {type(block.mlp).__name__}, not two plain layers"
+        gated = " (gated, SwiGLU)" if isinstance(block.mlp, GluMlp | SwiGLU) else ""
+        return f"its FFN is {type(block.mlp).__name__}{gated}, not two plain layers"
     if not isinstance(block.attn.norm, nn.Identity) or not isinstance(block.mlp.norm, nn.Identity):
-        return "it normalises inside attention or FFN (scale_norm)"
+        return "it has norms inside attention or FFN (scale_norm)"
     return None
 
 
