@@ -20,6 +20,9 @@ NAMES = (
     "deit_tiny_patch16_224",
     "deit_small_patch16_224",
     "deit_base_patch16_224",
+    "deit_tiny_distilled_patch16_224",
+    "deit_small_distilled_patch16_224",
+    "deit_base_distilled_patch16_224",
     "deit3_small_patch16_224",
     "vit_small_patch14_dinov2",
     "vit_base_patch14_dinov2",
@@ -57,7 +60,8 @@ def row(name):
 def specialities(base):
     """What a model has that the plain one has not."""
     found = [
-        (base.prefix_tokens > 1, f"{base.prefix_tokens - 1} register tokens"),
+        (base.pooled_vectors == 2, "distillation token"),
+        (base.prefix_tokens > base.pooled_vectors, f"{base.prefix_tokens - base.pooled_vectors} register tokens"),
         (base.prefix_tokens == 0, "no class token"),
         (base.layer_scale, "LayerScale"),
         (base.qk_norm, "qk-norm"),

@@ -41,7 +41,7 @@ def test_every_model_of_the_table_can_be_split(name, channels, monkeypatch):
         ).eval()
         assert backbone.describe(small).widths == widths
         with torch.inference_mode():
-            assert backbone.feature(small, images).shape == (2, widths.dim)
+            assert backbone.feature(small, images).shape == (2, backbone.describe(small).feature_dim)
 
 
 def test_the_table_is_up_to_date():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from timm.layers import LayerNorm, RmsNorm
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 
 from edvit.builder.vit import backbone
@@ -25,6 +26,7 @@ VARIANTS = {
     "no_position": {"pos_embed": "none"},
     "dinov2_reg4": {"reg_tokens": 4, "no_embed_class": True, "init_values": 0.5},
     "other_eps": {"norm_layer": LayerNorm, "act_layer": "gelu_tanh"},
+    "distilled": {},
 }
 
 NAMES = {variant: f"vit_test_{variant}" for variant in VARIANTS}
@@ -42,7 +44,8 @@ def _register(variant: str) -> None:
 
     def entrypoint(pretrained=False, **kwargs):
         shape = {"img_size": 8, "patch_size": 4, "embed_dim": 24, "depth": 3, "num_heads": 3, "mlp_ratio": 2.0}
-        return build_model_with_cfg(VisionTransformer, name, pretrained, **{**shape, **VARIANTS[variant], **kwargs})
+        kind = VisionTransformerDistilled if variant == "distilled" else VisionTransformer
+        return build_model_with_cfg(kind, name, pretrained, **{**shape, **VARIANTS[variant], **kwargs})
 
     entrypoint.__name__ = name
     register_model(entrypoint)

@@ -26,6 +26,7 @@ from edvit.inputs.preprocess import decode_image
 from edvit.plan.cost import model_cost
 from edvit.runtime.predictor import LocalPredictor
 from tiny_build import tiny_config
+from vit_variants import NAMES
 
 torch.set_num_threads(1)
 
@@ -116,6 +117,18 @@ def test_force_redoes_a_stage_and_what_is_the_same_stays(tiny_build, work, tmp_p
     bundle, _ = build(tiny_config(), tmp_path / "again", work=work, force=frozenset({"fuse"}))
     assert redone(before, stages(work)) == ["fuse", "fuse"]  # of the plan, and of N = 1
     assert bundle.digest == tiny_build.bundle.digest
+
+
+@pytest.mark.parametrize("pruner", ["subspace", "channels"])
+def test_a_distilled_model_is_built_and_its_devices_send_both_tokens(pruner, test_pixels, tmp_path):
+    config = tiny_config(model=NAMES["distilled"], prune=pruner, baseline=False)
+    bundle, built = build(config, tmp_path / "out", work=tmp_path / "work")
+    for index, submodel in enumerate(bundle.manifest.submodels):
+        shape = built.fused.architecture(index)
+        assert submodel.feature_dim == shape.feature_dim == 2 * shape.widths.dim
+        assert submodel.params == model_cost(shape).params
+    whole = LocalPredictor(bundle).predict(test_pixels)
+    assert np.abs(whole.logits - built.test.fused).max() < 1e-4
 
 
 def test_statistics_are_redone_though_everything_is_cut(tiny_build, work, tmp_path):

@@ -1,3 +1,4 @@
+import json
 from itertools import pairwise
 
 import pytest
@@ -95,3 +96,27 @@ def test_tokens_count_patches_and_prefix():
 def test_impossible_shapes_are_refused(change):
     with pytest.raises(ValidationError):
         architecture(**change)
+
+
+OLD_FIELDS = (
+    "name image_size patch_size channels prefix_tokens classes qkv_bias qk_norm layer_scale pre_norm final_norm "
+    "proj_bias rms_norm rotated position_embeddings widths"
+)
+
+
+def test_what_is_written_of_a_model_without_later_fields_stays_as_it_was():
+    for written in (architecture().model_dump(mode="json"), json.loads(architecture().model_dump_json())):
+        assert " ".join(written) == OLD_FIELDS
+
+
+@pytest.mark.parametrize("later", [{"pool": "avg"}, {"pooled_vectors": 2}, {"pool": "max", "pooled_vectors": 2}])
+def test_later_fields_are_written_where_they_say_something(later):
+    shape = architecture(**later)
+    written = shape.model_dump(mode="json")
+    assert {name: written[name] for name in written if name not in OLD_FIELDS.split()} == later
+    assert Architecture.model_validate_json(shape.model_dump_json()) == shape
+
+
+def test_a_feature_holds_every_pooled_vector():
+    assert architecture().feature_dim == 768
+    assert architecture(pooled_vectors=2).feature_dim == 1536

@@ -77,7 +77,7 @@ def model_cost(architecture: AnyArchitecture, precision: Precision = "fp32") -> 
 
 
 def vit_params(architecture: Architecture) -> int:
-    """Number of parameters, equal to the timm model's."""
+    """Number of parameters, equal to those of the model that `edvit.builder.vit.backbone.create` makes."""
     dim = architecture.widths.dim
     norm = _stream_norm_params(architecture)
     embed = dim * architecture.channels * architecture.patch_size**2
@@ -88,7 +88,7 @@ def vit_params(architecture: Architecture) -> int:
     stream = (positions[architecture.position_embeddings] + architecture.prefix_tokens) * dim
     blocks = sum(_block_params(architecture, block) for block in architecture.widths.blocks)
     final_norm = norm if architecture.final_norm else 0
-    head = (dim + 1) * architecture.classes
+    head = (architecture.feature_dim + 1) * architecture.classes
     return embed + stream + blocks + final_norm + head
 
 
@@ -135,7 +135,7 @@ def vit_flops(architecture: Architecture) -> int:
     dim, tokens = architecture.widths.dim, architecture.tokens
     mix = 2 * tokens * dim * dim if _mixes(architecture) else 0
     blocks = sum(2 * tokens * dim * (4 * block.attention + 2 * block.hidden) for block in architecture.widths.blocks)
-    head = 2 * dim * architecture.classes
+    head = 2 * architecture.feature_dim * architecture.classes
     return embedding_flops(architecture) + mix + blocks + attention_flops(architecture) + head
 
 

@@ -7,11 +7,14 @@ bundle records them.
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 AttentionMode = Literal["dims", "heads"]
+Pool = Literal["token", "avg", "max", "avgmax"]
+"""How tokens become the vector that the head reads, in timm's words: the class token, the mean of the others, their
+maximum, or the mean of the last two."""
 
 WIDTH_MULTIPLE = 8
 """Widths are multiples of this: odd ones run slower on SIMD kernels, not faster."""
@@ -43,6 +46,10 @@ class Widths(BaseModel):
     blocks: tuple[BlockWidths, ...] = Field(min_length=1)
 
 
+_LATER = ("pool", "pooled_vectors")
+"""Fields of `Architecture` that were added after bundles had been written."""
+
+
 class Architecture(BaseModel):
     """A timm `VisionTransformer`, as far as its cost and its surgery depend on it."""
 
@@ -56,7 +63,7 @@ class Architecture(BaseModel):
     channels: int = Field(gt=0)
     """Input channels: 1 or 3."""
     prefix_tokens: int = Field(ge=0)
-    """Class token and register tokens."""
+    """Class token, distillation token and register tokens."""
     classes: int = Field(ge=0)
     """Outputs of the classifier head; 0 where the model ends at its feature."""
     qkv_bias: bool = True
@@ -75,7 +82,20 @@ class Architecture(BaseModel):
     `rms_norm` then speaks of the norms of queries and keys alone."""
     position_embeddings: Literal["all", "patches", "none"] = "all"
     """The tokens that have one: all, those of patches but not of the prefix, or none."""
+    pool: Pool | None = None
+    """How tokens are pooled; None: as in timm's model of that name."""
+    pooled_vectors: int = Field(default=1, gt=0)
+    """Vectors of length `dim` that the head reads side by side: 2 in a distilled DeiT, its class token and its
+    distillation token."""
     widths: Widths
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Later fields are written only where they differ from their defaults, so that a model that has no need of them
+        keeps its digest."""
+        values: dict[str, Any] = handler(self)
+        fields = type(self).model_fields
+        return {name: value for name, value in values.items() if name not in _LATER or value != fields[name].default}
 
     @property
     def tokens(self) -> int:
@@ -95,7 +115,7 @@ class Architecture(BaseModel):
     @property
     def feature_dim(self) -> int:
         """Length of the feature."""
-        return self.widths.dim
+        return self.widths.dim * self.pooled_vectors
 
     def narrowed(self, heads_pruned: int | Fraction, mode: AttentionMode = "dims") -> Architecture:
         """The same model at the widths of `pruned_widths`."""

@@ -67,7 +67,7 @@ def test_onnx_equals_pytorch_at_any_batch(exported, variant):
             expected = extractor(x).numpy()
         found = run(exported(variant), image=x)
         assert found.dtype == np.float32
-        assert found.shape == expected.shape == (count, backbone.describe(extractor.model).widths.dim)
+        assert found.shape == expected.shape == (count, backbone.describe(extractor.model).feature_dim)
         assert np.abs(found - expected).max() <= 1e-4
 
 

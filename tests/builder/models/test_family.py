@@ -94,3 +94,21 @@ def test_widths_of_the_other_family_are_a_defect(tmp_path):
 def test_other_names_are_timms():
     with pytest.raises(ModelError, match="unknown model"):
         family_of("vgg_nine").plan("vgg_nine", image_size=None, channels=3, classes=10)
+
+
+def test_another_pooling_is_planned_made_cut_and_kept(tmp_path):
+    shape = VIT.plan(MODEL, image_size=8, channels=1, classes=10, pool="avg")
+    model = VIT.create(shape).eval()
+    assert describe(model) == shape
+    checkpoint.save_model(tmp_path / "model.safetensors", model)
+    assert describe(checkpoint.load_model(tmp_path / "model.safetensors")) == shape
+    VIT.score(model, torch.randn(4, 1, 8, 8), Scoring("magnitude"), lambda *_: None, tmp_path / "scores")
+    narrowed = VIT.cut(model, [Scored(tmp_path / "scores", 4)], shape.narrowed(1).widths, "uniform")
+    assert describe(narrowed.model) == shape.narrowed(1)
+    with pytest.raises(ModelError, match="vgg5 has no tokens"):
+        CONV.plan("vgg5", image_size=16, channels=1, classes=10, pool="avg")
+
+
+def test_statistics_follow_the_tag_of_a_name():
+    assert VIT.input("vit_base_patch16_224.mae").mean == (0.485, 0.456, 0.406)
+    assert VIT.input("vit_base_patch16_224").mean == (0.5, 0.5, 0.5)

@@ -6,6 +6,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from edvit.builder.vit import backbone
+from edvit.builder.vit.distilled import DistilledViT
 from edvit.errors import ModelError
 from edvit.plan import cost
 from edvit.shape.vit import BlockWidths, Widths, pruned_widths
@@ -51,10 +52,10 @@ def test_a_pruned_model_is_a_plain_timm_model_of_its_widths(variant, mode):
     full = backbone.describe(make(variant)).widths
     target = pruned_widths(full, 1, mode)
     model = backbone.create(NAMES[variant], classes=CLASSES, widths=target)
-    assert type(model) is VisionTransformer
+    assert type(model) is (DistilledViT if variant == "distilled" else VisionTransformer)
     assert backbone.describe(model).widths == target
     assert model(images()).shape == (4, CLASSES)
-    assert backbone.feature(model, images()).shape == (4, target.dim)
+    assert backbone.feature(model, images()).shape == (4, backbone.describe(model).feature_dim)
     assert {type(m) for m in model.modules()} <= {type(m) for m in make(variant).modules()}
     assert backbone.why_not_splittable(model) is None
 
@@ -106,19 +107,18 @@ def test_the_digits_model():
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("swin_tiny_patch4_window7_224", "SwinTransformer, not a timm VisionTransformer"),
+        ("swin_tiny_patch4_window7_224", "its class in timm is SwinTransformer, not VisionTransformer"),
         ("convnext_atto", "ConvNeXt"),
-        ("deit_tiny_distilled_patch16_224", "VisionTransformerDistilled"),
         ("vit_relpos_small_patch16_224", "VisionTransformerRelPos"),
         ("vit_base_patch16_rpn_224", "ResPostBlock"),
         ("vit_base_patch16_xp_224", "ParallelScalingBlock"),
         ("vit_small_patch16_18x2_224", "ParallelThingsBlock"),
-        ("vit_base_patch16_siglip_224", r"pooling \(map\)"),
-        ("vit_giant_patch14_dinov2", "FFN is GluMlp"),
+        ("vit_base_patch16_siglip_224", r"its pooling is an attention pool \(as in SigLIP\)"),
+        ("vit_giant_patch14_dinov2", r"its FFN is GluMlp \(gated, SwiGLU\), not two plain layers"),
         ("vit_dwee_patch16_reg1_gap_256", "DiffAttention"),
         ("beit3_base_patch16_224", "scale_norm"),
-        ("aimv2_large_patch14_224", "patch embedding is not a plain projection"),
-        ("vit_tiny_r_s16_p8_224", "patch embedding is not a plain projection"),
+        ("aimv2_large_patch14_224", "patch embedding has a norm of its own"),
+        ("vit_tiny_r_s16_p8_224", "patch embedding is HybridEmbed, not one projection"),
     ],
 )
 def test_models_that_cannot_be_split_are_refused_with_the_reason(name, reason):
@@ -138,7 +138,7 @@ def test_more_reasons():
     assert "scale_norm" in (backbone.why_not_splittable(plain) or "")
     plain = make("plain")
     plain.global_pool = ""
-    assert "pooling" in (backbone.why_not_splittable(plain) or "")
+    assert "an encoder without pooling" in (backbone.why_not_splittable(plain) or "")
     assert "Linear" in (backbone.why_not_splittable(torch.nn.Linear(2, 2)) or "")
 
 
@@ -195,6 +195,7 @@ def test_every_parameter_has_axes_of_its_rank(variant):
     block = widths.blocks[0]
     sizes = {
         "dim": widths.dim,
+        "feature": backbone.describe(model).feature_dim,
         "qkv": 3 * block.attention,
         "attention": block.attention,
         "head_dim": block.head_dim,
@@ -225,3 +226,43 @@ def test_feature_extractor_normalises_bytes():
     with torch.no_grad():
         assert torch.allclose(extractor(image), backbone.feature(model, normal), atol=1e-5)
     assert extractor(image).shape == (2, 24)
+
+
+@pytest.mark.parametrize("pool", ["avg", "max", "avgmax"])
+@pytest.mark.parametrize("variant", ["plain", "layer_scale", "reg_tokens"])
+def test_another_pooling_than_the_names_own_is_timms_and_is_recorded(variant, pool):
+    torch.manual_seed(0)
+    model = backbone.create(NAMES[variant], classes=CLASSES, pool=pool).eval()
+    theirs = timm.create_model(NAMES[variant], num_classes=CLASSES, global_pool=pool).eval()
+    theirs.load_state_dict(model.state_dict(), strict=True)
+    with torch.no_grad():
+        assert torch.equal(model(images()), theirs(images()))
+    shape = backbone.describe(model)
+    assert shape.pool == pool
+    assert backbone.describe(backbone.template_of(shape)) == shape
+    assert backbone.describe(backbone.like(model)) == shape
+    assert cost.vit_params(shape) == sum(p.numel() for p in model.parameters())
+
+
+def test_the_names_own_pooling_needs_no_record():
+    assert backbone.describe(backbone.template(NAMES["plain"], classes=2, pool="token")).pool is None
+    assert backbone.describe(backbone.template(NAMES["avg_pool"], classes=2, pool="avg")).pool is None
+
+
+def test_an_attention_pool_can_be_replaced():
+    shape = backbone.describe(backbone.template("vit_base_patch16_siglip_224", classes=10, pool="avg"))
+    assert (shape.pool, shape.prefix_tokens) == ("avg", 0)
+
+
+def test_a_pooling_of_a_class_token_that_is_not_there():
+    with pytest.raises(ModelError, match=r"vit_test_avg_pool: .*Token pooling needs the class token"):
+        backbone.template(NAMES["avg_pool"], classes=2, pool="token")
+
+
+def test_a_name_with_a_tag_is_the_model_with_that_tags_statistics():
+    """Without its head, as the weights of a masked autoencoder come; its shape is that of the name alone."""
+    tagged = backbone.template("vit_base_patch16_224.mae", classes=10)
+    assert backbone.describe(tagged) == backbone.describe(backbone.template("vit_base_patch16_224", classes=10))
+    assert tagged.pretrained_cfg["tag"] == "mae"
+    with pytest.raises(ModelError, match=r"vit_base_patch16_224\.nope: .*Invalid pretrained tag"):
+        backbone.template("vit_base_patch16_224.nope", classes=10)

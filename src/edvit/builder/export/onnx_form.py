@@ -15,16 +15,20 @@ from timm.layers import RmsNorm
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from edvit.builder.vit.backbone import FeatureExtractor
+from edvit.builder.vit.backbone import FeatureExtractor, pooled_vectors
+from edvit.builder.vit.distilled import DistilledViT
 
 OPSET = 23
 """The first with Attention and RMSNormalization."""
+
+_VITS = (VisionTransformer, DistilledViT)
 
 
 def onnx_form(module: nn.Module) -> nn.Module:
     """A copy for `torch.onnx.export`; it shares the weights that it does not change.
 
-    Where a model's head reads the class token alone, its last block computes no other.
+    Where a model's head reads the class token alone, or it and the distillation token, its last block computes no
+    other.
     """
     tensors = (*module.parameters(), *module.buffers())
     copied = copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
@@ -40,10 +44,10 @@ def _replaced(part: nn.Module) -> nn.Module:
 
 
 def _form(part: Any) -> nn.Module:
-    if type(part) is FeatureExtractor and type(part.model) is VisionTransformer:
+    if type(part) is FeatureExtractor and type(part.model) in _VITS:
         return _folded(part)
-    if type(part) is VisionTransformer and part.global_pool == "token" and _is_plain(part.blocks[-1]):
-        part.blocks[-1] = _LastBlock(part.blocks[-1])
+    if type(part) in _VITS and part.global_pool == "token" and _is_plain(part.blocks[-1]):
+        part.blocks[-1] = _LastBlock(part.blocks[-1], pooled_vectors(part))
     if type(part) is Block and _is_plain(part):
         return _Block(part)
     if type(part) is RmsNorm:
@@ -84,18 +88,32 @@ class _Block(nn.Module):
 
 
 class _LastBlock(_Block):
-    """To the first token alone, `[batch, tokens, dim]` to `[batch, 1, dim]`."""
+    """To the first tokens alone, `[batch, tokens, dim]` to `[batch, read, dim]`.
 
-    def __init__(self, block: Any) -> None:
+    Args:
+        block: timm's.
+        read: how many tokens the head reads.
+    """
+
+    def __init__(self, block: Any, read: int) -> None:
         super().__init__(block)
+        self.read = read
         qkv, width = block.attn.qkv, block.attn.attn_dim
         self.query, self.key_value = _rows(qkv, slice(width)), _rows(qkv, slice(width, None))
 
     def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
         normed = self.norm1(x.flatten(0, 1))
         k, v = self.key_value(normed).view(*x.shape[:2], 2 * self.attn.attn_dim).chunk(2, dim=-1)
-        q = self.query(normed.view(x.shape)[:, 0])
-        return self._write(x[:, 0], q[:, None], k, v)[:, None]
+        q = self.query(self._first(normed.view(x.shape)))
+        return self._apart(self._write(self._first(x), self._apart(q), k, v))
+
+    def _first(self, x: Tensor) -> Tensor:
+        """`[batch, tokens, width]` to `[batch x read, width]`; to take one token is one operator, to slice is two."""
+        return x[:, 0] if self.read == 1 else x[:, : self.read].flatten(0, 1)
+
+    def _apart(self, x: Tensor) -> Tensor:
+        """`[batch x read, width]` to `[batch, read, width]`."""
+        return x[:, None] if self.read == 1 else x.view(-1, self.read, x.shape[-1])
 
 
 def _rows(linear: nn.Linear, rows: slice) -> nn.Linear:

@@ -23,9 +23,10 @@ from edvit.builder.options import Fit
 from edvit.builder.subspace import attention
 from edvit.builder.vit import backbone, importance, surgery
 from edvit.builder.vit.scores import Scores
+from edvit.errors import ModelError
 from edvit.shape.any import AnyArchitecture
 from edvit.shape.conv import ConvArchitecture, FilterWidths, convnet, is_convnet
-from edvit.shape.vit import Architecture, Widths
+from edvit.shape.vit import Architecture, Pool, Widths
 
 Classifier: TypeAlias = VisionTransformer | ConvNet
 AnyWidths: TypeAlias = Widths | FilterWidths
@@ -91,8 +92,18 @@ class Narrowed:
 class Family(Protocol):
     """One kind of model."""
 
-    def plan(self, name: str, *, image_size: int | None, channels: int, classes: int) -> AnyArchitecture:
-        """The shape of a whole model, before there is one. Raises ModelError."""
+    def plan(
+        self, name: str, *, image_size: int | None, channels: int, classes: int, pool: Pool | None = None
+    ) -> AnyArchitecture:
+        """The shape of a whole model, before there is one. Raises ModelError.
+
+        Args:
+            name: of the model.
+            image_size: height and width, pixels; None: the model's own.
+            channels: of the images.
+            classes: outputs of the head.
+            pool: how tokens are pooled, as the config of a checkpoint may say; None: the model's own way.
+        """
 
     def input(self, name: str) -> Input:
         """How images reach it, for its own number of channels."""
@@ -125,8 +136,12 @@ class Family(Protocol):
 class VitFamily:
     """timm's Vision Transformers."""
 
-    def plan(self, name: str, *, image_size: int | None, channels: int, classes: int) -> Architecture:
-        return backbone.describe(backbone.template(name, image_size=image_size, channels=channels, classes=classes))
+    def plan(
+        self, name: str, *, image_size: int | None, channels: int, classes: int, pool: Pool | None = None
+    ) -> Architecture:
+        return backbone.describe(
+            backbone.template(name, image_size=image_size, channels=channels, classes=classes, pool=pool)
+        )
 
     def input(self, name: str) -> Input:
         known: Mapping[str, Any] = backbone.template(name, classes=0).pretrained_cfg
@@ -137,15 +152,7 @@ class VitFamily:
         return backbone.initialised(self.template(architecture))
 
     def template(self, architecture: AnyArchitecture) -> VisionTransformer:
-        shape = _vit(architecture)
-        return backbone.template(
-            shape.name,
-            image_size=shape.image_size,
-            channels=shape.channels,
-            classes=shape.classes,
-            widths=shape.widths,
-            rotated=shape.rotated,
-        )
+        return backbone.template_of(_vit(architecture))
 
     def describe(self, model: Classifier) -> Architecture:
         return backbone.describe(model)
@@ -168,7 +175,11 @@ class VitFamily:
 class ConvFamily:
     """Our convolutional networks, plain and spiking: they differ in the neuron alone (`edvit.builder.conv.network`)."""
 
-    def plan(self, name: str, *, image_size: int | None, channels: int, classes: int) -> ConvArchitecture:
+    def plan(
+        self, name: str, *, image_size: int | None, channels: int, classes: int, pool: Pool | None = None
+    ) -> ConvArchitecture:
+        if pool is not None:
+            raise ModelError(f"{name} has no tokens, so no {pool} pooling of them; give no pooling")
         return convnet(name, image_size=image_size, channels=channels, classes=classes)
 
     def input(self, name: str) -> Input:

@@ -55,7 +55,7 @@ class Cut:
     Attributes:
         model: rotated, with a head over all classes, in evaluation mode.
         rotation: `Q`, float32 `[base dim, dim]`, orthonormal columns. The stream after any block of `model` stands in
-            for that of the converted base times `Q`; so does the feature, for the base's normalised and pooled token.
+            for that of the converted base times `Q`; so does each vector of the feature, for the base's.
         energy: share of the base's normalised stream that lies in the kept directions, for this group, 0 to 1.
         after_attention: per block, the share of the variance of the base's stream times `Q` that the sub-model's stream
             explains after attention, on the calibration images, at most 1.

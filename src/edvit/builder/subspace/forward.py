@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from edvit.builder.vit import backbone
+
 
 @dataclass(frozen=True)
 class Heads:
@@ -59,7 +61,7 @@ def after_ffn(block: Any, stream: Tensor) -> Tensor:
 def pooled(model: VisionTransformer, stream: Tensor) -> Tensor:
     """The tokens of the last block that anything reads: those that are pooled."""
     if model.global_pool == "token":
-        return stream[:, :1]
+        return stream[:, : backbone.pooled_vectors(model)]
     return stream if model.pool_include_prefix else stream[:, model.num_prefix_tokens :]
 
 

@@ -81,14 +81,7 @@ class Cutting:
         self.rows, self.weights, self.batch_size = rows, weights, batch_size
         self.rotation = self._directions(sums.stream[0], sums.gradient[0])
         architecture = backbone.describe(base)
-        model = backbone.create(
-            architecture.name,
-            image_size=architecture.image_size,
-            channels=architecture.channels,
-            classes=architecture.classes,
-            widths=widths,
-            rotated=True,
-        )
+        model = backbone.initialised(backbone.template_of(architecture.model_copy(update={"widths": widths})))
         self.model = model.eval().to(base.head.weight.device)
         self.tokens = architecture.tokens
         self.stream = torch.empty(0)
@@ -230,13 +223,14 @@ class Cutting:
     def finish(self, after: Tensor) -> VisionTransformer:
         """Set the head; the sub-model."""
         model, head = self.model, self.base.head
-        weight, bias = head.weight.double() @ self.rotation, head.bias.double()
+        of_feature = torch.kron(torch.eye(backbone.pooled_vectors(model)), self.rotation)
+        weight, bias = head.weight.double() @ of_feature, head.bias.double()
         if self.options.refit_readers:
-            moments = Moments(self.widths.dim, self.rotation.shape[0])
+            moments = Moments(of_feature.shape[1], of_feature.shape[0])
             for part in self._parts():
                 x = backbone.read_by_head(model, self.stream[part])
                 moments.add(x, backbone.read_by_head(self.base, after[self.rows[part]]), self.weights[part])
-            guess, shift = moments.solve(self.rotation, self.options.reader_ridge)
+            guess, shift = moments.solve(of_feature, self.options.reader_ridge)
             weight, bias = head.weight.double() @ guess, head.bias.double() + head.weight.double() @ shift
         _set(model.head, weight, bias)
         return model

@@ -116,11 +116,12 @@ def _converted_block(block: Any, written: Any) -> dict[str, Tensor]:
 
 
 def _reader(norm: Any, linear: Any) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a layer that reads a norm of gain 1 and no bias in place of `norm`."""
+    """Weight and bias of a layer that reads vectors of a norm of gain 1 and no bias in place of `norm`."""
     weight, bias = linear.weight.detach().double(), _bias(linear)
     if isinstance(norm, nn.Identity):
         return weight, bias
-    gain, shift = _affine(norm)
+    vectors = linear.in_features // len(norm.weight)
+    gain, shift = (part.repeat(vectors) for part in _affine(norm))
     return weight * gain, bias + weight @ shift
 
 

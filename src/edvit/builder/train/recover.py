@@ -61,10 +61,11 @@ class Student(nn.Module):
         self.extractor, self.blocks = extractor, tuple(blocks)
         head = extractor.model.head
         self.own = nn.Linear(head.in_features, len(classes) + 1)
-        self.to_teacher = nn.Linear(head.in_features, len(rotation))
+        to_teacher = torch.kron(torch.eye(head.in_features // rotation.shape[1]), rotation)
+        self.to_teacher = nn.Linear(head.in_features, len(to_teacher))
         foreign = np.setdiff1d(np.arange(head.out_features), classes)
         with torch.no_grad():
-            self.to_teacher.weight.copy_(rotation)
+            self.to_teacher.weight.copy_(to_teacher)
             self.to_teacher.bias.zero_()
             self.own.weight[:-1] = head.weight[list(classes)]
             self.own.bias[:-1] = head.bias[list(classes)]
@@ -126,7 +127,7 @@ def recover(
         classes: the class group.
         views: of the training set; epoch e sees view e modulo the number of views the teacher has seen.
         teacher: the base model's outputs, view by view.
-        rotation: `Q`, `[base dim, dim]`: the stream and the feature of `model` stand in for the base's times `Q`.
+        rotation: `Q`, `[base dim, dim]`: the stream, and each vector of the feature, stand in for the base's times `Q`.
         blocks: whose outputs the teacher's streams are.
         mean: per channel, on a scale of 0 to 1.
         std: per channel, on a scale of 0 to 1.

@@ -2,7 +2,7 @@
 
 What timm calls a parameter, and which of its axes a width belongs to, is written down once in `axes`; surgery
 and importance work on axes and never on timm's names. A pruned model is a plain `VisionTransformer` with
-narrower parts, and its forward is timm's own.
+narrower parts, and its forward is timm's own. A distilled DeiT is a `DistilledViT` (`edvit.builder.vit.distilled`).
 """
 
 from __future__ import annotations
@@ -11,22 +11,25 @@ import difflib
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import timm
 import torch
-from timm.layers import Attention, LayerNorm, LayerScale, Mlp, PatchEmbed, RmsNorm
+from timm.layers import Attention, GluMlp, LayerNorm, LayerScale, Mlp, PatchEmbed, RmsNorm, SwiGLU
 from timm.models import adapt_input_conv
+from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
 from edvit.builder.vit import zoo  # noqa: F401  (registers our small models with timm)
+from edvit.builder.vit.distilled import DistilledViT, with_one_head
 from edvit.errors import ModelError
-from edvit.shape.vit import Architecture, BlockWidths, Widths
+from edvit.shape.vit import Architecture, BlockWidths, Pool, Widths
 
-Axis = Literal["dim", "qkv", "attention", "head_dim", "hidden"] | None
-"""What an axis of a parameter counts: residual channels, the three stacked projections of the heads, the heads'
-concatenated outputs, the dimensions of one head (shared by all heads), FFN units; None is never pruned."""
+Axis = Literal["dim", "feature", "qkv", "attention", "head_dim", "hidden"] | None
+"""What an axis of a parameter counts: residual channels, those of every pooled vector (`pooled_vectors`) one after the
+other, the three stacked projections of the heads, the heads' concatenated outputs, the dimensions of one head (shared
+by all heads), FFN units; None is never pruned."""
 
 _STEM_AXES: dict[str, tuple[Axis, ...]] = {
     "cls_token": (None, None, "dim"),
@@ -40,7 +43,7 @@ _STEM_AXES: dict[str, tuple[Axis, ...]] = {
     "norm.bias": ("dim",),
     "fc_norm.weight": ("dim",),
     "fc_norm.bias": ("dim",),
-    "head.weight": (None, "dim"),
+    "head.weight": (None, "feature"),
     "head.bias": (None,),
 }
 _BLOCK_AXES: dict[str, tuple[Axis, ...]] = {
@@ -86,6 +89,7 @@ def create(
     image_size: int | None = None,
     channels: int = 3,
     classes: int,
+    pool: Pool | None = None,
     widths: Widths | None = None,
     rotated: bool = False,
 ) -> VisionTransformer:
@@ -96,14 +100,23 @@ def create(
         image_size: height and width, pixels; the model's own by default.
         channels: input channels.
         classes: outputs of the classifier head; 0 leaves the head out.
+        pool: how tokens are pooled; the named model's own by default.
         widths: of a pruned model; the named model's own by default.
         rotated: of the form that `Architecture.rotated` describes.
 
     Raises:
-        ModelError: no such model, it cannot be split, or it takes no such image.
+        ModelError: no such model, it cannot be split, or it takes no such image or pooling.
     """
     return initialised(
-        template(name, image_size=image_size, channels=channels, classes=classes, widths=widths, rotated=rotated)
+        template(
+            name,
+            image_size=image_size,
+            channels=channels,
+            classes=classes,
+            pool=pool,
+            widths=widths,
+            rotated=rotated,
+        )
     )
 
 
@@ -120,6 +133,7 @@ def template(
     image_size: int | None = None,
     channels: int = 3,
     classes: int,
+    pool: Pool | None = None,
     widths: Widths | None = None,
     rotated: bool = False,
 ) -> VisionTransformer:
@@ -130,25 +144,50 @@ def template(
         hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models('vit_*') lists the names"
         raise ModelError(f"unknown model {name!r}; {hint}")
     with torch.device("meta"):
-        try:
-            probe = timm.create_model(name, pretrained=False)
-        except Exception as error:  # timm builds any architecture here, and each fails in its own way
-            raise ModelError(f"{name}: timm cannot build it ({type(error).__name__}: {_one_line(error)})") from None
+        probe = _built(name)
+        other = {}
+        if pool is not None and pool != getattr(probe, "global_pool", None):
+            other = {"global_pool": pool}
+            probe = _built(name, **other)
         reason = why_not_splittable(probe)
         if reason is not None:
             raise ModelError(f"{name} cannot be split: {reason}")
         size = _checked_image_size(probe, name, image_size)
         # Some models resize their position embeddings at run time; a sub-model has one size, fixed in its graph.
         fixed = {"dynamic_img_size": False, "dynamic_img_pad": False}
-        model: VisionTransformer = timm.create_model(
-            name, pretrained=False, num_classes=classes, in_chans=channels, img_size=size, **fixed
-        )
+        model = _built(name, num_classes=classes, in_chans=channels, img_size=size, **fixed, **other)
+        if isinstance(model, VisionTransformerDistilled):
+            model = DistilledViT(model)
+        if other:
+            model.other_pool = pool
         if widths is not None:
             if len(widths.blocks) != len(model.blocks):
                 raise ModelError(f"{name} has {len(model.blocks)} blocks, the widths have {len(widths.blocks)}")
             _narrow(model, widths)
         if rotated:
             _make_rotated(model, probe.embed_dim)
+    return model
+
+
+def template_of(architecture: Architecture) -> VisionTransformer:
+    """The `template` that `describe` describes."""
+    return template(
+        architecture.name,
+        image_size=architecture.image_size,
+        channels=architecture.channels,
+        classes=architecture.classes,
+        pool=architecture.pool,
+        widths=architecture.widths,
+        rotated=architecture.rotated,
+    )
+
+
+def _built(name: str, **options: Any) -> VisionTransformer:
+    """timm's model of a name; of any class."""
+    try:
+        model: VisionTransformer = timm.create_model(name, pretrained=False, **options)
+    except Exception as error:  # timm builds any architecture here, and each fails in its own way
+        raise ModelError(f"{name}: timm cannot build it ({type(error).__name__}: {_one_line(error)})") from None
     return model
 
 
@@ -159,14 +198,7 @@ def like(model: VisionTransformer, *, widths: Widths | None = None, rotated: boo
         ModelError: `model` pools its tokens or has an activation otherwise than timm's model of its name.
     """
     shape = describe(model)
-    built = template(
-        shape.name,
-        image_size=shape.image_size,
-        channels=shape.channels,
-        classes=shape.classes,
-        widths=widths or shape.widths,
-        rotated=rotated,
-    )
+    built = template_of(shape.model_copy(update={"widths": widths or shape.widths, "rotated": rotated}))
     for what, own, named in (
         ("global_pool", model.global_pool, built.global_pool),
         ("act_layer", type(model.blocks[0].mlp.act).__name__, type(built.blocks[0].mlp.act).__name__),
@@ -201,13 +233,18 @@ def why_not_splittable(model: Any) -> str | None:
 
     A reason here is a part that surgery, gates or widths have no rule for; nothing is skipped in silence.
     """
-    if type(model) is not VisionTransformer:
-        return f"it is a {type(model).__name__}, not a timm VisionTransformer"
-    if model.attn_pool is not None or model.global_pool not in ("token", "avg", "max", "avgmax"):
-        return f"its pooling ({model.global_pool or 'none'}) is not token or average pooling"
+    if type(model) not in (VisionTransformer, VisionTransformerDistilled, DistilledViT):
+        return f"its class in timm is {type(model).__name__}, not VisionTransformer"
+    if model.attn_pool is not None:
+        like = " (as in SigLIP)" if model.global_pool == "map" else ""
+        return f"its pooling is an attention pool{like}, not token, average or maximum pooling"
+    if model.global_pool not in get_args(Pool):
+        return "it is an encoder without pooling, so no vector of its own stands for an image"
     embed = model.patch_embed
-    if type(embed) is not PatchEmbed or not isinstance(embed.norm, nn.Identity):
-        return "its patch embedding is not a plain projection"
+    if type(embed) is not PatchEmbed:
+        return f"its patch embedding is {type(embed).__name__}, not one projection of every patch"
+    if not isinstance(embed.norm, nn.Identity):
+        return "its patch embedding has a norm of its own"
     if embed.patch_size[0] != embed.patch_size[1]:
         return "its patches are not square"
     if not isinstance(model.patch_drop, nn.Identity):
@@ -219,20 +256,23 @@ def why_not_splittable(model: Any) -> str | None:
     for norm in norms(model):
         if type(norm) not in (nn.LayerNorm, LayerNorm, RmsNorm) or norm.weight is None:
             return f"its normalisation ({type(norm).__name__}) is not LayerNorm or RmsNorm with weights"
-    return None
+    if not isinstance(model, DistilledViT | VisionTransformerDistilled) or has_final_norm(model):
+        return None
+    return "its class and distillation tokens reach the heads without a norm"
 
 
 def _why_not_block(block: Any) -> str | None:
     if type(block) is not Block:
         return f"its blocks are {type(block).__name__}, not attention then FFN, each after a norm"
     if type(block.attn) is not Attention:
-        return f"its attention is {type(block.attn).__name__}"
+        return f"its attention is {type(block.attn).__name__}, not timm's plain one"
     if getattr(block.attn, "gate", None) is not None:
         return "its attention is gated"
     if type(block.mlp) is not Mlp or not isinstance(block.mlp.fc1, nn.Linear):
-        return f"its FFN is {type(block.mlp).__name__}, not two plain layers"
+        gated = " (gated, SwiGLU)" if isinstance(block.mlp, GluMlp | SwiGLU) else ""
+        return f"its FFN is {type(block.mlp).__name__}{gated}, not two plain layers"
     if not isinstance(block.attn.norm, nn.Identity) or not isinstance(block.mlp.norm, nn.Identity):
-        return "it normalises inside attention or FFN (scale_norm)"
+        return "it has norms inside attention or FFN (scale_norm)"
     return None
 
 
@@ -248,7 +288,7 @@ def _narrow(model: VisionTransformer, widths: Widths) -> None:
     model.norm_pre = _norm_like(model.norm_pre, dim)
     model.norm = _norm_like(model.norm, dim)
     model.fc_norm = _norm_like(model.fc_norm, dim)
-    model.head = _linear_like(model.head, dim, model.num_classes)
+    model.head = _linear_like(model.head, dim * pooled_vectors(model), model.num_classes)
     model.embed_dim = model.num_features = model.head_hidden_size = dim
     for info in model.feature_info:
         info["num_chs"] = dim
@@ -325,7 +365,10 @@ def fit_weights(state: dict[str, Tensor], model: VisionTransformer) -> dict[str,
     """
     projection = "patch_embed.proj.weight"
     with torch.no_grad():
-        fitted: dict[str, Tensor] = checkpoint_filter_fn(dict(state), model)
+        # DeiT III's own files call LayerScale `gamma_1` and `gamma_2`; no other splittable model has such names.
+        fitted: dict[str, Tensor] = checkpoint_filter_fn(dict(state), model, adapt_layer_scale=True)
+        if isinstance(model, DistilledViT):
+            fitted = with_one_head(fitted)
         channels = model.patch_embed.proj.in_channels
         if projection in fitted and fitted[projection].shape[1] == 3 != channels:
             fitted[projection] = adapt_input_conv(channels, fitted[projection])
@@ -356,6 +399,8 @@ def describe(model: VisionTransformer) -> Architecture:
         rms_norm=isinstance(first.attn.q_norm if rotated and qk_norm else first.norm1, RmsNorm),
         rotated=rotated,
         position_embeddings=("none" if model.pos_embed is None else "patches" if model.no_embed_class else "all"),
+        pool=getattr(model, "other_pool", None),
+        pooled_vectors=pooled_vectors(model),
         widths=Widths(
             dim=model.embed_dim,
             blocks=tuple(
@@ -376,6 +421,11 @@ def stream_norms(model: VisionTransformer) -> list[Any]:
     """The norms between the residual stream and what reads it (attention, FFN, head), in forward order."""
     every = [norm for block in model.blocks for norm in (block.norm1, block.norm2)] + [model.norm, model.fc_norm]
     return [norm for norm in every if not isinstance(norm, nn.Identity)]
+
+
+def pooled_vectors(model: VisionTransformer) -> int:
+    """Vectors of length `dim` that the head reads side by side."""
+    return 2 if isinstance(model, DistilledViT) else 1
 
 
 def has_final_norm(model: VisionTransformer) -> bool:
@@ -408,19 +458,19 @@ def classify(model: VisionTransformer, stream: Tensor, start: int = 0) -> Tensor
 
 
 def read_by_head(model: VisionTransformer, stream: Tensor) -> Tensor:
-    """What the head reads, `[batch, dim]`, of the stream after the last block."""
+    """What the head reads, `[batch, feature_dim]`, of the stream after the last block."""
     vector: Tensor = model.forward_head(model.norm(stream), pre_logits=True)
     return vector
 
 
 def feature(model: VisionTransformer, images: Tensor) -> Tensor:
-    """The pooled vector after the final norm, `[batch, dim]`, of normalised images `[batch, channels, H, W]`."""
+    """What the head reads, `[batch, feature_dim]`, of normalised images `[batch, channels, H, W]`."""
     vector: Tensor = model.forward_head(model.forward_features(images), pre_logits=True)
     return vector
 
 
 class FeatureExtractor(nn.Module):
-    """What a device runs: uint8 images `[batch, channels, H, W]` to features `[batch, dim]`, float32.
+    """What a device runs: uint8 images `[batch, channels, H, W]` to features `[batch, feature_dim]`, float32.
 
     Args:
         model: a sub-model of any family; its head is not used.

@@ -302,8 +302,8 @@ def _magnitude(model: VisionTransformer, architecture: Architecture) -> Scores:
             if axis is None:
                 continue
             along = square.transpose(0, position).flatten(1).sum(dim=1)
-            if axis == "dim":
-                squares[0] += along
+            if axis in ("dim", "feature"):
+                squares[0] += along.view(-1, len(squares[0])).sum(dim=0)
             elif block is not None and axis == "hidden":
                 squares[3 + 3 * block] += along
             elif block is not None:

@@ -143,6 +143,9 @@ def _cut(name: str, value: Tensor, selection: Selection, architecture: Architect
 def _kept_rows(axis: str, index: int | None, selection: Selection, architecture: Architecture) -> Tensor:
     if axis == "dim":
         return selection.dim
+    if axis == "feature":
+        vectors = range(architecture.pooled_vectors)
+        return torch.cat([selection.dim + vector * architecture.widths.dim for vector in vectors])
     if index is None:
         raise BuildError(f"axis {axis} outside the blocks")
     block, base = selection.blocks[index], architecture.widths.blocks[index]

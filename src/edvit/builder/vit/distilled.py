@@ -1,0 +1,78 @@
+"""A distilled DeiT with one head: the form that edvit trains, cuts and exports.
+
+timm's `VisionTransformerDistilled` has a head on the class token and one on the distillation token, and answers with
+the mean of their logits. That mean is one linear layer over both tokens side by side:
+`(W x + b + W' x' + b') / 2 = [W / 2, W' / 2] [x, x'] + (b + b') / 2`. So the two tokens are the feature.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+_SHARED = (
+    "patch_embed", "cls_token", "pos_embed", "pos_drop", "patch_drop", "norm_pre", "blocks", "norm", "fc_norm",
+    "head_drop", "feature_info", "pretrained_cfg", "default_cfg", "weight_init_mode",
+)  # fmt: skip
+
+
+class DistilledViT(VisionTransformer):  # type: ignore[misc]
+    """A ViT whose head reads its first two tokens, `[batch, 2 * dim]`; the second is timm's one register token.
+
+    Args:
+        model: timm's, whose parts but for its heads it takes over.
+    """
+
+    def __init__(self, model: VisionTransformerDistilled) -> None:
+        super().__init__(
+            img_size=model.patch_embed.img_size,
+            patch_size=model.patch_embed.patch_size,
+            in_chans=model.patch_embed.proj.in_channels,
+            num_classes=model.num_classes,
+            embed_dim=model.embed_dim,
+            depth=0,
+            num_heads=1,
+            reg_tokens=1,
+            no_embed_class=model.no_embed_class,
+            weight_init="skip",
+        )
+        for part in _SHARED:
+            setattr(self, part, getattr(model, part))
+        self.reg_token = model.dist_token
+        if model.num_classes:
+            self.head = nn.Linear(2 * model.embed_dim, model.num_classes)
+
+    def pool(self, x: Tensor, pool_type: str | None = None) -> Tensor:
+        """The first two tokens of `[batch, tokens, dim]` side by side."""
+        return x[:, :2].flatten(1)
+
+    def init_weights(self, mode: str = "", needs_reset: bool = True) -> None:
+        """Draw every weight as timm does for a distilled model."""
+        super().init_weights(mode, needs_reset)
+        nn.init.trunc_normal_(self.reg_token, std=0.02)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Which layer a parameter belongs to; the distillation token, like the class token, to the first."""
+        groups: dict[str, Any] = super().group_matcher(coarse)
+        return {**groups, "stem": groups["stem"] + "|reg_token"}
+
+
+def with_one_head(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors under the names of a `VisionTransformerDistilled` as a `DistilledViT` has them; others stay.
+
+    A head without the other is left out.
+    """
+    renamed = {("reg_token" if name == "dist_token" else name): value for name, value in state.items()}
+    for kind, join in (("weight", _side_by_side), ("bias", torch.add)):
+        second = renamed.pop(f"head_dist.{kind}", None)
+        if second is not None and (first := renamed.pop(f"head.{kind}", None)) is not None:
+            renamed[f"head.{kind}"] = join(first, second) / 2
+    return renamed
+
+
+def _side_by_side(first: Tensor, second: Tensor) -> Tensor:
+    return torch.cat([first, second], dim=1)
