@@ -16,7 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationIn
 from edvit.inputs.datasets import SPECS
 from edvit.plan.cost import Precision
 from edvit.shape.conv import is_convnet
-from edvit.shape.vit import AttentionMode
+from edvit.shape.vit import AttentionMode, Pool
 
 T = TypeVar("T")
 Pruner = Literal["subspace", "channels"]
@@ -85,6 +85,9 @@ class PlanOptions(BaseModel):
     )
     pretrained: Annotated[bool, MODEL, Parameter(negative="")] = Field(
         default=False, description="Start from the weights that timm has for --model, which are downloaded."
+    )
+    pool: Annotated[Pool | None, MODEL] = Field(
+        default=None, description="How the model pools its tokens; default: as its config.json or its name says."
     )
     channels: Annotated[Literal[1, 3] | None, MODEL, BeforeValidator(_number)] = Field(
         default=None, description="1 (grey) or 3 (colour); default: what suits the data."

@@ -21,7 +21,7 @@ from edvit.builder.jobs.artifacts import Artifact, WorkFolder
 from edvit.builder.jobs.progress import Reporter
 from edvit.builder.jobs.runner import Runner
 from edvit.builder.models.checkpoint import read_architecture
-from edvit.builder.models.family import vit_widths
+from edvit.builder.models.family import VIT, vit_widths
 from edvit.builder.report.latency import latencies_s
 from edvit.builder.report.page import ReportData, result_rows, write_report
 from edvit.builder.stages import base as base_stage
@@ -36,7 +36,6 @@ from edvit.builder.stages.teacher import teach
 from edvit.builder.stages.test import TestResult, open_test, run_test
 from edvit.builder.subspace import rms
 from edvit.builder.train.device import TorchDevice, devices
-from edvit.builder.vit import backbone
 from edvit.bundle import (
     BaseModelInfo,
     Bundle,
@@ -256,13 +255,9 @@ def make_plan(config: BuildConfig, source: Source) -> Plan:
         InfeasibleError: the fleet cannot hold the sub-models however much is pruned.
         ModelError: the model cannot be pruned by subspace, and that was asked for.
     """
-    classes = len(source.train.classes)
-    how = source.preprocessing
     architecture = source.architecture
     if config.rotated:
-        rms.check_rotatable(
-            backbone.template(source.model, image_size=how.image_size, channels=how.channels, classes=classes)
-        )
+        rms.check_rotatable(VIT.template(architecture))
     return make.make_plan(
         architecture,
         config.fleet,

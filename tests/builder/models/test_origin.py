@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from timm.models import save_for_hf
 
+from edvit.builder.models.family import VIT
 from edvit.builder.models.origin import find_weights, pretrained_weights
 from edvit.builder.models.weights import HeadOrder, head_order, load_weights
 from edvit.errors import WeightsError
@@ -24,6 +25,10 @@ LABELS = ["cat", "dog", "owl", "bee", "ant"]
 def hub_folder(folder, model, **config):
     save_for_hf(model, folder, model_config=config, safe_serialization=True)
     return folder
+
+
+def load(origin, classes=CLASSES, order=None, name=PLAIN):
+    return load_weights(origin, VIT.plan(name, image_size=None, channels=3, classes=classes), order)
 
 
 @pytest.fixture
@@ -49,7 +54,7 @@ def test_timms_own_folder_to_the_same_numbers(tmp_path):
     assert origin.facts.classes == tuple(LABELS)
     assert origin.facts.image_size == 8
     assert (origin.facts.mean, origin.facts.std) == (model.pretrained_cfg["mean"], model.pretrained_cfg["std"])
-    loaded, head_kept = load_weights(origin, PLAIN, classes=CLASSES)
+    loaded, head_kept = load(origin, CLASSES)
     assert head_kept
     with torch.no_grad():
         assert torch.equal(loaded.eval()(images()), model(images()))
@@ -58,7 +63,7 @@ def test_timms_own_folder_to_the_same_numbers(tmp_path):
 def test_a_folder_with_a_pytorch_file(tmp_path):
     model = make("plain")
     save_for_hf(model, tmp_path, safe_serialization=False)
-    loaded, _ = load_weights(find_weights(tmp_path), PLAIN, classes=CLASSES)
+    loaded, _ = load(find_weights(tmp_path), CLASSES)
     assert torch.equal(loaded.head.weight, model.head.weight)
 
 
@@ -103,7 +108,7 @@ def test_a_name_of_the_hub(cache, tmp_path):
 
     origin = find_weights(Path("hf-hub:me/mine"))
     assert origin.facts.classes == tuple(LABELS)
-    loaded, _ = load_weights(origin, PLAIN, classes=CLASSES)
+    loaded, _ = load(origin, CLASSES)
     assert torch.equal(loaded.head.weight, model.head.weight)
 
 
@@ -123,7 +128,7 @@ def test_timms_pretrained_weights(cache, tmp_path):
     cache(timm.get_pretrained_cfg(name).hf_hub_id, hub_folder(tmp_path / "m", model))
     origin = pretrained_weights(name)
     assert (origin.facts.model, origin.facts.mean) == (name, (0.5, 0.5, 0.5))
-    loaded, head_kept = load_weights(origin, name, classes=1000)
+    loaded, head_kept = load(origin, 1000, name=name)
     assert head_kept
     assert torch.equal(loaded.head.weight, model.head.weight)
 
@@ -157,7 +162,7 @@ def test_the_head_is_put_into_the_order_of_the_data(tmp_path):
     origin = find_weights(hub_folder(tmp_path / "m", model, label_names=LABELS))
     order = head_order(LABELS, ["Ant", "cat", "owl"], "config.json")
     assert order == HeadOrder("config.json", 5, (4, 0, 2))
-    loaded, head_kept = load_weights(origin, PLAIN, classes=3, order=order)
+    loaded, head_kept = load(origin, 3, order)
     assert head_kept
     with torch.no_grad():
         torch.testing.assert_close(loaded.eval()(images()), model(images())[:, [4, 0, 2]])
@@ -175,4 +180,13 @@ def test_names_of_some_classes_are_refused():
 def test_as_many_names_as_outputs(tmp_path):
     origin = find_weights(hub_folder(tmp_path / "m", make("plain")))
     with pytest.raises(WeightsError, match=r"names 4 outputs, and the head of .* has 5"):
-        load_weights(origin, PLAIN, classes=4, order=head_order(LABELS[:4], LABELS[:4], "names.txt"))
+        load(origin, 4, head_order(LABELS[:4], LABELS[:4], "names.txt"))
+
+
+def test_the_pooling_that_a_config_says(tmp_path):
+    model = timm.create_model(PLAIN, global_pool="avg", num_classes=CLASSES).eval()
+    origin = find_weights(hub_folder(tmp_path / "m", model))
+    assert origin.facts.pool == "avg"
+    loaded, _ = load_weights(origin, VIT.plan(PLAIN, image_size=8, channels=3, classes=CLASSES, pool="avg"))
+    with torch.no_grad():
+        assert torch.equal(loaded.eval()(images()), model(images()))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from edvit.builder.models.family import VIT
 from edvit.builder.models.origin import find_weights
 from edvit.builder.models.weights import load_weights
 from edvit.errors import WeightsError
@@ -38,7 +39,7 @@ def vit(tmp_path, **config):
 
 
 def load(folder, name=NAMES["plain"], classes=5):
-    return load_weights(find_weights(folder), name, image_size=8, classes=classes)
+    return load_weights(find_weights(folder), VIT.plan(name, image_size=8, channels=3, classes=classes))
 
 
 def test_a_vit_scores_as_in_transformers(tmp_path):
@@ -155,3 +156,16 @@ def test_other_models_are_refused_by_what_they_are(config, message, tmp_path):
     save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(WeightsError, match=message):
         find_weights(tmp_path)
+
+
+@pytest.mark.parametrize("teacher", [True, False])
+def test_a_deit_scores_as_in_transformers(teacher, tmp_path):
+    """With a teacher both heads are averaged; without, one head reads the class token alone."""
+    config = transformers.DeiTConfig(**SHAPE, **FFN)
+    kind = transformers.DeiTForImageClassificationWithTeacher if teacher else transformers.DeiTForImageClassification
+    model = drawn(kind(config))
+    model.save_pretrained(tmp_path)
+    ours, head_kept = load(tmp_path, NAMES["distilled"])
+    assert head_kept
+    with torch.no_grad():
+        torch.testing.assert_close(ours.eval()(images()), model(images()).logits, rtol=1e-4, atol=1e-4)

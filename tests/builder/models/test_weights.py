@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from checkpoint_kinds import KINDS, by_timm, prefixed
 from edvit.builder.conv import network
+from edvit.builder.models.family import family_of
 from edvit.builder.models.origin import find_weights
 from edvit.builder.models.weights import load_weights
 from edvit.builder.models.weights_file import read_weights
@@ -30,7 +31,8 @@ def saved(model, path: Path) -> Path:
 
 
 def load(path: Path, name: str = PLAIN, **kwargs):
-    return load_weights(find_weights(path), name, **{"image_size": 8, "channels": 3, "classes": CLASSES, **kwargs})
+    how = {"image_size": 8, "channels": 3, "classes": CLASSES, **kwargs}
+    return load_weights(find_weights(path), family_of(name).plan(name, **how))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -280,4 +282,4 @@ def test_real_deit_tiny():
         probabilities = model.eval()(images(1).repeat(1, 1, 14, 14)).softmax(dim=1)
     assert float(probabilities.max()) > 5 / 1000, "trained weights are surer than chance"
     with pytest.raises(WeightsError, match=r"\[1, 1, 192\], \[1, 1, 384\] was expected"):
-        load_weights(find_weights(DEIT), "deit_small_patch16_224", classes=10)
+        load(DEIT, "deit_small_patch16_224", image_size=112, classes=10)

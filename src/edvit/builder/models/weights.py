@@ -14,8 +14,7 @@ from edvit.builder.models.origin import Origin
 from edvit.builder.models.weights_file import read_weights
 from edvit.errors import WeightsError
 from edvit.inputs.datasets.images import shorten
-
-_HEADS = ("head", "head_dist")
+from edvit.shape.any import AnyArchitecture
 
 
 @dataclass(frozen=True)
@@ -34,32 +33,27 @@ class HeadOrder:
 
 
 def load_weights(
-    origin: Origin,
-    name: str,
-    *,
-    image_size: int | None = None,
-    channels: int = 3,
-    classes: int,
-    order: HeadOrder | None = None,
+    origin: Origin, architecture: AnyArchitecture, order: HeadOrder | None = None
 ) -> tuple[Classifier, bool]:
-    """The named model with the weights of a checkpoint, float32 on the CPU.
+    """A model with the weights of a checkpoint, float32 on the CPU.
 
-    Position embeddings are resampled to `image_size` and the input projection is adapted to `channels`, both as
-    timm does. The head is kept if it has `classes` outputs, else it is left freshly initialised.
+    Position embeddings are resampled to its image size and the input projection is adapted to its channels, both as
+    timm does. The head is kept if it has an output for each class, else it is left freshly initialised.
 
     Args:
+        origin: the checkpoint.
+        architecture: of the whole model.
         order: which outputs of the checkpoint's head to take; None: all, as they stand.
 
     Returns:
         The model, and whether its head came from the checkpoint.
 
     Raises:
-        ModelError: as `Family.plan`.
         WeightsError: a file is missing, damaged, holds more than tensors, or is of another architecture.
     """
     state = read_weights(origin.files)
-    family = family_of(name)
-    model = family.create(family.plan(name, image_size=image_size, channels=channels, classes=classes))
+    family, name = family_of(architecture.name), architecture.name
+    model = family.create(architecture)
     own = model.state_dict()
     if transformers_names.is_transformers(state):
         state = transformers_names.timm_names(state)
@@ -123,8 +117,7 @@ def _of_backbone(given: str, state: dict[str, Tensor], own: Collection[str]) -> 
 
 
 def _head_names(own: Collection[str]) -> tuple[str, ...]:
-    names = (f"{head}.{kind}" for head in _HEADS for kind in ("weight", "bias"))
-    return tuple(name for name in names if name in own)
+    return tuple(name for name in ("head.weight", "head.bias") if name in own)
 
 
 def _with_head(
@@ -132,7 +125,7 @@ def _with_head(
 ) -> tuple[dict[str, Tensor], bool]:
     """The state with its head in that order or, where it has other classes, without it; and whether it stays."""
     names = _head_names(own)
-    body = {name: value for name, value in state.items() if name.partition(".")[0] not in _HEADS}
+    body = {name: value for name, value in state.items() if not name.startswith("head.")}
     if not names or not all(name in state for name in names):
         return body, False
     head = {name: state[name] for name in names}
@@ -179,7 +172,7 @@ def _kind(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | 
     if "dist_token" in state and "dist_token" not in expected:
         return "it has a distillation token; give the model's distilled form, such as deit_tiny_distilled_patch16_224"
     if "fc_norm.weight" in state and "fc_norm.weight" not in expected:
-        return "it pools its tokens by their mean and has a norm after it (fc_norm)"
+        return "it pools its tokens by their mean and has a norm after it (fc_norm); give --pool avg"
     if "cls_token" in expected and "cls_token" not in state:
         return "it has no class token, so it pools its tokens in another way"
     if "cls_token" in state and "cls_token" not in expected:

@@ -122,25 +122,17 @@ def load(config: BuildConfig, source: Source) -> Start:
     """The base model before it is trained.
 
     Raises:
-        ModelError, WeightsError: as `load_weights`; or the head is new, and nothing is to train it.
+        WeightsError: as `load_weights`; or the head is new, and nothing is to train it.
     """
-    how_seen, origin = source.preprocessing, source.origin
+    origin = source.origin
     torch.manual_seed(config.seed)
     if origin is None:
         return Start(family_of(source.model).create(source.architecture), knows=False, digest=None)
-    classes = len(source.train.classes)
-    model, knows = load_weights(
-        origin,
-        source.model,
-        image_size=how_seen.image_size,
-        channels=how_seen.channels,
-        classes=classes,
-        order=source.order,
-    )
+    model, knows = load_weights(origin, source.architecture, source.order)
     if not knows and config.base_epochs == 0:
         raise WeightsError(
-            f"{origin.given}: has no head for the {classes} classes of the data, and --base-epochs 0 trains none; "
-            "leave it out, or give the number of epochs"
+            f"{origin.given}: has no head for the {len(source.train.classes)} classes of the data, and --base-epochs 0 "
+            "trains none; leave it out, or give the number of epochs"
         )
     digest = hashlib.sha256("".join(map(sha256_of, origin.files)).encode()).hexdigest()
     return Start(model, knows, sha256_of(origin.files[0]) if len(origin.files) == 1 else digest)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,7 @@ from edvit.inputs.datasets import GREY, FileSounds, LabelledImages, channels_of,
 from edvit.inputs.datasets.images import shorten
 from edvit.inputs.preprocess import Preprocessing
 from edvit.shape.any import AnyArchitecture
+from edvit.shape.vit import Pool
 from edvit.units import counted
 
 DEFAULT_MODELS = {"digits": "vit_digits_patch4_8"}
@@ -118,7 +119,8 @@ def open_source(config: BuildConfig) -> Source:
     channels = config.channels or channels_of(config.data)
     family = family_of(name)
     pixels = config.image_size or facts.image_size
-    shape = family.plan(name, image_size=pixels, channels=channels, classes=len(train.classes))
+    pool = config.pool or _pool(origin)
+    shape = family.plan(name, image_size=pixels, channels=channels, classes=len(train.classes), pool=pool)
     # Weights of one name that are loaded under another of the same shape still want their own mean and deviation.
     learnt = facts.model or name
     known = family_of(learnt).input(learnt)
@@ -141,6 +143,16 @@ def _origin(config: BuildConfig) -> Origin | None:
     if config.pretrained:
         return pretrained_weights(str(config.model))
     return None if config.weights is None else find_weights(config.weights)
+
+
+def _pool(origin: Origin | None) -> Pool | None:
+    """How the checkpoint says that it pools its tokens; None: it says nothing. Raises WeightsError."""
+    said = None if origin is None else origin.facts.pool
+    if origin is None or said is None:
+        return None
+    if said not in get_args(Pool):
+        raise WeightsError(f"{origin.given}: pools its tokens by {said!r}; {', '.join(get_args(Pool))} can be split")
+    return cast(Pool, said)
 
 
 def _order(config: BuildConfig, facts: Facts, classes: tuple[str, ...]) -> HeadOrder | None:
