@@ -21,6 +21,7 @@ from edvit.builder.train.device import CPU, TorchDevice
 
 if TYPE_CHECKING:
     from edvit.builder.images import ImageSet
+    from edvit.builder.unlabelled import WithUnlabelled
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Views:
             what they are.
     """
 
-    images: ImageSet
+    images: ImageSet | WithUnlabelled
     augmentation: Augmentation
     seed: int
     mix: float = 0.0
