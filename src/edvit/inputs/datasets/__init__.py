@@ -10,6 +10,9 @@
     gtzan                --data-root with genres; likewise
     speech-commands      --data-root with speech_commands_v0.02; split by its authors' lists
 
+The classes of a folder are in timm's order, natural and without regard to case (`1, 2, 10`; `ant, Bee, cat`), unless
+class_order.txt gives another: weights that timm trained on the folder's classes have their outputs in this order.
+
 Under --data-root lie the files as torchvision, torchaudio or the data set's own site leaves them. Of the first three
 named sets a folder of images is made once, by torchvision, see `named`; the other three are one file a clip or image.
 """

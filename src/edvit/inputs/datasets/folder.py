@@ -10,6 +10,7 @@ import numpy as np
 
 from edvit.errors import DataError
 from edvit.inputs.datasets.images import FileImages, Files, FileSounds, Split, shorten
+from edvit.inputs.datasets.order import in_order
 
 IMAGES = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))
 """torchvision's, lower case."""
@@ -38,9 +39,11 @@ def read_audiofolder(root: Path, split: Split) -> FileSounds:
 
 
 def read_folder(root: Path, split: Split, kind: type[F], extensions: frozenset[str]) -> F:
-    """Classes are those of `class_order.txt`, or else the sorted names of the folders under `train/`.
+    """Classes are those of `class_order.txt`, or else the names of the folders under `train/` in timm's order.
 
-    Where there is no `train/` either, they are the folders under the split. `val/` stands in for a missing `test/`.
+    That order is natural and without regard to case: `1, 2, 10`, and `ant, Bee, cat`.
+
+    Where there is no `train/`, classes are the folders under the split. `val/` stands in for a missing `test/`.
     A folder with neither `train/`, `test/` nor `val/` is itself read as the test split: class folders right under it.
 
     Raises:
@@ -95,7 +98,7 @@ def _split_folder(root: Path, split: Split) -> Path:
 
 def _class_names(folder: Path) -> tuple[str, ...]:
     try:
-        names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+        names = in_order(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     except OSError as error:
         raise DataError(f"{folder}: cannot be read ({type(error).__name__})") from None
     if not names:
