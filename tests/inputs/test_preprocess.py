@@ -10,8 +10,10 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from edvit.errors import ImageError, TooLargeError, UnsupportedMediaError
+from edvit.inputs import formats
 from edvit.inputs.datasets.folder import IMAGES
-from edvit.inputs.preprocess import FORMATS, MAX_PIXELS, Preprocessing, decode_image, image_to_array
+from edvit.inputs.formats import FORMATS
+from edvit.inputs.preprocess import MAX_PIXELS, Preprocessing, decode_image, image_to_array
 
 RGB = Preprocessing(image_size=16, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
 GREY = Preprocessing(image_size=16, channels=1, mean=(0.5,), std=(0.5,))
@@ -155,7 +157,7 @@ def test_exif_orientation_is_obeyed():
     assert (array[:, 8:] == 255).all()
 
 
-@pytest.mark.parametrize("form", ["PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM"])
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF"])
 def test_common_formats(form):
     assert decode_image(encode(Image.new("RGB", (40, 30), (200, 0, 0)), form), RGB)[0].min() > 150
 
@@ -171,12 +173,13 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\nshowpa
 def test_nothing_is_started_for_a_postscript_file(monkeypatch):
     """Pillow hands one to Ghostscript."""
     monkeypatch.setattr("subprocess.check_call", lambda *_, **__: pytest.fail("a program was started"))
-    with pytest.raises(UnsupportedMediaError, match="not an image file: send PNG, JPEG, WEBP, BMP, GIF, TIFF or PPM"):
+    with pytest.raises(UnsupportedMediaError, match=r"not an image file: send PNG, JPEG, WEBP, .* HEIF or AVIF"):
         decode_image(EPS, RGB)
 
 
 def test_every_kind_of_file_that_an_image_folder_may_hold_is_decoded():
     Image.init()
+    assert formats.readable() == FORMATS
     assert {Image.registered_extensions()[suffix] for suffix in IMAGES} <= set(FORMATS)
 
 

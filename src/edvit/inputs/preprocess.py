@@ -15,6 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from edvit.errors import ImageError, TooLargeError, UnsupportedMediaError
+from edvit.inputs import formats
 from edvit.inputs.audio import Spectrogram, decode_clip, log_mel, to_grey
 
 UInt8 = npt.NDArray[np.uint8]
@@ -22,9 +23,8 @@ UInt8 = npt.NDArray[np.uint8]
 MAX_PIXELS = 50_000_000
 """Images with more pixels are refused before they are decoded."""
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-"""Pillow's names of what is decoded. It knows forty more, and hands EPS to Ghostscript: no upload may do that."""
-_KINDS = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+_TIMES_THE_MEMORY = {"JPEG2000": 2}
+"""How much more memory a format's decoder takes for a pixel than others: so many times fewer pixels are decoded."""
 
 _BITS_PER_SAMPLE = 258
 """TIFF's tag."""
@@ -126,34 +126,42 @@ def spectrogram_to_array(grey: UInt8, how: Preprocessing) -> UInt8:
 
 
 def decode_image(data: bytes, how: Preprocessing) -> UInt8:
-    """Decode an image file of one of `FORMATS` to `[channels, size, size]`, uint8.
+    """Decode an image file of one of `formats.FORMATS` to `[channels, size, size]`, uint8; of several frames the first.
 
     Raises:
-        UnsupportedMediaError: the bytes are no such image.
-        TooLargeError: the image has more than `MAX_PIXELS` pixels.
+        UnsupportedMediaError: the bytes are no such image, or one that needs a package that is not installed.
+        TooLargeError: the image has more than `MAX_PIXELS` pixels; half of them in JPEG 2000.
         ImageError: the image is truncated or damaged, its pixels are on no known scale, or there are no bytes.
     """
+    image = open_image(data)
+    try:
+        image.draft("RGB" if how.channels == 3 else "L", (how.image_size, how.image_size))
+        image.load()
+        return image_to_array(image, how)
+    except ImageError:
+        raise
+    except Exception:
+        raise ImageError("the image is truncated or damaged: it cannot be decoded") from None
+
+
+def open_image(data: bytes) -> Image.Image:
+    """An image file with its header read and no pixel decoded. Raises as `decode_image`."""
     if not data:
         raise ImageError("the image is empty: send the bytes of an image file")
+    known = formats.readable()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-        except (UnidentifiedImageError, Image.DecompressionBombError) as error:
-            if isinstance(error, Image.DecompressionBombError):
-                raise TooLargeError(f"the image has more than {MAX_PIXELS:,} pixels: send a smaller one") from None
-            raise UnsupportedMediaError(f"not an image file: send {_KINDS}") from None
-        except Exception:
+            image = Image.open(io.BytesIO(data), formats=known)
+        except Image.DecompressionBombError:
+            raise TooLargeError(f"the image has more than {MAX_PIXELS:,} pixels: send a smaller one") from None
+        except Exception as error:
+            if "HEIF" not in known and formats.looks_like_heif(data):
+                raise UnsupportedMediaError(formats.needed_for("HEIF")) from None
+            if isinstance(error, UnidentifiedImageError):
+                raise UnsupportedMediaError(f"not an image file: send {', '.join(known[:-1])} or {known[-1]}") from None
             raise ImageError("the image is damaged: it cannot be decoded") from None
-        if image.width * image.height > MAX_PIXELS:
-            raise TooLargeError(
-                f"the image is {image.width}x{image.height}, over {MAX_PIXELS:,} pixels: send a smaller one"
-            )
-        try:
-            image.draft("RGB" if how.channels == 3 else "L", (how.image_size, how.image_size))
-            image.load()
-            return image_to_array(image, how)
-        except ImageError:
-            raise
-        except Exception:
-            raise ImageError("the image is truncated or damaged: it cannot be decoded") from None
+    most = MAX_PIXELS // _TIMES_THE_MEMORY.get(image.format or "", 1)
+    if image.width * image.height > most:
+        raise TooLargeError(f"the image is {image.width}x{image.height}, over {most:,} pixels: send a smaller one")
+    return image

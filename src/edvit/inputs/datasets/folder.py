@@ -11,9 +11,10 @@ import numpy as np
 from edvit.errors import DataError
 from edvit.inputs.datasets.images import FileImages, Files, FileSounds, Split, shorten
 from edvit.inputs.datasets.order import in_order
+from edvit.inputs.formats import EXTENSIONS
 
-IMAGES = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))
-"""torchvision's, lower case."""
+IMAGES = frozenset(EXTENSIONS)
+"""torchvision's and more, lower case."""
 SOUNDS = frozenset((".wav", ".flac", ".ogg", ".opus", ".mp3", ".au", ".aif", ".aiff"))
 """The usual ones of those that libsndfile reads, lower case."""
 

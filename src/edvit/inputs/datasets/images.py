@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ from PIL import Image
 
 from edvit.errors import DataError, ImageError
 from edvit.inputs.audio import duration
-from edvit.inputs.preprocess import FORMATS, MAX_PIXELS, Preprocessing, UInt8, decode_file, image_to_array
+from edvit.inputs.preprocess import Preprocessing, UInt8, decode_file, image_to_array, open_image
 
 Split = Literal["train", "test"]
 Labels = npt.NDArray[np.int64]
@@ -133,17 +133,13 @@ class FileImages(Files):
 
     def image(self, index: int) -> Image.Image:
         """Decoded in full. Raises DataError naming the file when it is unreadable."""
-        path = self.paths[index]
-        try:
-            with Image.open(path, formats=FORMATS) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise DataError(f"{path}: {image.width}x{image.height} is over {MAX_PIXELS:,} pixels: shrink it")
+        with _named(self.paths[index]):
+            image = open_image(self.encoded(index))
+            try:
                 image.load()
-            return cast(Image.Image, image)
-        except DataError:
-            raise
-        except Exception:  # Pillow's decoders raise many kinds on damaged files
-            raise DataError(f"{path}: not a readable image; replace or remove it") from None
+            except Exception:  # Pillow's decoders raise many kinds on damaged files
+                raise ImageError("not a readable image") from None
+            return image
 
 
 @dataclass(frozen=True)
