@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import io
+import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,8 @@ from edvit.inputs.preprocess import Preprocessing, UInt8, decode_file, image_to_
 
 Split = Literal["train", "test"]
 Labels = npt.NDArray[np.int64]
+Self = TypeVar("Self", bound="LabelledImages")
+T = TypeVar("T", bound="Files")
 
 
 @dataclass(frozen=True)
@@ -31,12 +34,15 @@ class LabelledImages(ABC):
         classes: class names; a label is an index into them.
         labels: `[images]`, int64.
         validation: indices that the data set's authors set aside from training for validation; None: they did not.
+        groups: what each image belongs to, such as its speaker; a group stays on one side of every cut. None: every
+            image stands for itself.
         notes: what a user should know of how the data was read.
     """
 
     classes: tuple[str, ...]
     labels: Labels
     validation: Labels | None = field(default=None, kw_only=True)
+    groups: tuple[str, ...] | None = field(default=None, kw_only=True)
     notes: tuple[str, ...] = field(default=(), kw_only=True)
 
     def __len__(self) -> int:
@@ -45,6 +51,14 @@ class LabelledImages(ABC):
     @abstractmethod
     def name(self, index: int) -> str:
         """What to call an image in a message: its path, or its place in the data set."""
+
+    def key(self, index: int) -> str:
+        """The image's name within its data set, the same wherever the data set lies: what groups and cuts go by."""
+        return self.name(index)
+
+    def with_groups(self: Self, groups: Sequence[str]) -> Self:
+        """The same images, each with its group."""
+        return replace(self, groups=tuple(groups))
 
     @abstractmethod
     def encoded(self, index: int) -> bytes:
@@ -64,14 +78,15 @@ class LabelledImages(ABC):
         Raises:
             DataError: a class of the data is not among `classes`.
         """
-        position = {name: index for index, name in enumerate(classes)}
-        unknown = [name for name in self.classes if name not in position]
+        position = {unicodedata.normalize("NFC", name): index for index, name in enumerate(classes)}
+        own = [unicodedata.normalize("NFC", name) for name in self.classes]
+        unknown = [name for name in own if name not in position]
         if unknown:
             raise DataError(
                 f"the data has classes that the model does not know: {shorten(unknown)} "
                 f"(the model knows {shorten(classes)})"
             )
-        mapping = np.array([position[name] for name in self.classes], dtype=np.int64)
+        mapping = np.array([position[name] for name in own], dtype=np.int64)
         return replace(self, classes=tuple(classes), labels=mapping[self.labels])
 
 
@@ -106,9 +121,24 @@ class Files(LabelledImages):
     """Files that stay on disk until asked for."""
 
     paths: tuple[Path, ...]
+    root: Path | None = field(default=None, kw_only=True)
+    """The data set's folder; None: it is not known, and files go by their own names."""
 
     def name(self, index: int) -> str:
         return str(self.paths[index])
+
+    def key(self, index: int) -> str:
+        return relative_name(self.paths[index], self.root)
+
+    def take(self: T, chosen: Labels, *notes: str) -> T:
+        """The files at these indices, with more notes."""
+        return replace(
+            self,
+            labels=self.labels[chosen],
+            paths=tuple(self.paths[index] for index in chosen),
+            groups=None if self.groups is None else tuple(self.groups[index] for index in chosen),
+            notes=(*self.notes, *notes),
+        )
 
     def stamp(self, index: int) -> str:
         path = self.paths[index]
@@ -165,6 +195,11 @@ def _named(path: Path) -> Iterator[None]:
         raise DataError(f"{path}: {error}; replace or remove the file") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({type(error).__name__})") from None
+
+
+def relative_name(path: Path, root: Path | None) -> str:
+    """A file's name from its data set's folder on, with `/` and composed (NFC): the same on every system."""
+    return unicodedata.normalize("NFC", path.name if root is None else path.relative_to(root).as_posix())
 
 
 def shorten(names: Sequence[str], limit: int = 5) -> str:
