@@ -232,11 +232,12 @@ def _empty(tree: Tree, name: str, extensions: frozenset[str]) -> str:
 def _cut(images: F, split: Split) -> F:
     """The split of a folder that has none of its own."""
     names = [images.key(index) for index in range(len(images))]
-    chosen = fixed_split(names, images.labels, split, images.groups)
-    share = "of each class a fifth is for testing, by the hash of each file's name"
+    test = fixed_split(names, images.labels, "test", images.groups)
+    how = "a fifth of each class, by the hash of each file's name"
     if images.groups is not None:
-        share = "about a fifth of each class is for testing, in whole groups of --split-by"
-    note = f"no train/ and no test/: {share}; {len(chosen):,} of {counted(len(images), 'file')} are for {split}"
+        how = "about a fifth of each class, in whole groups of --split-by"
+    note = f"no train/ and no test/: {len(test):,} of {counted(len(images), 'file')} are for testing, {how}"
+    chosen = test if split == "test" else np.setdiff1d(np.arange(len(images)), test)
     return images.take(chosen, note)
 
 

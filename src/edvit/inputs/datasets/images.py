@@ -6,6 +6,7 @@ import hashlib
 import io
 import unicodedata
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -16,9 +17,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from edvit.errors import DataError, ImageError
-from edvit.inputs.audio import duration
-from edvit.inputs.preprocess import Preprocessing, UInt8, decode_file, image_to_array, open_image
+from edvit.errors import DataError, ImageError, MissingExtraError
+from edvit.inputs import formats
+from edvit.inputs.audio import check_installed, duration_and_rate
+from edvit.inputs.preprocess import Decoded, Preprocessing, UInt8, image_to_array, open_image, read_file
 
 Split = Literal["train", "test"]
 Labels = npt.NDArray[np.int64]
@@ -65,8 +67,16 @@ class LabelledImages(ABC):
         """The image as a file: the very bytes on disk, or a lossless PNG. Raises DataError."""
 
     @abstractmethod
+    def decoded(self, index: int, how: Preprocessing) -> Decoded:
+        """The image as the gateway would send it to a device, and remarks on it. Raises DataError."""
+
     def prepared(self, index: int, how: Preprocessing) -> UInt8:
         """The image as the gateway would send it to a device, uint8 `[channels, size, size]`. Raises DataError."""
+        return self.decoded(index, how).array
+
+    def check_decodable(self) -> None:
+        """Whether what decoding needs is installed, told without reading a file. Raises MissingExtraError."""
+        return
 
     def stamp(self, index: int) -> str:
         """A text that changes when the image does, without decoding it. Raises DataError."""
@@ -107,8 +117,8 @@ class ArrayImages(LabelledImages):
         """As a picture."""
         return Image.fromarray(self.pixels[index])
 
-    def prepared(self, index: int, how: Preprocessing) -> UInt8:
-        return image_to_array(self.image(index), how)
+    def decoded(self, index: int, how: Preprocessing) -> Decoded:
+        return Decoded(image_to_array(self.image(index), how))
 
     def encoded(self, index: int) -> bytes:
         buffer = io.BytesIO()
@@ -146,10 +156,10 @@ class Files(LabelledImages):
             state = path.stat()
         return f"{path} {state.st_size} {state.st_mtime_ns}"
 
-    def prepared(self, index: int, how: Preprocessing) -> UInt8:
+    def decoded(self, index: int, how: Preprocessing) -> Decoded:
         # The gateway's own decoder: it may decode a large JPEG at a reduced scale, which changes pixels slightly.
         with _named(self.paths[index]):
-            return decode_file(self.encoded(index), how)
+            return read_file(self.encoded(index), how)
 
     def encoded(self, index: int) -> bytes:
         path = self.paths[index]
@@ -160,6 +170,12 @@ class Files(LabelledImages):
 @dataclass(frozen=True)
 class FileImages(Files):
     """Image files."""
+
+    def check_decodable(self) -> None:
+        suffixes = {path.suffix.lower() for path in self.paths}
+        for name in sorted({formats.EXTENSIONS[suffix] for suffix in suffixes if suffix in formats.EXTENSIONS}):
+            if name not in formats.readable():
+                raise MissingExtraError(f"{self.root or 'the data'}: {formats.needed_for(name)}")
 
     def image(self, index: int) -> Image.Image:
         """Decoded in full. Raises DataError naming the file when it is unreadable."""
@@ -176,14 +192,29 @@ class FileImages(Files):
 class FileSounds(Files):
     """Sound files; how they become images is for `Preprocessing.spectrogram` to say."""
 
-    def typical_seconds(self, sample: int = 200) -> float:
-        """Median length of at most `sample` clips, evenly spaced, to a tenth of a second. Raises DataError."""
-        every = max(1, len(self) // sample)
-        return max(0.1, round(float(np.median([self._seconds(path) for path in self.paths[::every]])), 1))
+    def check_decodable(self) -> None:
+        check_installed()
 
-    def _seconds(self, path: Path) -> float:
-        with _named(path):
-            return duration(path)
+    def typical(self, sample: int = 200) -> tuple[float, int]:
+        """Median length to a tenth of a second, and the commonest rate in Hz, of at most `sample` clips, evenly spaced.
+
+        Clips that cannot be read are passed over: decoding tells of all of them.
+
+        Raises:
+            DataError: none of them can be read.
+        """
+        found, problem = [], None
+        for path in self.paths[:: max(1, len(self) // sample)]:
+            try:
+                with _named(path):
+                    found.append(duration_and_rate(path))
+            except DataError as error:
+                problem = problem or error
+        if not found:
+            raise problem or DataError("no sound file can be read")
+        seconds = max(0.1, round(float(np.median([seconds for seconds, _ in found])), 1))
+        rates = Counter(rate for _, rate in found)
+        return seconds, max(rates, key=lambda rate: (rates[rate], rate))
 
 
 @contextmanager

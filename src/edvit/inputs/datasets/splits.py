@@ -21,6 +21,7 @@ def fixed_split(
     names: Sequence[str], labels: Labels, split: Split, groups: Sequence[str] | None = None
 ) -> npt.NDArray[np.int64]:
     """Indices of a split. Of each class a fifth is for testing: those whose names come first in order of their SHA-256.
+    A class of one image is for training.
 
     Args:
         names: of the images, each once in its class.
@@ -35,7 +36,7 @@ def fixed_split(
         test = np.zeros(len(names), dtype=np.bool_)
         for label in np.unique(labels):
             members = np.flatnonzero(labels == label)
-            count = max(1, round(TEST_SHARE * len(members)))
+            count = min(max(1, round(TEST_SHARE * len(members))), len(members) - 1)
             test[members[np.argsort(rank[members], kind="stable")[:count]]] = True
     return np.flatnonzero(test if split == "test" else ~test)
 
