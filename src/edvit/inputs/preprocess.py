@@ -97,6 +97,10 @@ def image_to_array(image: Image.Image, how: Preprocessing) -> UInt8:
         image = Image.fromarray(_to_8_bits(np.asarray(image), white))
     if how.background is not None and image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, how.background), image.convert("RGBA"))
+    elif image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
+        image = image.convert(
+            "RGBA"
+        )  # Pillow warns where such a palette is converted at once; the colours are the same
     image = image.convert("L" if how.channels == 1 else "RGB")
     if image.size != (how.image_size, how.image_size):
         image = ImageOps.fit(image, (how.image_size, how.image_size), method=_RESAMPLE[how.interpolation])
