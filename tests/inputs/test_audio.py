@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from edvit.errors import MissingExtraError, SoundError, TooLargeError, UnsupportedMediaError
 from edvit.inputs import audio
-from edvit.inputs.audio import Spectrogram, decode_clip, duration, log_mel, mel_filters, to_grey
+from edvit.inputs.audio import Spectrogram, decode_clip, duration_and_rate, log_mel, mel_filters, read_clip, to_grey
 from edvit.inputs.preprocess import Preprocessing, decode_file
 from sounds import encoded, tone
 
@@ -139,7 +139,7 @@ def test_without_the_extra_there_is_a_hint(monkeypatch):
 
 def test_duration_reads_the_header(tmp_path):
     soundfile.write(tmp_path / "a.flac", tone(440, 2.5, 8000), 8000)
-    assert duration(tmp_path / "a.flac") == 2.5
+    assert duration_and_rate(tmp_path / "a.flac") == (2.5, 8000)
 
 
 @pytest.mark.parametrize("wrong", [{"window": 600}, {"f_min": 8000.0}, {"seconds": 0}, {"mels": 1}])
@@ -202,3 +202,58 @@ def test_bands_are_refused_exactly_where_a_filter_is_empty(rate, fft, mels, f_mi
         assert empty, error
     else:
         assert not empty
+
+
+def streamed(data):
+    """A FLAC file as an encoder leaves it that writes into a pipe: no length and no digest in the header."""
+    data = bytearray(data)
+    data[21] &= 0xF0
+    data[22:42] = bytes(20)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24"])
+@pytest.mark.parametrize("seconds", [0.05, 0.3, 2.5])
+def test_a_streamed_flac_is_read_as_the_whole_one(tmp_path, subtype, seconds):
+    stereo = np.stack([tone(440, seconds), tone(300, seconds)], axis=1)
+    whole = encoded(stereo, kind="FLAC", subtype=subtype)
+    assert np.array_equal(decode_clip(streamed(whole), HOW), decode_clip(whole, HOW))
+    (tmp_path / "a.flac").write_bytes(streamed(whole))
+    assert duration_and_rate(tmp_path / "a.flac") == (seconds, 16_000)
+
+
+@pytest.mark.parametrize("part", [0.01, 0.3, 0.7])
+def test_a_streamed_flac_that_is_cut_is_read_as_far_as_it_goes_or_refused(part):
+    data = streamed(encoded(tone(440), kind="FLAC"))
+    try:
+        assert decode_clip(data[: int(len(data) * part)], HOW).shape == (HOW.samples,)
+    except SoundError as error:
+        assert "\n" not in str(error)
+    except UnsupportedMediaError as error:
+        assert "\n" not in str(error)
+
+
+def test_a_clip_tells_its_rate_and_whether_it_is_silent_or_clipped():
+    loud, quiet = np.clip(4 * tone(440), -1, 1), 1e-4 * tone(440)
+    assert [
+        (clip.rate, clip.silent, clip.clipped)
+        for clip in (
+            read_clip(encoded(tone(440, rate=8000), 8000), HOW),
+            read_clip(encoded(loud), HOW),
+            read_clip(encoded(quiet, subtype="FLOAT"), HOW),
+            read_clip(encoded(np.zeros(16_000, np.float32)), HOW),
+        )
+    ] == [(8000, False, False), (16_000, False, True), (16_000, True, False), (16_000, True, False)]
+    # One sample at full scale is how music is levelled, and no clipping.
+    peak = 0.9 * tone(440)
+    peak[100] = 1.0
+    assert not read_clip(encoded(peak), HOW).clipped
+
+
+@pytest.mark.parametrize("rate", [4000, 8000, 11_025, 22_050, 32_000, 44_100, 48_000, 96_000, 192_000])
+def test_at_any_rate_windows_last_as_long_and_the_default_bands_fit(rate):
+    how = Spectrogram.at(rate)
+    assert how.window / rate == pytest.approx(0.025, rel=0.01)
+    assert how.hop / rate == pytest.approx(0.01, rel=0.01)
+    assert abs(how.frames - 101) <= 1
+    assert Spectrogram.at(16_000) == HOW

@@ -10,8 +10,10 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from edvit.errors import ImageError, TooLargeError, UnsupportedMediaError
+from edvit.inputs import formats
 from edvit.inputs.datasets.folder import IMAGES
-from edvit.inputs.preprocess import FORMATS, MAX_PIXELS, Preprocessing, decode_image, image_to_array
+from edvit.inputs.formats import FORMATS
+from edvit.inputs.preprocess import MAX_PIXELS, Preprocessing, decode_image, image_to_array, read_file
 
 RGB = Preprocessing(image_size=16, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
 GREY = Preprocessing(image_size=16, channels=1, mean=(0.5,), std=(0.5,))
@@ -128,9 +130,44 @@ def test_white_is_white_in_any_mode(mode, how):
     assert (image_to_array(image, how) == 255).all()
 
 
-def test_transparency_is_dropped_as_torchvision_drops_it():
-    image = Image.new("RGBA", (16, 16), (10, 20, 30, 0))
-    assert image_to_array(image, RGB)[:, 0, 0].tolist() == [10, 20, 30]
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_transparency_is_dropped_as_torchvision_and_timm_drop_it(mode):
+    colour = (10, 20, 30, 0) if mode == "RGBA" else (10, 0)
+    image = Image.new(mode, (16, 16), colour)
+    expected = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+    assert np.array_equal(image_to_array(image, RGB), expected)
+    assert "background" not in RGB.model_dump()
+
+
+@pytest.mark.parametrize("how", [RGB, GREY], ids=["rgb", "grey"])
+@pytest.mark.parametrize(("alpha", "level"), [(255, 100), (0, 200), (51, 180)])
+def test_transparency_is_composed_on_a_colour_that_is_asked_for(how, alpha, level):
+    asked = Preprocessing.model_validate_json(how.model_copy(update={"background": "#c8c8c8"}).model_dump_json())
+    for image in (Image.new("RGBA", (16, 16), (100, 100, 100, alpha)), Image.new("LA", (16, 16), (100, alpha))):
+        assert np.abs(decode_image(encode(image), asked).astype(int) - level).max() <= 1
+
+
+def test_a_palettes_transparent_colour_is_composed_as_well():
+    image = Image.new("P", (16, 16), 1)
+    image.putpalette([0, 0, 0, 9, 9, 9])
+    data = encode(image, "PNG", transparency=1)
+    white = RGB.model_copy(update={"background": "#ffffff"})
+    assert (decode_image(data, white) == 255).all()
+    assert (decode_image(data, RGB) == 9).all()
+    assert read_file(data, RGB).remarks == ("transparent",)
+
+
+def test_an_opaque_image_is_not_called_transparent_and_stays_as_it_is():
+    data = encode(Image.new("RGBA", (16, 16), (1, 2, 3, 255)))
+    assert read_file(data, RGB).remarks == ()
+    white = RGB.model_copy(update={"background": "#ffffff"})
+    assert np.array_equal(decode_image(data, white), decode_image(data, RGB))
+
+
+@pytest.mark.parametrize("wrong", ["white", "#fff", "#GGGGGG", "#FFFFFF"])
+def test_a_background_is_written_in_one_way(wrong):
+    with pytest.raises(ValueError, match="background"):
+        Preprocessing(**{**RGB.model_dump(), "background": wrong})
 
 
 def test_resizing_keeps_the_centre_of_the_long_side():
@@ -155,7 +192,7 @@ def test_exif_orientation_is_obeyed():
     assert (array[:, 8:] == 255).all()
 
 
-@pytest.mark.parametrize("form", ["PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM"])
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF"])
 def test_common_formats(form):
     assert decode_image(encode(Image.new("RGB", (40, 30), (200, 0, 0)), form), RGB)[0].min() > 150
 
@@ -171,12 +208,13 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\nshowpa
 def test_nothing_is_started_for_a_postscript_file(monkeypatch):
     """Pillow hands one to Ghostscript."""
     monkeypatch.setattr("subprocess.check_call", lambda *_, **__: pytest.fail("a program was started"))
-    with pytest.raises(UnsupportedMediaError, match="not an image file: send PNG, JPEG, WEBP, BMP, GIF, TIFF or PPM"):
+    with pytest.raises(UnsupportedMediaError, match=r"not an image file: send PNG, JPEG, WEBP, .* HEIF or AVIF"):
         decode_image(EPS, RGB)
 
 
 def test_every_kind_of_file_that_an_image_folder_may_hold_is_decoded():
     Image.init()
+    assert formats.readable() == FORMATS
     assert {Image.registered_extensions()[suffix] for suffix in IMAGES} <= set(FORMATS)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,11 +14,13 @@ import numpy.typing as npt
 
 from edvit.builder.arrays import create_array
 from edvit.builder.jobs.artifacts import Artifact
+from edvit.errors import DataError
 from edvit.inputs.datasets import LabelledImages
 from edvit.inputs.preprocess import Preprocessing
 
 PIXELS = "pixels.npy"
 LABELS = "labels.npy"
+UNREADABLE = "unreadable.npy"
 
 
 @dataclass(frozen=True)
@@ -73,26 +76,53 @@ class ImageSet:
         return {"folder": self.folder, "rows": self.rows}
 
 
+@dataclass(frozen=True)
+class Written:
+    """What `write_images` met.
+
+    Attributes:
+        bad: what is wrong with each image that cannot be read, in their order; the text names it.
+        remarks: how many images each remark is on.
+    """
+
+    bad: tuple[str, ...]
+    remarks: Mapping[str, int]
+
+
 def write_images(
     images: LabelledImages, how: Preprocessing, folder: Path, progress: Callable[[int, int], None]
-) -> None:
-    """Decode and resize every image into `folder`.
-
-    Raises:
-        DataError: an image cannot be read; the message names it.
-    """
+) -> Written:
+    """Decode and resize every image into `folder`; of one that cannot be read, the row is left black and noted."""
     labels = np.asarray(images.labels, dtype=np.int64)
     pixels = create_array(folder / PIXELS, np.uint8, (len(labels), *how.shape))
+    bad: dict[int, str] = {}
+    remarks: Counter[str] = Counter()
     for i in range(len(labels)):
-        pixels[i] = images.prepared(i, how)
+        try:
+            decoded = images.decoded(i, how)
+        except DataError as error:
+            bad[i] = str(error)
+        else:
+            pixels[i] = decoded.array
+            remarks.update(decoded.remarks)
         progress(i + 1, len(labels))
     pixels.flush()
     np.save(folder / LABELS, labels)
+    if bad:  # nothing is written otherwise: the folder's digest stays what it was
+        np.save(folder / UNREADABLE, np.array(list(bad), dtype=np.int64))
+    return Written(tuple(bad.values()), dict(remarks))
 
 
 def open_images(folder: Path) -> ImageSet:
-    """All that `write_images` wrote."""
-    return ImageSet(folder, np.arange(len(np.load(folder / LABELS))))
+    """All that `write_images` wrote, without the images that it could not read."""
+    return ImageSet(folder, np.setdiff1d(np.arange(len(np.load(folder / LABELS))), unreadable(folder)))
+
+
+def unreadable(folder: Path) -> npt.NDArray[np.int64]:
+    """Rows of the images that `write_images` could not read, int64, sorted."""
+    path = folder / UNREADABLE
+    rows: npt.NDArray[np.int64] = np.load(path) if path.exists() else np.zeros(0, dtype=np.int64)
+    return rows
 
 
 def split_validation(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from cyclopts import Group, Parameter
+from PIL import ImageColor
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 from edvit.inputs.datasets import SPECS
@@ -24,6 +25,7 @@ ChannelCriterion = Literal["fisher-kl", "kl", "magnitude", "random", "apoz"]
 Step = Literal["rotation", "fisher", "factors", "readers", "writers", "correction"]
 Fit = Literal["uniform", "fitted"]
 DeviceKind = Literal["cpu", "cuda"]
+BadFiles = Literal["stop", "skip"]
 Augment = Literal["natural", "glyphs", "spectrograms", "none"]
 
 Stage = Literal[
@@ -32,6 +34,11 @@ Stage = Literal[
 """Stages of a build, in the order in which they run: what --force takes."""
 
 DATA_HELP = f"Data set: {', '.join(SPECS)}."
+SPLIT_BY_HELP = (
+    "What belongs together (a speaker, a camera, a patient), on one side of the cut into training, validation and, "
+    "where the data have no splits, test: a regular expression over file names with one group, or a CSV file of "
+    "name,group lines."
+)
 DATA_ROOT_HELP = "Folder with the files of a data set that has a name, such as cifar10."
 
 COMMON = Parameter(group=Group.create_ordered("Common options"))
@@ -47,6 +54,17 @@ MACHINE = Parameter(group=Group.create_ordered("Machine"))
 def _number(value: object) -> object:
     """A whole number that is written as text, as on the command line: pydantic does not read one where a choice is."""
     return int(value) if isinstance(value, str) and value.isdecimal() else value
+
+
+def _colour(value: object) -> object:
+    """`#rrggbb` of a colour's name or notation."""
+    if not isinstance(value, str):
+        return value
+    try:
+        red, green, blue = ImageColor.getrgb(value)[:3]
+    except ValueError:
+        raise ValueError(f"{value} is no colour; give a name such as white, or #rrggbb") from None
+    return f"#{red:02x}{green:02x}{blue:02x}"
 
 
 class PlanOptions(BaseModel):
@@ -73,11 +91,17 @@ class PlanOptions(BaseModel):
         description="Precision of the weights in the sub-models' files; an int8 file is 0.3 to 0.4 times as large.",
     )
     data_root: Annotated[Path | None, DATA] = Field(default=None, description=DATA_ROOT_HELP)
+    split_by: Annotated[str | None, DATA] = Field(default=None, description=SPLIT_BY_HELP)
+    background: Annotated[str | None, DATA, BeforeValidator(_colour)] = Field(
+        default=None,
+        description="Colour that transparent images are put on, such as white or #c0c0c0; default: transparency is "
+        "dropped, as timm and torchvision do.",
+    )
     seconds: Annotated[float | None, DATA] = Field(
         default=None, gt=0, description="Length of each sound, its middle; default: the training set's median length."
     )
     sample_rate: Annotated[int | None, DATA] = Field(
-        default=None, gt=0, description="Samples a second of each sound, Hz; default: 16000."
+        default=None, gt=0, description="Samples a second of each sound, Hz; default: what most files have."
     )
     mels: Annotated[int | None, DATA] = Field(default=None, gt=0, description="Mel bands of each sound; default: 64.")
     image_size: Annotated[int | None, MODEL, Parameter(name="--img-size")] = Field(
@@ -163,6 +187,10 @@ class BuildOptions(PlanOptions):
         gt=0,
         lt=0.5,
         description="Share of the training data held out for validation, where the data set's authors chose none.",
+    )
+    bad_files: Annotated[BadFiles, DATA] = Field(
+        default="stop",
+        description="What to do where files cannot be read: stop before any training and name them, or skip them.",
     )
     class_names: Annotated[Path | None, MODEL] = Field(
         default=None,

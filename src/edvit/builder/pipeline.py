@@ -144,7 +144,7 @@ def _run(
         runner.report.line(stage, text, durations[stage])
 
     start, how = time.monotonic(), source.preprocessing
-    data = decode(runner, source, config.validation)
+    data = decode(runner, source, config.validation, config.bad_files)
     done("data", _describe_data(config, source, data))
 
     base = base_stage.train(runner, config, source, data, start=begun, device=where[0])
@@ -423,7 +423,7 @@ def _describe_data(config: BuildConfig, source: Source, data: Data) -> str:
             config.data,
             f"{counted(len(data.classes), 'class', 'es')}, {sounds}{how.image_size}×{how.image_size}, "
             f"{len(data.train):,} train / {len(data.validation):,} validation",
-            *source.train.notes,
+            *data.notes,
         )
     )
 

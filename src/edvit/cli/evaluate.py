@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from edvit.builder.options import DATA_HELP, DATA_ROOT_HELP
+from edvit.builder.options import DATA_HELP, DATA_ROOT_HELP, SPLIT_BY_HELP
 from edvit.cli import Json, PositiveInt
 from edvit.inputs.datasets import Split
 from edvit.units import counted
@@ -26,6 +26,9 @@ def evaluate(
     *,
     data: Annotated[str, Parameter(help=DATA_HELP)],
     data_root: Annotated[Path | None, Parameter(help=DATA_ROOT_HELP)] = None,
+    split_by: Annotated[
+        str | None, Parameter(help=f"{SPLIT_BY_HELP} Default: a bundle's own, where it was built from the same --data.")
+    ] = None,
     split: Annotated[Split, Parameter(help="Part of the data set that is measured.")] = "test",
     limit: Annotated[
         PositiveInt | None, Parameter(help="At most so many images, evenly spaced over the split; default: all.")
@@ -40,7 +43,8 @@ def evaluate(
     from edvit.runtime.evaluation import evaluate as measure
 
     with answering(target) as (classes, ask):
-        images = read_split(data, split, data_root).with_classes(classes)
+        by = split_by or built_with(target, data)
+        images = read_split(data, split, data_root, by).with_classes(classes)
         console = Console(stderr=True)
         for note in images.notes:
             console.print(note, soft_wrap=True, markup=False)
@@ -50,6 +54,17 @@ def evaluate(
                 images, ask, limit=limit, progress=lambda done, total: bar.update(task, completed=done, total=total)
             )
     print(to_json(target, data, split, result) if as_json else to_text(result))
+
+
+def built_with(target: str, data: str) -> str | None:
+    """The --split-by of a bundle that was built from this data set; a gateway does not tell its own."""
+    if target.startswith(("http://", "https://")):
+        return None
+    from edvit.bundle import read_bundle
+
+    manifest = read_bundle(Path(target)).manifest
+    by = manifest.config.get("split_by") if manifest.data.spec == data else None
+    return by if isinstance(by, str) else None
 
 
 @contextmanager

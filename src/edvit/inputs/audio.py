@@ -7,11 +7,13 @@ extra `edvit[audio]`.
 from __future__ import annotations
 
 import io
+from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +29,17 @@ Float64 = npt.NDArray[np.float64]
 
 MAX_SAMPLES = 50_000_000
 """A clip that takes more samples, over all of its channels, is refused before it is decoded."""
+
+SILENT = 1e-3
+"""Loudest sample, of full scale, of a clip that counts as silent: -60 dB."""
+FULL_SCALE = 0.999
+"""A sample of at least this level is at full scale."""
+CLIPPED = 1e-3
+"""Share of samples at full scale from which on a clip counts as clipped."""
+
+_NO_LENGTH = 1 << 62
+"""libsndfile gives 2^63 - 1 frames where a header tells none."""
+_FLAC_LENGTH_BITS = 36
 
 
 class Spectrogram(BaseModel):
@@ -68,6 +81,18 @@ class Spectrogram(BaseModel):
 
     def __str__(self) -> str:
         return f"{self.seconds:g} s of sound at {self.sample_rate:,} Hz in {self.mels} mel bands"
+
+    @classmethod
+    def at(cls, sample_rate: int, **settings: Any) -> Spectrogram:
+        """A spectrogram at a rate in Hz, whose windows are 25 ms long and 10 ms apart.
+
+        Raises:
+            ValidationError: the settings contradict each other.
+        """
+        window = max(16, round(0.025 * sample_rate))
+        fft = max(512, 1 << (window - 1).bit_length())
+        hop = max(1, round(0.01 * sample_rate))
+        return cls(sample_rate=sample_rate, window=window, hop=hop, fft=fft, **settings)
 
     @property
     def samples(self) -> int:
@@ -127,8 +152,25 @@ def to_grey(spectrogram: Float32, how: Spectrogram) -> npt.NDArray[np.uint8]:
     return np.asarray(np.rint(np.clip(level, 0, 1) * 255), dtype=np.uint8)
 
 
-def decode_clip(data: bytes, how: Spectrogram) -> Float32:
-    """Decode a sound file to one channel, float32 `[how.samples]` at `how.sample_rate`.
+@dataclass(frozen=True)
+class Clip:
+    """A decoded sound.
+
+    Attributes:
+        samples: one channel, float32 `[samples]` at the spectrogram's rate.
+        rate: the file's own, Hz.
+        silent: no sample of it is louder than `SILENT`.
+        clipped: a share of at least `CLIPPED` of its samples are at full scale.
+    """
+
+    samples: Float32
+    rate: int
+    silent: bool
+    clipped: bool
+
+
+def read_clip(data: bytes, how: Spectrogram) -> Clip:
+    """Decode the middle of a sound file, `how.samples` long.
 
     Raises:
         UnsupportedMediaError: the bytes are no sound file.
@@ -155,32 +197,84 @@ def decode_clip(data: bytes, how: Spectrogram) -> Float32:
     clip = sound.mean(axis=1)
     if not np.isfinite(clip).all():
         raise SoundError("the sound has samples that are not numbers")
+    level = np.abs(sound)
+    silent, clipped = bool(level.max() <= SILENT), bool((level >= FULL_SCALE).mean() >= CLIPPED)
     if rate != how.sample_rate:
         import soxr
 
         clip = soxr.resample(clip, rate, how.sample_rate)
-    return _middle(clip, how.samples)
+    return Clip(_middle(clip, how.samples), rate, silent, clipped)
 
 
-def duration(path: Path) -> float:
-    """Seconds, from a sound file's header. Raises as `decode_clip`, and OSError."""
+def decode_clip(data: bytes, how: Spectrogram) -> Float32:
+    """Decode a sound file to one channel, float32 `[how.samples]` at `how.sample_rate`. Raises as `read_clip`."""
+    return read_clip(data, how).samples
+
+
+def duration_and_rate(path: Path) -> tuple[float, int]:
+    """Seconds and samples a second, from a sound file's header. Raises as `read_clip`, and OSError."""
     with path.open("rb") as stream, _open(stream) as file:
-        return len(file) / float(file.samplerate)
+        return len(file) / float(file.samplerate), int(file.samplerate)
 
 
 @contextmanager
 def _open(stream: BinaryIO) -> Iterator[SoundFile]:
-    try:
-        import soundfile
-        import soxr  # noqa: F401 - one extra, told of at once
-    except (ImportError, OSError):  # OSError: the package is there and its libsndfile is not
-        raise MissingExtraError("sound files need libsndfile and soxr: pip install 'edvit[audio]'") from None
+    check_installed()
+    import soundfile
+
     try:
         file = soundfile.SoundFile(stream)
+        if len(file) >= _NO_LENGTH:
+            file.close()
+            stream.seek(0)
+            file = soundfile.SoundFile(io.BytesIO(_with_length(stream.read())))
     except Exception:  # RuntimeError's children, and TypeError where it takes the bytes for headerless ones
         raise UnsupportedMediaError("not a sound file: send WAV, FLAC or another common format") from None
     with file:
         yield file
+
+
+def check_installed() -> None:
+    """Raises MissingExtraError where sound files cannot be read here."""
+    try:
+        import soundfile  # noqa: F401
+        import soxr  # noqa: F401 - one extra, told of at once
+    except (ImportError, OSError):  # OSError: the package is there and its libsndfile is not
+        raise MissingExtraError("sound files need libsndfile and soxr: pip install 'edvit[audio]'") from None
+
+
+def _with_length(data: bytes) -> bytes:
+    """A FLAC file that was written as a stream, whose header leaves its length open, with the length filled in.
+
+    libsndfile cannot read one as it is. The length is where seeking begins to fail.
+
+    Raises:
+        UnsupportedMediaError: it is no FLAC file.
+    """
+    import soundfile
+
+    if data[:4] != b"fLaC":
+        raise UnsupportedMediaError("not a sound file: its length is nowhere told")
+
+    longest = (1 << _FLAC_LENGTH_BITS) - 1
+    open_ended = _flac_of(data, longest)
+
+    def is_beyond(frame: int) -> bool:
+        with soundfile.SoundFile(io.BytesIO(open_ended)) as file:
+            try:
+                file.seek(frame)
+            except soundfile.LibsndfileError:
+                return True
+            return False
+
+    return _flac_of(data, bisect_left(range(longest), True, key=is_beyond))
+
+
+def _flac_of(data: bytes, frames: int) -> bytes:
+    """The file with another number of frames in its header, whose last 36 bits before its checksum they are."""
+    end = 8 + 18
+    field = int.from_bytes(data[end - 5 : end], "big") >> _FLAC_LENGTH_BITS << _FLAC_LENGTH_BITS
+    return data[: end - 5] + (field | frames).to_bytes(5, "big") + data[end:]
 
 
 def _middle(clip: Float32, samples: int) -> Float32:

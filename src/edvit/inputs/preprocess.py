@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -15,16 +16,33 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from edvit.errors import ImageError, TooLargeError, UnsupportedMediaError
-from edvit.inputs.audio import Spectrogram, decode_clip, log_mel, to_grey
+from edvit.inputs import formats
+from edvit.inputs.audio import Spectrogram, log_mel, read_clip, to_grey
 
 UInt8 = npt.NDArray[np.uint8]
+
+TRANSPARENT, SILENT, CLIPPED = "transparent", "silent", "clipped"
+"""Remarks on a file, see `Decoded`."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A decoded file.
+
+    Attributes:
+        array: uint8 `[channels, size, size]`.
+        remarks: what a user should know of the file: `TRANSPARENT`, `SILENT`, `CLIPPED`, and a sound's own rate.
+    """
+
+    array: UInt8
+    remarks: tuple[str, ...] = ()
+
 
 MAX_PIXELS = 50_000_000
 """Images with more pixels are refused before they are decoded."""
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-"""Pillow's names of what is decoded. It knows forty more, and hands EPS to Ghostscript: no upload may do that."""
-_KINDS = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+_TIMES_THE_MEMORY = {"JPEG2000": 2}
+"""How much more memory a format's decoder takes for a pixel than others: so many times fewer pixels are decoded."""
 
 _BITS_PER_SAMPLE = 258
 """TIFF's tag."""
@@ -42,6 +60,9 @@ class Preprocessing(BaseModel):
     mean: tuple[float, ...]
     """Per channel, on a scale of 0 to 1; applied inside the graph, recorded here for the reader."""
     std: tuple[float, ...]
+    background: str | None = Field(default=None, pattern=r"^#[0-9a-f]{6}$")
+    """Colour, `#rrggbb`, that transparent images are composed on. None, and absent where it is written down: they are
+    not composed, and every pixel has the colour that is stored under its transparency."""
     spectrogram: Spectrogram | None = None
     """The model takes sounds, by this spectrogram; None, and absent where it is written down: images."""
 
@@ -67,8 +88,6 @@ class Preprocessing(BaseModel):
 def image_to_array(image: Image.Image, how: Preprocessing) -> UInt8:
     """Orient by EXIF, convert, resize (the short side to `image_size`, centre crop); `[channels, size, size]`.
 
-    Transparency is dropped, as torchvision's loader does: a transparent pixel shows the colour that is stored under it.
-
     Raises:
         ImageError: the pixels are numbers on no known scale.
     """
@@ -76,6 +95,12 @@ def image_to_array(image: Image.Image, how: Preprocessing) -> UInt8:
     image = ImageOps.exif_transpose(image)
     if white is not None:
         image = Image.fromarray(_to_8_bits(np.asarray(image), white))
+    if how.background is not None and image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, how.background), image.convert("RGBA"))
+    elif image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
+        image = image.convert(
+            "RGBA"
+        )  # Pillow warns where such a palette is converted at once; the colours are the same
     image = image.convert("L" if how.channels == 1 else "RGB")
     if image.size != (how.image_size, how.image_size):
         image = ImageOps.fit(image, (how.image_size, how.image_size), method=_RESAMPLE[how.interpolation])
@@ -110,12 +135,31 @@ def decode_file(data: bytes, how: Preprocessing) -> UInt8:
     """Decode a file of the kind that `how` takes to `[channels, size, size]`, uint8.
 
     Raises:
-        ImageError: as `decode_image`, or as `decode_clip`.
+        ImageError: as `decode_image`, or as `read_clip`.
     """
+    return read_file(data, how).array
+
+
+def read_file(data: bytes, how: Preprocessing) -> Decoded:
+    """Decode a file as `decode_file` does, and remark on it."""
     if how.spectrogram is None:
-        return decode_image(data, how)
-    grey = to_grey(log_mel(decode_clip(data, how.spectrogram), how.spectrogram), how.spectrogram)
-    return spectrogram_to_array(grey, how)
+        return read_image(data, how)
+    clip = read_clip(data, how.spectrogram)
+    grey = to_grey(log_mel(clip.samples, how.spectrogram), how.spectrogram)
+    told = {SILENT: clip.silent, CLIPPED: clip.clipped, rate_remark(clip.rate): True}
+    return Decoded(spectrogram_to_array(grey, how), tuple(remark for remark, holds in told.items() if holds))
+
+
+def rate_remark(rate: int) -> str:
+    """`16,000 Hz`: the remark on a sound of this rate."""
+    return f"{rate:,} Hz"
+
+
+def _is_transparent(image: Image.Image) -> bool:
+    """Whether a pixel of the image is not opaque."""
+    if not image.has_transparency_data or image.mode.startswith("I"):
+        return False
+    return bool(np.asarray(image.convert("RGBA").getchannel("A")).min() < 255)
 
 
 def spectrogram_to_array(grey: UInt8, how: Preprocessing) -> UInt8:
@@ -126,34 +170,47 @@ def spectrogram_to_array(grey: UInt8, how: Preprocessing) -> UInt8:
 
 
 def decode_image(data: bytes, how: Preprocessing) -> UInt8:
-    """Decode an image file of one of `FORMATS` to `[channels, size, size]`, uint8.
+    """Decode an image file of one of `formats.FORMATS` to `[channels, size, size]`, uint8; of several frames the first.
 
     Raises:
-        UnsupportedMediaError: the bytes are no such image.
-        TooLargeError: the image has more than `MAX_PIXELS` pixels.
+        UnsupportedMediaError: the bytes are no such image, or one that needs a package that is not installed.
+        TooLargeError: the image has more than `MAX_PIXELS` pixels; half of them in JPEG 2000.
         ImageError: the image is truncated or damaged, its pixels are on no known scale, or there are no bytes.
     """
+    return read_image(data, how).array
+
+
+def read_image(data: bytes, how: Preprocessing) -> Decoded:
+    """Decode an image file as `decode_image` does, and remark on it."""
+    image = open_image(data)
+    try:
+        image.draft("RGB" if how.channels == 3 else "L", (how.image_size, how.image_size))
+        image.load()
+        return Decoded(image_to_array(image, how), (TRANSPARENT,) if _is_transparent(image) else ())
+    except ImageError:
+        raise
+    except Exception:
+        raise ImageError("the image is truncated or damaged: it cannot be decoded") from None
+
+
+def open_image(data: bytes) -> Image.Image:
+    """An image file with its header read and no pixel decoded. Raises as `decode_image`."""
     if not data:
         raise ImageError("the image is empty: send the bytes of an image file")
+    known = formats.readable()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-        except (UnidentifiedImageError, Image.DecompressionBombError) as error:
-            if isinstance(error, Image.DecompressionBombError):
-                raise TooLargeError(f"the image has more than {MAX_PIXELS:,} pixels: send a smaller one") from None
-            raise UnsupportedMediaError(f"not an image file: send {_KINDS}") from None
-        except Exception:
+            image = Image.open(io.BytesIO(data), formats=known)
+        except Image.DecompressionBombError:
+            raise TooLargeError(f"the image has more than {MAX_PIXELS:,} pixels: send a smaller one") from None
+        except Exception as error:
+            if "HEIF" not in known and formats.looks_like_heif(data):
+                raise UnsupportedMediaError(formats.needed_for("HEIF")) from None
+            if isinstance(error, UnidentifiedImageError):
+                raise UnsupportedMediaError(f"not an image file: send {', '.join(known[:-1])} or {known[-1]}") from None
             raise ImageError("the image is damaged: it cannot be decoded") from None
-        if image.width * image.height > MAX_PIXELS:
-            raise TooLargeError(
-                f"the image is {image.width}x{image.height}, over {MAX_PIXELS:,} pixels: send a smaller one"
-            )
-        try:
-            image.draft("RGB" if how.channels == 3 else "L", (how.image_size, how.image_size))
-            image.load()
-            return image_to_array(image, how)
-        except ImageError:
-            raise
-        except Exception:
-            raise ImageError("the image is truncated or damaged: it cannot be decoded") from None
+    most = MAX_PIXELS // _TIMES_THE_MEMORY.get(image.format or "", 1)
+    if image.width * image.height > most:
+        raise TooLargeError(f"the image is {image.width}x{image.height}, over {most:,} pixels: send a smaller one")
+    return image

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 from edvit.builder.stages import data as stage
 from edvit.builder.stages.base import fine_tune_epochs
 from edvit.builder.stages.teacher import teach
-from edvit.errors import ConfigError, DataError, ModelError
+from edvit.errors import ConfigError, DataError, MissingExtraError, ModelError
 from edvit.inputs.audio import Spectrogram
 from named_sets import write_idx
 from sounds import encoded, tone
@@ -141,7 +142,7 @@ def test_sounds_become_spectrograms_of_their_own_length(sounds):
     how = stage.open_source(tiny_config(data=sounds, channels=1)).preprocessing
     assert how.spectrogram == Spectrogram(seconds=0.3)
     asked = tiny_config(data=sounds, channels=1, seconds=0.5, sample_rate=8000, mels=32)
-    assert stage.open_source(asked).preprocessing.spectrogram == Spectrogram(seconds=0.5, sample_rate=8000, mels=32)
+    assert stage.open_source(asked).preprocessing.spectrogram == Spectrogram.at(8000, seconds=0.5, mels=32)
     assert stage.augmentation(tiny_config(data=sounds)) == stage.SPECTROGRAMS
     with pytest.raises(ConfigError, match="mels"):
         stage.open_source(tiny_config(data=sounds, channels=1, mels=1))
@@ -174,3 +175,168 @@ def test_a_build_from_a_named_set_draws_the_same_images_as_from_its_files(tmp_pa
         found.update(repr((images.rows.tolist(), images.labels.tolist())).encode())
         found.update(images.pixels().tobytes())
     assert found.hexdigest()[:16] == "6418217110023c52"
+
+
+def damage(root, *names):
+    for name in names:
+        (root / name).write_bytes(b"no picture")
+
+
+def decoded(root, tmp_path, work="work", **settings):
+    config = tiny_config(data=f"imagefolder:{root}", channels=1, **settings)
+    return stage.decode(runner_of(tmp_path / work), stage.open_source(config), config.validation, config.bad_files)
+
+
+def test_all_damaged_files_are_told_at_once_those_of_the_test_split_too(root, tmp_path):
+    damage(root, "train/a/1.png", "train/b/2.png", "test/b/0.png")
+    with pytest.raises(DataError) as caught:
+        decoded(root, tmp_path)
+    message = str(caught.value)
+    assert message.startswith("3 files cannot be read: ")
+    assert message.endswith(". Replace or remove them, or give --bad-files skip to leave them out")
+    assert "\n" not in message
+    for name in ("train/a/1.png: not an image file", "train/b/2.png: not", "test/b/0.png: not"):
+        assert str(root / name) in message
+
+
+def test_the_first_ten_damaged_files_are_named_and_the_rest_counted(root, tmp_path):
+    damage(root, *(f"train/{label}/{i}.png" for label in ("a", "b") for i in range(8)))
+    with pytest.raises(DataError, match=r"^16 files cannot be read: .*; and 6 more\. Replace") as caught:
+        decoded(root, tmp_path)
+    assert str(caught.value).count("not an image file") == 10
+
+
+def test_one_damaged_file_is_told_with_what_to_do(root, tmp_path):
+    damage(root, "train/a/1.png")
+    with pytest.raises(DataError, match=r"train/a/1\.png: not an image file: .*; replace or remove the file$"):
+        decoded(root, tmp_path)
+
+
+def test_damaged_files_are_left_out_when_asked_and_the_rest_is_as_it_was(root, tmp_path):
+    before = decoded(root, tmp_path, "before")
+    rows, pixels = before.train.rows, before.train.pixels()
+    spoilt = int(rows[3])
+    damage(root, f"train/{'ab'[spoilt // 10]}/{spoilt % 10}.png")
+    after = decoded(root, tmp_path, bad_files="skip")
+    assert after.train.rows.tolist() == [row for row in rows if row != spoilt]
+    assert np.array_equal(after.train.pixels(), pixels[rows != spoilt])
+    assert after.validation.rows.tolist() == before.validation.rows.tolist()
+    (note,) = after.notes
+    assert note.startswith("1 file that cannot be read left out: ")
+    assert before.notes == ()
+
+
+def test_a_class_of_damaged_files_alone_is_refused(root, tmp_path):
+    damage(root, *(f"train/b/{i}.png" for i in range(10)))
+    with pytest.raises(DataError, match="class 'b' has no image left without the 10 files that cannot be read"):
+        decoded(root, tmp_path, bad_files="skip")
+    shutil.rmtree(root / "train" / "b")
+    shutil.copytree(root / "train" / "a", root / "train" / "b")
+    damage(root, "test/a/0.png", "test/b/0.png")
+    with pytest.raises(DataError, match="no test image can be read"):
+        decoded(root, tmp_path, bad_files="skip")
+
+
+def test_a_class_without_images_is_told_before_any_is_decoded(root, tmp_path, monkeypatch):
+    (root / "class_order.txt").write_text("a\nb\nghost\n")
+    monkeypatch.setattr(stage.Decode, "run", lambda *_: pytest.fail("images were decoded"))
+    with pytest.raises(DataError, match="class 'ghost' has no training images"):
+        decoded(root, tmp_path)
+
+
+def test_one_image_in_a_class_is_for_training_and_one_in_each_is_too_few(root, tmp_path):
+    for i in range(1, 10):
+        (root / "train" / "b" / f"{i}.png").unlink()
+    data = decoded(root, tmp_path)
+    assert (np.bincount(data.train.labels).tolist(), data.validation.labels.tolist()) == ([9, 1], [0])
+    assert data.notes == ("no validation images of b",)
+    for i in range(1, 10):
+        (root / "train" / "a" / f"{i}.png").unlink()
+    with pytest.raises(DataError, match="every class has one training image, and none is left for validation"):
+        decoded(root, tmp_path)
+
+
+def test_400_to_2_is_split(root, tmp_path):
+    for i in range(2, 10):
+        (root / "train" / "b" / f"{i}.png").unlink()
+    for i in range(10, 400):
+        shutil.copyfile(root / "train" / "a" / "0.png", root / "train" / "a" / f"{i}.png")
+    data = decoded(root, tmp_path)
+    assert np.bincount(data.train.labels).tolist() == [360, 1]
+    assert np.bincount(data.validation.labels).tolist() == [40, 1]
+
+
+def test_split_by_keeps_groups_on_one_side_and_says_so(root, tmp_path):
+    data = decoded(root, tmp_path, split_by=r"([0-4]|[5-9])\.png")
+    held_out = {int(row) % 10 for row in data.validation.rows}
+    assert not held_out & {int(row) % 10 for row in data.train.rows}
+    assert len(data.validation) == 2
+    assert data.notes == (
+        "validation: 1 of 10 groups of --split-by; 1 group in both training and test data, so test accuracy may be too "
+        "high",
+    )
+
+
+def test_split_by_that_leaves_nothing_to_hold_out_is_refused(root, tmp_path):
+    with pytest.raises(DataError, match=r"--split-by: no group can be held out for validation"):
+        decoded(root, tmp_path, split_by="/([ab])/")
+
+
+def test_split_by_beside_a_validation_split_is_refused(root, tmp_path):
+    shutil.copytree(root / "test", root / "val")
+    assert decoded(root, tmp_path).notes == ("validation: val/",)
+    with pytest.raises(ConfigError, match="--split-by: the data set has a validation split of its own"):
+        decoded(root, tmp_path, split_by=r"(\d)\.png")
+
+
+def test_what_the_test_split_skips_is_told_as_well(root, tmp_path):
+    (root / "test" / "a" / "clip.mov").touch()
+    assert decoded(root, tmp_path).notes == ("test: 1 of 2 files of a skipped: 1 .mov",)
+
+
+def test_transparency_is_counted_and_composed_on_a_colour_when_asked(root, tmp_path):
+    Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(root / "train" / "a" / "3.png")
+    data = decoded(root, tmp_path)
+    assert data.notes == (
+        "1 image with transparency, which is dropped as timm and torchvision do; --background white puts them on white",
+    )
+    white = decoded(root, tmp_path, background="white")
+    assert white.notes == ()
+    whole = [images.train.take(np.flatnonzero(images.train.rows == 3)).pixels() for images in (data, white)]
+    assert [int(pixels.mean()) for pixels in whole] == [0, 255]
+
+
+def test_background_is_a_colour_of_images(root, sounds):
+    assert (
+        stage.open_source(tiny_config(data=f"imagefolder:{root}", background="Red")).preprocessing.background
+        == "#ff0000"
+    )
+    with pytest.raises(ConfigError, match=r"background.*chalk is no colour; give a name such as white, or #rrggbb"):
+        tiny_config(background="chalk")
+    with pytest.raises(ConfigError, match="--background is for images"):
+        stage.open_source(tiny_config(data=sounds, channels=1, background="white"))
+
+
+def test_sounds_keep_their_own_rate_and_a_mixture_is_told(sounds, tmp_path):
+    folder = tmp_path / "sounds" / "train" / "low"
+    for i in range(10):
+        (folder / f"{i}.wav").write_bytes(encoded(tone(200 + i, 0.3, 22_050), 22_050))
+    (folder / "0.wav").write_bytes(encoded(np.zeros(4800, np.float32), 16_000))
+    (folder / "1.wav").write_bytes(encoded(np.clip(9 * tone(200, 0.3, 22_050), -1, 1), 22_050))
+    for path in (tmp_path / "sounds" / "train" / "high").iterdir():
+        path.write_bytes(encoded(tone(2000, 0.3, 22_050), 22_050))
+    config = tiny_config(data=sounds, channels=1)
+    source = stage.open_source(config)
+    assert source.preprocessing.spectrogram == Spectrogram.at(22_050, seconds=0.3)
+    assert stage.decode(runner_of(tmp_path / "work"), source, config.validation).notes == (
+        "sample rates differ (19 at 22,050 Hz, 3 at 16,000 Hz): all are resampled to 22,050 Hz",
+        "1 clip silent",
+        "1 clip clipped",
+    )
+
+
+def test_what_decoding_needs_is_missed_at_once(root, monkeypatch):
+    monkeypatch.setattr("edvit.inputs.formats.readable", lambda: ("PNG",))
+    (root / "train" / "a" / "photo.HEIC").touch()
+    with pytest.raises(MissingExtraError, match=r"HEIC images need pillow-heif: pip install 'edvit\[heif\]'"):
+        stage.open_source(tiny_config(data=f"imagefolder:{root}", channels=1))

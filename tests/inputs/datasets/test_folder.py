@@ -104,11 +104,16 @@ def test_val_stands_in_only_where_there_is_no_test(fill):
     assert len(read_split(spec, "test")) == 2
 
 
-def test_a_folder_of_classes_is_a_test_split(fill, tmp_path):
-    fill(".", cat=1, dog=2)
-    assert read_split(f"imagefolder:{tmp_path}", "test").labels.tolist() == [0, 1, 1]
-    with pytest.raises(DataError, match="has no train/"):
-        read_split(f"imagefolder:{tmp_path}", "train")
+def test_class_folders_alone_are_cut_by_a_hash_of_names(fill, tmp_path):
+    fill(".", cat=5, dog=10)
+    train, test = (read_split(f"imagefolder:{tmp_path}", split) for split in ("train", "test"))
+    assert (np.bincount(train.labels).tolist(), np.bincount(test.labels).tolist()) == ([4, 8], [1, 2])
+    assert not set(train.paths) & set(test.paths)
+    assert test.notes == (
+        "no train/ and no test/: 3 of 15 files are for testing, a fifth of each class, by the hash of each file's name",
+    )
+    # Neither on the day, nor on the place: these are what they were when this was written.
+    assert [path.relative_to(tmp_path).as_posix() for path in test.paths] == ["cat/0.png", "dog/5.png", "dog/7.png"]
 
 
 def test_a_test_split_may_lack_a_class_and_keeps_the_labels(fill):
@@ -183,7 +188,7 @@ def test_an_audiofolder_holds_sounds(tmp_path):
     assert isinstance(sounds, FileSounds)
     assert sounds.classes == ("high", "low")
     assert sounds.labels.tolist() == [0, 0, 1, 1]
-    assert sounds.typical_seconds() == 0.5
+    assert sounds.typical() == (0.5, 16_000)
     how = Preprocessing(image_size=16, channels=1, mean=(0.5,), std=(0.5,), spectrogram=Spectrogram(seconds=0.5))
     wav, flac, other = (sounds.prepared(i, how).astype(int) for i in range(3))
     # The same sound, but libsndfile rounds the two to 16 bits differently.
@@ -195,9 +200,12 @@ def test_a_damaged_sound_is_named(tmp_path):
     sounds = read_split(write_sounds(tmp_path, low=200), "train")
     how = Preprocessing(image_size=16, channels=1, mean=(0.5,), std=(0.5,), spectrogram=Spectrogram())
     sounds.paths[0].write_bytes(b"nothing of the kind")
-    for ask in (lambda: sounds.prepared(0, how), sounds.typical_seconds):
-        with pytest.raises(DataError, match=r"low/0.wav: not a sound file.*replace or remove the file"):
-            ask()
+    with pytest.raises(DataError, match=r"low/0.wav: not a sound file.*replace or remove the file"):
+        sounds.prepared(0, how)
+    assert sounds.typical() == (0.5, 16_000), "told by the others"
+    sounds.paths[1].write_bytes(b"")
+    with pytest.raises(DataError, match=r"low/0.wav: not a sound file.*replace or remove the file"):
+        sounds.typical()
 
 
 def test_an_audiofolder_without_sounds_says_so(fill, tmp_path):

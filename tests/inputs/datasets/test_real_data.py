@@ -36,7 +36,7 @@ def test_an_audiofolder_of_real_sounds(tmp_path):
     sounds = read_split(f"audiofolder:{tmp_path}", "test")
     assert set(Counter(sounds.labels.tolist()).values()) == {50}
     assert len(sounds.classes) == 12
-    assert sounds.typical_seconds() == 1.0
+    assert sounds.typical() == (1.0, 16_000)
     how = Preprocessing(image_size=32, channels=1, mean=(0.5,), std=(0.5,), spectrogram=Spectrogram())
     means = [sounds.prepared(i, how).mean() for i in range(0, len(sounds), 10)]
     assert 20 < min(means) < max(means) < 230, "neither black nor white"

@@ -215,7 +215,7 @@ def open_test(config: BuildConfig, classes: Sequence[str]) -> LabelledImages:
     Raises:
         DataError: the test split is missing or empty, or its classes are not those of the training split.
     """
-    source = read_split(config.data, "test", config.data_root).with_classes(classes)
+    source = read_split(config.data, "test", config.data_root, config.split_by).with_classes(classes)
     if not len(source):
         raise DataError(f"{config.data}: the test split has no images")
     return source

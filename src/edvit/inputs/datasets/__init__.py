@@ -1,7 +1,7 @@
 """Labelled images and sounds by data spec, one reader for training and evaluation; needs no network.
 
     digits               scikit-learn's 1,797 hand-written digits, 1,437 train / 360 test
-    imagefolder:DIR      DIR/train/<class>/* and DIR/test/<class>/* (or DIR/val); class_order.txt may order the classes
+    imagefolder:DIR      DIR/train/<class>/* and DIR/test/<class>/*, perhaps DIR/val/<class>/*; or DIR/<class>/*
     audiofolder:DIR      the same with sound files
     cifar10              --data-root with cifar-10-batches-py (or cifar-10-batches-bin)
     mnist                --data-root with MNIST/raw
@@ -9,6 +9,9 @@
     caltech256           --data-root with 256_ObjectCategories; it has no split of its own, see `splits`
     gtzan                --data-root with genres; likewise
     speech-commands      --data-root with speech_commands_v0.02; split by its authors' lists
+
+The classes of a folder are in timm's order, natural and without regard to case (`1, 2, 10`; `ant, Bee, cat`), unless
+class_order.txt gives another: weights that timm trained on the folder's classes have their outputs in this order.
 
 Under --data-root lie the files as torchvision, torchaudio or the data set's own site leaves them. Of the first three
 named sets a folder of images is made once, by torchvision, see `named`; the other three are one file a clip or image.
@@ -22,6 +25,7 @@ from pathlib import Path
 from typing import Literal
 
 from edvit.errors import DataError
+from edvit.inputs.datasets.groups import groups_of
 from edvit.inputs.datasets.images import FileSounds, LabelledImages, Split
 
 __all__ = ["GREY", "SPECS", "FileSounds", "LabelledImages", "Split", "channels_of", "read_split"]
@@ -39,25 +43,29 @@ def channels_of(spec: str) -> Literal[1, 3]:
     return 1 if spec in GREY else 3
 
 
-def read_split(spec: str, split: Split, data_root: Path | None = None) -> LabelledImages:
+def read_split(spec: str, split: Split, data_root: Path | None = None, split_by: str | None = None) -> LabelledImages:
     """Find one split of a data set, read its labels, and check that it is whole; pixels are decoded on access.
 
     Args:
         spec: one of `SPECS`.
         split: `"train"` or `"test"`. A validation split is the caller's to cut from `"train"`.
         data_root: folder that holds the files of a data set that has a name.
+        split_by: what tells which files belong together (`groups.groups_of`); a folder without splits is cut by it too.
 
     Raises:
         DataError: the spec is unknown, or files are missing or damaged; the message names them.
+        ConfigError: `split_by` is neither an expression nor a table.
         MissingExtraError: `digits` without scikit-learn.
     """
-    images = _reader(spec)(split, data_root)
+    images = _reader(spec, split_by)(split, data_root)
     if len(images) == 0:
         raise DataError(f"{spec}: the {split} split holds nothing")
+    if split_by is not None and images.groups is None:
+        return images.with_groups(groups_of([images.key(index) for index in range(len(images))], split_by))
     return images
 
 
-def _reader(spec: str) -> Callable[[Split, Path | None], LabelledImages]:
+def _reader(spec: str, split_by: str | None) -> Callable[[Split, Path | None], LabelledImages]:
     from edvit.inputs.datasets import caltech, digits, folder, gtzan, named, speech_commands
 
     kind, _, argument = spec.partition(":")
@@ -65,7 +73,7 @@ def _reader(spec: str) -> Callable[[Split, Path | None], LabelledImages]:
         if not argument:
             raise DataError(f"{kind} needs a folder: {kind}:DIR")
         read = folder.read_imagefolder if kind == "imagefolder" else folder.read_audiofolder
-        return lambda split, _: read(Path(argument).expanduser(), split)
+        return lambda split, _: read(Path(argument).expanduser(), split, split_by)
     readers: dict[str, Callable[[Split, Path | None], LabelledImages]] = {
         "digits": lambda split, _: digits.read_digits(split),
         **{name: partial(named.read_named, name) for name in named.FOLDERS},

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from edvit.errors import DataError
-from edvit.inputs.datasets.folder import IMAGES, files_under
+from edvit.inputs.datasets.folder import IMAGES
 from edvit.inputs.datasets.images import FileImages, Split, shorten
 from edvit.inputs.datasets.splits import fixed_split
+from edvit.inputs.datasets.tree import files_under
 
 FOLDER = "256_ObjectCategories"
 CLASSES = 257
@@ -44,4 +45,4 @@ def read_caltech256(split: Split, data_root: Path | None) -> FileImages:
     every = np.array(labels, dtype=np.int64)
     chosen = fixed_split([path.name for path in paths], every, split)
     classes = tuple(numbered[number].name[4:] for number in wanted)
-    return FileImages(classes=classes, labels=every[chosen], paths=tuple(paths[i] for i in chosen))
+    return FileImages(classes=classes, labels=every[chosen], paths=tuple(paths[i] for i in chosen), root=folder)

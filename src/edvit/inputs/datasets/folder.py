@@ -2,24 +2,65 @@
 
 from __future__ import annotations
 
-import os
+import unicodedata
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
 from edvit.errors import DataError
+from edvit.inputs.datasets.groups import groups_of
 from edvit.inputs.datasets.images import FileImages, Files, FileSounds, Split, shorten
+from edvit.inputs.datasets.order import natural_key
+from edvit.inputs.datasets.splits import fixed_split
+from edvit.inputs.datasets.tree import Skipped, entries, look, text_name, why_skipped
+from edvit.inputs.formats import EXTENSIONS
+from edvit.units import counted
 
-IMAGES = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))
-"""torchvision's, lower case."""
-SOUNDS = frozenset((".wav", ".flac", ".ogg", ".opus", ".mp3", ".au", ".aif", ".aiff"))
+IMAGES = frozenset(EXTENSIONS)
+"""torchvision's and more, lower case."""
+SOUNDS = frozenset((".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".au", ".aif", ".aiff", ".aifc"))
 """The usual ones of those that libsndfile reads, lower case."""
 
 CLASS_ORDER = "class_order.txt"
 """File in an image or sound folder that names its classes, one a line, in the order of their labels."""
 
+NAMES = {
+    "train": ("train", "training"),
+    "validation": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+"""Names of the folder of each split, in any case."""
+
 F = TypeVar("F", bound=Files)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The folders of a data set's splits; None where there is none. Where all are None, the classes lie in the root."""
+
+    train: Path | None
+    validation: Path | None
+    test: Path | None
+    others: tuple[str, ...] = ()
+    """Names of other folders, which are not read."""
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Class folders and the files in them.
+
+    Attributes:
+        folders: class name -> its folders; more than one where the name is written in two forms of Unicode.
+        files: class name -> its files.
+        skipped: what is not read, by class name; `""` is what lies beside the class folders.
+    """
+
+    folders: dict[str, list[Path]]
+    files: dict[str, list[Path]]
+    skipped: dict[str, Skipped]
 
 
 def folder_of_class(name: str) -> str:
@@ -27,93 +68,195 @@ def folder_of_class(name: str) -> str:
     return name.replace("/", "-")
 
 
-def read_imagefolder(root: Path, split: Split) -> FileImages:
+def read_imagefolder(root: Path, split: Split, split_by: str | None = None) -> FileImages:
     """Image files by class folder, see `read_folder`."""
-    return read_folder(root, split, FileImages, IMAGES)
+    return read_folder(root, split, FileImages, IMAGES, split_by)
 
 
-def read_audiofolder(root: Path, split: Split) -> FileSounds:
+def read_audiofolder(root: Path, split: Split, split_by: str | None = None) -> FileSounds:
     """Sound files by class folder, see `read_folder`."""
-    return read_folder(root, split, FileSounds, SOUNDS)
+    return read_folder(root, split, FileSounds, SOUNDS, split_by)
 
 
-def read_folder(root: Path, split: Split, kind: type[F], extensions: frozenset[str]) -> F:
-    """Classes are those of `class_order.txt`, or else the sorted names of the folders under `train/`.
+def read_folder(root: Path, split: Split, kind: type[F], extensions: frozenset[str], split_by: str | None) -> F:
+    """Classes are those of `class_order.txt`, or else the names of the folders under `train/` in timm's order.
 
-    Where there is no `train/` either, they are the folders under the split. `val/` stands in for a missing `test/`.
-    A folder with neither `train/`, `test/` nor `val/` is itself read as the test split: class folders right under it.
+    That order is natural and without regard to case: `1, 2, 10`, and `ant, Bee, cat`. Where there is no `train/`,
+    classes are the folders under the split. `val/` (`valid/`, `validation/`) beside `train/` and `test/` belongs to the
+    training split, which marks it as its validation images; it stands in for a missing `test/`. Class folders right
+    under `root` are cut by `fixed_split`: a fifth of each class is the test split.
+
+    Args:
+        root: the data set's folder.
+        split: which images are wanted.
+        kind: class of the result.
+        extensions: of the files that are read, lower case.
+        split_by: see `groups_of`.
 
     Raises:
-        DataError: a folder is missing or holds no such file, or the split has a class that `class_order.txt` or
-            `train/` lacks.
+        DataError: a folder is missing or cannot be read, a class folder holds no such file, a name is no text, or the
+            split has a class that `class_order.txt` or `train/` lacks.
+        ConfigError: as `groups_of`.
     """
     if not root.is_dir():
-        raise DataError(f"{root}: no such folder")
-    folder = _split_folder(root, split)
-    found = _class_names(folder)
-    train, order = root / "train", root / CLASS_ORDER
-    if order.is_file():
-        known, classes = order, _ordered(order)
-    else:
-        known, classes = train, _class_names(train) if train.is_dir() else found
-    folders = [folder_of_class(name) for name in classes]
-    unknown = [name for name in found if name not in folders]
-    if unknown:
-        raise DataError(f"{folder}: has classes that {known} lacks: {shorten(unknown)}")
+        raise DataError(f"{root}: is a file, and a folder is needed" if root.is_file() else f"{root}: no such folder")
+    layout = layout_of(root)
+    plain = layout.train is layout.validation is layout.test is None
+    folders = [root] if plain else _split_folders(root, layout, split)
+    trees = [read_tree(folder, extensions) for folder in folders]
+    known, classes = _classes(root, layout, trees[0])
+    position = {folder_of_class(name): label for label, name in enumerate(classes)}
 
     paths: list[Path] = []
     labels: list[int] = []
-    for name in found:
-        files = files_under(folder / name, extensions)
-        if not files:
-            what = "images" if extensions is IMAGES else "sound files"
-            raise DataError(f"{folder / name}: a class folder with no {what}; fill it or remove it")
-        paths += files
-        labels += [folders.index(name)] * len(files)
-    return kind(classes=classes, labels=np.array(labels, dtype=np.int64), paths=tuple(paths))
+    ends: list[int] = []
+    for folder, tree in zip(folders, trees, strict=True):
+        unknown = [name for name in tree.files if name not in position]
+        if unknown:
+            raise DataError(f"{folder}: has classes that {known} lacks: {shorten(unknown)}")
+        for name, files in tree.files.items():
+            if not files:
+                raise DataError(_empty(tree, name, extensions))
+            paths += files
+            labels += [position[name]] * len(files)
+        ends.append(len(paths))
+    made = kind(
+        classes=classes,
+        labels=np.array(labels, dtype=np.int64),
+        paths=tuple(paths),
+        root=root,
+        validation=np.arange(ends[0], ends[1], dtype=np.int64) if len(ends) > 1 else None,
+        notes=_notes(root, layout, trees, folders),
+    )
+    if split_by is not None:
+        made = made.with_groups(groups_of([made.key(index) for index in range(len(made))], split_by))
+    return _cut(made, split) if plain else made
+
+
+def layout_of(root: Path) -> Layout:
+    """The folders of the splits. A folder that has a split's name and no folder in it is none.
+
+    Raises:
+        DataError: a split has two folders, or a split's folder has no class folders, or the whole data set lies one
+            folder deeper.
+    """
+    folders, _ = entries(root)
+    named = {split: [path for path in folders if path.name.lower() in names] for split, names in NAMES.items()}
+    whole = {split: [path for path in paths if entries(path)[0]] for split, paths in named.items()}
+    for split, paths in whole.items():
+        if len(paths) > 1:
+            both = " and ".join(f"{path.name}/" for path in paths)
+            raise DataError(f"{root}: has {both}, and both would be the {split} split; merge or rename one")
+    of_splits = [path for paths in named.values() for path in paths]
+    flat = [path for split, paths in named.items() for path in paths if path not in whole[split]]
+    if flat and (any(whole.values()) or len(of_splits) == len(folders)):
+        raise DataError(f"{flat[0]}: has no class folders; the layout is {flat[0]}/<class>/<file>")
+    found = {split: paths[0] if paths else None for split, paths in whole.items()}
+    if any(found.values()):
+        others = tuple(path.name for path in folders if path not in of_splits)
+        return Layout(found["train"], found["validation"], found["test"], others)
+    if len(folders) == 1 and any(
+        path.name.lower() in names for path in entries(folders[0])[0] for names in NAMES.values()
+    ):
+        raise DataError(f"{root}: the splits lie one folder deeper; give {folders[0]}")
+    return Layout(None, None, None)
+
+
+def _split_folders(root: Path, layout: Layout, split: Split) -> list[Path]:
+    """The folder of a split, and for training that of the validation images as well."""
+    if split == "train":
+        if layout.train is None:
+            raise DataError(f"{root}: has no train/ with a folder per class")
+        between = [layout.validation] if layout.validation is not None and layout.test is not None else []
+        return [layout.train, *between]
+    test = layout.test or layout.validation
+    if test is None:
+        raise DataError(f"{root}: has no test/ or val/ with a folder per class")
+    return [test]
+
+
+def _classes(root: Path, layout: Layout, tree: Tree) -> tuple[Path, tuple[str, ...]]:
+    """The class names in the order of their labels, and what says so."""
+    order = root / CLASS_ORDER
+    if order.is_file():
+        return order, _ordered(order)
+    if layout.train is None:
+        return root, tuple(tree.files)
+    return layout.train, tuple(class_folders(layout.train))
 
 
 def _ordered(path: Path) -> tuple[str, ...]:
     try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        text = unicodedata.normalize("NFC", path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as UTF-8 text ({type(error).__name__})") from None
+    names = [line.strip() for line in text.splitlines() if line.strip()]
     if len({folder_of_class(name) for name in names}) < len(names):
         raise DataError(f"{path}: names a class twice")
     return tuple(names)
 
 
-def _split_folder(root: Path, split: Split) -> Path:
-    names = ("train",) if split == "train" else ("test", "val")
-    for name in names:
-        if (root / name).is_dir():
-            return root / name
-    if split == "test" and not (root / "train").is_dir():
-        return root
-    raise DataError(f"{root}: has no {' or '.join(f'{name}/' for name in names)} with a folder per class")
-
-
-def _class_names(folder: Path) -> tuple[str, ...]:
-    try:
-        names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be read ({type(error).__name__})") from None
-    if not names:
+def class_folders(folder: Path) -> dict[str, list[Path]]:
+    """Class name -> its folders, in timm's order. Raises DataError."""
+    found: dict[str, list[Path]] = {}
+    # By the name on the disk, as timm sorts; of a name in two forms the first counts.
+    for path in sorted(entries(folder)[0], key=lambda path: natural_key(path.name)):
+        if path.is_symlink() and folder.resolve().is_relative_to(path.resolve()):
+            raise DataError(f"{path}: is a link to a folder around it, and would be a class of everything; remove it")
+        found.setdefault(text_name(path), []).append(path)
+    if not found:
         raise DataError(f"{folder}: has no class folders; the layout is {folder}/<class>/<file>")
-    return tuple(names)
+    return found
 
 
-def files_under(folder: Path, extensions: frozenset[str]) -> list[Path]:
-    """Files of those kinds at any depth, sorted; links to folders are followed, each folder once."""
-    found: list[Path] = []
-    seen: set[str] = set()
-    for place, folders, names in os.walk(folder, followlinks=True):
-        here, real = Path(place), os.path.realpath(place)
-        if real in seen:  # a link to what was read already, perhaps to a folder around it
-            folders.clear()
-            continue
-        seen.add(real)
-        links = {name for name in folders if (here / name).is_symlink()}
-        folders[:] = [*sorted(set(folders) - links), *sorted(links)]  # a real folder gives its files their names
-        found += (here / name for name in names if Path(name).suffix.lower() in extensions)
-    return sorted(path for path in found if path.is_file())
+def read_tree(folder: Path, extensions: frozenset[str]) -> Tree:
+    """The class folders of a split, their files, and what is skipped. Raises DataError."""
+    folders = class_folders(folder)
+    tree = Tree(folders, {}, {})
+    beside = [why_skipped(path, frozenset()) for path in entries(folder)[1] if path.name != CLASS_ORDER]
+    tree.skipped[""] = Skipped(len(beside), Counter(filter(None, beside)))
+    for name, places in folders.items():
+        seen = [look(place, extensions) for place in places]
+        tree.files[name] = [path for files, _ in seen for path in files]
+        tree.skipped[name] = sum((skipped for _, skipped in seen), Skipped())
+    return tree
+
+
+def _empty(tree: Tree, name: str, extensions: frozenset[str]) -> str:
+    what = "images" if extensions is IMAGES else "sound files"
+    skipped = tree.skipped[name]
+    why = f" ({skipped} skipped)" if skipped.files else ""
+    return f"{tree.folders[name][0]}: a class folder with no {what}{why}; fill it or remove it"
+
+
+def _cut(images: F, split: Split) -> F:
+    """The split of a folder that has none of its own."""
+    names = [images.key(index) for index in range(len(images))]
+    test = fixed_split(names, images.labels, "test", images.groups)
+    how = "a fifth of each class, by the hash of each file's name"
+    if images.groups is not None:
+        how = "about a fifth of each class, in whole groups of --split-by"
+    note = f"no train/ and no test/: {len(test):,} of {counted(len(images), 'file')} are for testing, {how}"
+    chosen = test if split == "test" else np.setdiff1d(np.arange(len(images)), test)
+    return images.take(chosen, note)
+
+
+def _notes(root: Path, layout: Layout, trees: list[Tree], folders: list[Path]) -> tuple[str, ...]:
+    notes = []
+    if len(folders) > 1:
+        notes.append(f"validation: {folders[1].name}/")
+    if layout.others:
+        notes.append(f"not read: {shorten([f'{name}/' for name in layout.others])} beside {folders[0].name}/")
+    skipped: dict[str, Skipped] = {}
+    for tree in trees:
+        for name, some in tree.skipped.items():
+            if some.kinds:
+                skipped[name] = skipped.get(name, Skipped()) + some
+    beside = skipped.pop("", None)
+    if skipped:
+        every = sum(skipped.values(), Skipped())
+        where = shorten(list(skipped), 3)
+        notes.append(f"{every.kinds.total():,} of {counted(every.files, 'file')} of {where} skipped: {every}")
+    if beside:
+        notes.append(f"{counted(beside.files, 'file')} beside the class folders skipped: {beside}")
+    return tuple(notes)

@@ -46,7 +46,9 @@ def read_gtzan(split: Split, data_root: Path | None) -> FileSounds:
     every = np.array(labels, dtype=np.int64)
     chosen = fixed_split([path.stem for path in paths], every, split)
     notes = tuple(f"skipped {clip}: known to be damaged" for clip in skipped)
-    return FileSounds(classes=GENRES, labels=every[chosen], paths=tuple(paths[i] for i in chosen), notes=notes)
+    return FileSounds(
+        classes=GENRES, labels=every[chosen], paths=tuple(paths[i] for i in chosen), root=folder, notes=notes
+    )
 
 
 def _find(folder: Path, clip: str) -> Path | None:

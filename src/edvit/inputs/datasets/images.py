@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import io
+import unicodedata
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from edvit.errors import DataError, ImageError
-from edvit.inputs.audio import duration
-from edvit.inputs.preprocess import FORMATS, MAX_PIXELS, Preprocessing, UInt8, decode_file, image_to_array
+from edvit.errors import DataError, ImageError, MissingExtraError
+from edvit.inputs import formats
+from edvit.inputs.audio import check_installed, duration_and_rate
+from edvit.inputs.preprocess import Decoded, Preprocessing, UInt8, image_to_array, open_image, read_file
 
 Split = Literal["train", "test"]
 Labels = npt.NDArray[np.int64]
+Self = TypeVar("Self", bound="LabelledImages")
+T = TypeVar("T", bound="Files")
 
 
 @dataclass(frozen=True)
@@ -31,12 +36,15 @@ class LabelledImages(ABC):
         classes: class names; a label is an index into them.
         labels: `[images]`, int64.
         validation: indices that the data set's authors set aside from training for validation; None: they did not.
+        groups: what each image belongs to, such as its speaker; a group stays on one side of every cut. None: every
+            image stands for itself.
         notes: what a user should know of how the data was read.
     """
 
     classes: tuple[str, ...]
     labels: Labels
     validation: Labels | None = field(default=None, kw_only=True)
+    groups: tuple[str, ...] | None = field(default=None, kw_only=True)
     notes: tuple[str, ...] = field(default=(), kw_only=True)
 
     def __len__(self) -> int:
@@ -46,13 +54,29 @@ class LabelledImages(ABC):
     def name(self, index: int) -> str:
         """What to call an image in a message: its path, or its place in the data set."""
 
+    def key(self, index: int) -> str:
+        """The image's name within its data set, the same wherever the data set lies: what groups and cuts go by."""
+        return self.name(index)
+
+    def with_groups(self: Self, groups: Sequence[str]) -> Self:
+        """The same images, each with its group."""
+        return replace(self, groups=tuple(groups))
+
     @abstractmethod
     def encoded(self, index: int) -> bytes:
         """The image as a file: the very bytes on disk, or a lossless PNG. Raises DataError."""
 
     @abstractmethod
+    def decoded(self, index: int, how: Preprocessing) -> Decoded:
+        """The image as the gateway would send it to a device, and remarks on it. Raises DataError."""
+
     def prepared(self, index: int, how: Preprocessing) -> UInt8:
         """The image as the gateway would send it to a device, uint8 `[channels, size, size]`. Raises DataError."""
+        return self.decoded(index, how).array
+
+    def check_decodable(self) -> None:
+        """Whether what decoding needs is installed, told without reading a file. Raises MissingExtraError."""
+        return
 
     def stamp(self, index: int) -> str:
         """A text that changes when the image does, without decoding it. Raises DataError."""
@@ -64,14 +88,15 @@ class LabelledImages(ABC):
         Raises:
             DataError: a class of the data is not among `classes`.
         """
-        position = {name: index for index, name in enumerate(classes)}
-        unknown = [name for name in self.classes if name not in position]
+        position = {unicodedata.normalize("NFC", name): index for index, name in enumerate(classes)}
+        own = [unicodedata.normalize("NFC", name) for name in self.classes]
+        unknown = [name for name in own if name not in position]
         if unknown:
             raise DataError(
                 f"the data has classes that the model does not know: {shorten(unknown)} "
                 f"(the model knows {shorten(classes)})"
             )
-        mapping = np.array([position[name] for name in self.classes], dtype=np.int64)
+        mapping = np.array([position[name] for name in own], dtype=np.int64)
         return replace(self, classes=tuple(classes), labels=mapping[self.labels])
 
 
@@ -92,8 +117,8 @@ class ArrayImages(LabelledImages):
         """As a picture."""
         return Image.fromarray(self.pixels[index])
 
-    def prepared(self, index: int, how: Preprocessing) -> UInt8:
-        return image_to_array(self.image(index), how)
+    def decoded(self, index: int, how: Preprocessing) -> Decoded:
+        return Decoded(image_to_array(self.image(index), how))
 
     def encoded(self, index: int) -> bytes:
         buffer = io.BytesIO()
@@ -106,9 +131,24 @@ class Files(LabelledImages):
     """Files that stay on disk until asked for."""
 
     paths: tuple[Path, ...]
+    root: Path | None = field(default=None, kw_only=True)
+    """The data set's folder; None: it is not known, and files go by their own names."""
 
     def name(self, index: int) -> str:
         return str(self.paths[index])
+
+    def key(self, index: int) -> str:
+        return relative_name(self.paths[index], self.root)
+
+    def take(self: T, chosen: Labels, *notes: str) -> T:
+        """The files at these indices, with more notes."""
+        return replace(
+            self,
+            labels=self.labels[chosen],
+            paths=tuple(self.paths[index] for index in chosen),
+            groups=None if self.groups is None else tuple(self.groups[index] for index in chosen),
+            notes=(*self.notes, *notes),
+        )
 
     def stamp(self, index: int) -> str:
         path = self.paths[index]
@@ -116,10 +156,10 @@ class Files(LabelledImages):
             state = path.stat()
         return f"{path} {state.st_size} {state.st_mtime_ns}"
 
-    def prepared(self, index: int, how: Preprocessing) -> UInt8:
+    def decoded(self, index: int, how: Preprocessing) -> Decoded:
         # The gateway's own decoder: it may decode a large JPEG at a reduced scale, which changes pixels slightly.
         with _named(self.paths[index]):
-            return decode_file(self.encoded(index), how)
+            return read_file(self.encoded(index), how)
 
     def encoded(self, index: int) -> bytes:
         path = self.paths[index]
@@ -131,33 +171,50 @@ class Files(LabelledImages):
 class FileImages(Files):
     """Image files."""
 
+    def check_decodable(self) -> None:
+        suffixes = {path.suffix.lower() for path in self.paths}
+        for name in sorted({formats.EXTENSIONS[suffix] for suffix in suffixes if suffix in formats.EXTENSIONS}):
+            if name not in formats.readable():
+                raise MissingExtraError(f"{self.root or 'the data'}: {formats.needed_for(name)}")
+
     def image(self, index: int) -> Image.Image:
         """Decoded in full. Raises DataError naming the file when it is unreadable."""
-        path = self.paths[index]
-        try:
-            with Image.open(path, formats=FORMATS) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise DataError(f"{path}: {image.width}x{image.height} is over {MAX_PIXELS:,} pixels: shrink it")
+        with _named(self.paths[index]):
+            image = open_image(self.encoded(index))
+            try:
                 image.load()
-            return cast(Image.Image, image)
-        except DataError:
-            raise
-        except Exception:  # Pillow's decoders raise many kinds on damaged files
-            raise DataError(f"{path}: not a readable image; replace or remove it") from None
+            except Exception:  # Pillow's decoders raise many kinds on damaged files
+                raise ImageError("not a readable image") from None
+            return image
 
 
 @dataclass(frozen=True)
 class FileSounds(Files):
     """Sound files; how they become images is for `Preprocessing.spectrogram` to say."""
 
-    def typical_seconds(self, sample: int = 200) -> float:
-        """Median length of at most `sample` clips, evenly spaced, to a tenth of a second. Raises DataError."""
-        every = max(1, len(self) // sample)
-        return max(0.1, round(float(np.median([self._seconds(path) for path in self.paths[::every]])), 1))
+    def check_decodable(self) -> None:
+        check_installed()
 
-    def _seconds(self, path: Path) -> float:
-        with _named(path):
-            return duration(path)
+    def typical(self, sample: int = 200) -> tuple[float, int]:
+        """Median length to a tenth of a second, and the commonest rate in Hz, of at most `sample` clips, evenly spaced.
+
+        Clips that cannot be read are passed over: decoding tells of all of them.
+
+        Raises:
+            DataError: none of them can be read.
+        """
+        found, problem = [], None
+        for path in self.paths[:: max(1, len(self) // sample)]:
+            try:
+                with _named(path):
+                    found.append(duration_and_rate(path))
+            except DataError as error:
+                problem = problem or error
+        if not found:
+            raise problem or DataError("no sound file can be read")
+        seconds = max(0.1, round(float(np.median([seconds for seconds, _ in found])), 1))
+        rates = Counter(rate for _, rate in found)
+        return seconds, max(rates, key=lambda rate: (rates[rate], rate))
 
 
 @contextmanager
@@ -169,6 +226,11 @@ def _named(path: Path) -> Iterator[None]:
         raise DataError(f"{path}: {error}; replace or remove the file") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({type(error).__name__})") from None
+
+
+def relative_name(path: Path, root: Path | None) -> str:
+    """A file's name from its data set's folder on, with `/` and composed (NFC): the same on every system."""
+    return unicodedata.normalize("NFC", path.name if root is None else path.relative_to(root).as_posix())
 
 
 def shorten(names: Sequence[str], limit: int = 5) -> str:

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from edvit.errors import DataError
-from edvit.inputs.datasets.folder import files_under
 from edvit.inputs.datasets.images import FileSounds, Split, shorten
+from edvit.inputs.datasets.tree import files_under
 
 VALIDATION = "validation_list.txt"
 TEST = "testing_list.txt"
@@ -43,6 +43,7 @@ def read_speech_commands(split: Split, data_root: Path | None) -> FileSounds:
         classes=classes,
         labels=np.array([classes.index(name.partition("/")[0]) for name in chosen], dtype=np.int64),
         paths=tuple(clips[name] for name in chosen),
+        root=folder,
         validation=None if split == "test" else np.flatnonzero([name in validation for name in chosen]),
     )
 
