@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from edvit.builder.images import ImageSet
 from edvit.builder.stages.base import load_extractor
 from edvit.builder.stages.export import load_head
 from edvit.builder.stages.test import Sessions, TestResult
@@ -21,6 +24,7 @@ def result(**scores):
         "without": {"pi-1": np.roll(right, 1, axis=1), "pi-2": right},
         "alone": np.stack([right, np.zeros_like(right)]),
         "baseline": None,
+        "images": ImageSet(Path("nowhere"), np.arange(4)),
     }
     return TestResult(labels=labels, **{**known, **scores})
 
@@ -32,11 +36,18 @@ def test_accuracy_is_the_share_of_right_answers():
     assert test.accuracy(test.alone[1]) == 0.25  # class 0 for all
 
 
-def test_own_accuracy_is_over_the_own_classes_images():
+def test_own_answers_are_to_the_own_classes_images():
     test = result()
-    assert test.own_accuracy(1, (0, 2)) == 0.5
-    assert test.own_accuracy(1, (1,)) == 0.0
-    assert test.own_accuracy(0, (1,)) == 1.0
+    assert test.own_correct(1, (0, 2)).tolist() == [True, False]
+    assert test.own_correct(1, (1,)).tolist() == [False, False]
+    assert test.own_correct(0, (1,)).tolist() == [True, True]
+
+
+def test_answers_are_told_apart_image_by_image():
+    found = result(baseline=result().alone[1]).correct()
+    assert found["n1"].tolist() == found["submodel-1"].tolist() == [True, False, False, False]
+    assert found["fused"].tolist() == [True] * 4
+    assert "n1" not in result().correct()
 
 
 def test_metrics_name_every_part_once():

@@ -46,6 +46,7 @@ class TestResult:
         without: device name -> `[n, classes]`, that device's features absent.
         alone: float32 `[submodels, n, classes]`, each sub-model's own head for all classes.
         baseline: `[n, classes]` of N = 1 at the same width; None where it was not built.
+        images: the images themselves.
     """
 
     __test__ = False  # not a test case for pytest
@@ -56,24 +57,29 @@ class TestResult:
     without: Mapping[str, Floats]
     alone: Floats
     baseline: Floats | None
+    images: ImageSet
 
     def accuracy(self, scores: Floats) -> float:
         """Share of test images whose highest score is their label."""
         return float((scores.argmax(axis=1) == self.labels).mean())
 
-    def own_accuracy(self, submodel: int, classes: Sequence[int]) -> float:
-        """Accuracy of a sub-model alone on the images of its own classes, told from every other class, 0 to 1."""
+    def own_correct(self, submodel: int, classes: Sequence[int]) -> npt.NDArray[np.bool_]:
+        """Whether a sub-model alone is accurate on each image of its own classes, told from every other class."""
         own = np.isin(self.labels, classes)
-        return float((self.alone[submodel][own].argmax(axis=1) == self.labels[own]).mean()) if own.any() else 0.0
+        return np.asarray(self.alone[submodel][own].argmax(axis=1) == self.labels[own])
+
+    def correct(self) -> dict[str, npt.NDArray[np.bool_]]:
+        """Whether each answer is its image's label, `[n]`, by the name of the metric that is their share."""
+        scores = {"base": self.base, "fused": self.fused}
+        if self.baseline is not None:
+            scores["n1"] = self.baseline
+        scores |= {f"submodel-{i}": of_one for i, of_one in enumerate(self.alone)}
+        scores |= {f"fused-without-{device}": of_rest for device, of_rest in self.without.items()}
+        return {name: found.argmax(axis=1) == self.labels for name, found in scores.items()}
 
     def metrics(self) -> tuple[Metric, ...]:
         """The accuracies that the manifest records."""
-        values = {"base": self.accuracy(self.base), "fused": self.accuracy(self.fused)}
-        if self.baseline is not None:
-            values["n1"] = self.accuracy(self.baseline)
-        values |= {f"submodel-{i}": self.accuracy(scores) for i, scores in enumerate(self.alone)}
-        values |= {f"fused-without-{device}": self.accuracy(scores) for device, scores in self.without.items()}
-        return tuple(Metric(name=name, value=value, split="test") for name, value in values.items())
+        return tuple(Metric(name=name, value=float(c.mean()), split="test") for name, c in self.correct().items())
 
 
 class Sessions:
@@ -206,6 +212,7 @@ def run_test(
             without={device: arrays[f"without/{device}"] for device in dict.fromkeys(devices)},
             alone=arrays["alone"],
             baseline=arrays["baseline"] if baseline else None,
+            images=images,
         )
 
 
