@@ -408,7 +408,8 @@ def test_the_test_images_are_read_last_and_nothing_is_lost_by_it(tmp_path):
 
     bad.write_bytes(whole)
     bundle, _ = build(folder_config(root), out)
-    assert redone(before, stages(tmp_path / "out-work")) == ["data", "test"]
+    # Of the test stage, the scores and the base in ONNX.
+    assert redone(before, stages(tmp_path / "out-work")) == ["data", "test", "test"]
     assert bundle.manifest.data.classes == ("class-0", "class-1")
     assert (bundle.manifest.data.train, bundle.manifest.data.validation, bundle.manifest.data.test) == (10, 2, 12)
 

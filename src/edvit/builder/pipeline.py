@@ -42,7 +42,7 @@ from edvit.builder.stages.fuse import Fused, fuse_job, fusion_views
 from edvit.builder.stages.prune import Group, load_kept
 from edvit.builder.stages.recover import recover, recovery
 from edvit.builder.stages.teacher import teach
-from edvit.builder.stages.test import TestResult, open_test, run_test
+from edvit.builder.stages.test import TestResult, export_base, open_test, run_test
 from edvit.builder.subspace import rms
 from edvit.builder.train.device import TorchDevice, devices
 from edvit.builder.vit import backbone
@@ -223,8 +223,9 @@ def _run(
     )
     latencies = measure_latencies(
         base,
+        export_base(runner, base, data.validation),
         fused,
-        data.validation.pixels(slice(0, 2)),
+        data.validation.pixels(slice(0, 1)),
         devices=[submodel.device for submodel in plan.submodels],
         baseline=baseline,
     )

@@ -7,9 +7,13 @@ import pytest
 import torch
 
 from edvit.builder.images import ImageSet
+from edvit.builder.stages import test as test_stage
 from edvit.builder.stages.base import load_extractor
 from edvit.builder.stages.export import load_head
-from edvit.builder.stages.test import Sessions, TestResult
+from edvit.builder.stages.test import Sessions, TestResult, export_base
+from edvit.errors import BuildError
+from edvit.runtime.engine.session import open_session
+from tiny_build import runner_of
 
 torch.set_num_threads(1)
 
@@ -91,3 +95,22 @@ def test_the_exported_head_is_the_sub_models(tiny_build):
         found = load_head(exported).state_dict()
         assert expected.keys() == found.keys()
         assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_the_exported_base_answers_as_the_base_and_is_made_once(tiny_build, work, monkeypatch):
+    built = tiny_build.built
+    monkeypatch.setattr(test_stage, "export_module", None)  # the build has made it
+    path = export_base(runner_of(work), built.base, built.data.validation)
+    pixels = built.data.validation.pixels(slice(0, 16))
+    with torch.inference_mode():
+        expected = built.base.model.head(built.base.extractor(torch.from_numpy(pixels))).numpy()
+    assert open_session(path, 1).run(None, {"image": pixels})[0] == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_base_that_cannot_be_exported_costs_no_build(tiny_build, tmp_path, monkeypatch):
+    def fail(*_):
+        raise BuildError("ONNX Runtime differs from PyTorch")
+
+    monkeypatch.setattr(test_stage, "export_module", fail)
+    assert export_base(runner_of(tmp_path), tiny_build.built.base, tiny_build.built.data.validation) is None
+    assert [path for path in tmp_path.iterdir() if path.is_dir()] == []

@@ -5,21 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 
-from edvit.builder.export.onnx_file import export_module
 from edvit.builder.jobs.parallel import torch_threads
 from edvit.builder.report.timing import interleaved_s
 from edvit.builder.stages.base import Base
 from edvit.builder.stages.fuse import Fused
 from edvit.builder.stages.test import Sessions
-from edvit.errors import BuildError
 from edvit.runtime.engine.session import open_session
 
 BASE_TORCH, BASE_ONNX = "base in PyTorch", "base in ONNX Runtime"
@@ -46,26 +42,29 @@ class Latency:
 
 
 def measure_latencies(
-    base: Base, fused: Fused, images: npt.NDArray[np.uint8], *, devices: Sequence[str], baseline: Fused | None
+    base: Base,
+    exported: Path | None,
+    fused: Fused,
+    image: npt.NDArray[np.uint8],
+    *,
+    devices: Sequence[str],
+    baseline: Fused | None,
 ) -> dict[str, Latency]:
     """Seconds per image on one thread of this machine, by the name of their metric; those of the base, by `BASE`.
 
-    The base runs in PyTorch and in ONNX Runtime, both fp32; `BASE_ONNX` is absent where it cannot be exported.
-    `fused` is the device that takes longest with all its sub-models, one after the other, and then the fusion, as on
-    devices that work side by side, without a network; `n1` likewise from the baseline's own files. All are timed in
-    turns.
+    The base runs in PyTorch and in ONNX Runtime, both fp32. `fused` is the device that takes longest with all its
+    sub-models, one after the other, and then the fusion, as on devices that work side by side, without a network; `n1`
+    likewise from the baseline's own files. All are timed in turns.
 
     Args:
-        images: at least two real ones, uint8 `[n, channels, size, size]`; the first is timed.
+        exported: the base as an ONNX file; None where there is none, and then no `BASE_ONNX`.
+        image: a real one, uint8 `[1, channels, size, size]`.
         devices: the device of each sub-model, in their order.
         baseline: N = 1 at the same width; None where it was not built.
     """
-    image = images[:1]
     calls: dict[str, Call] = {BASE_TORCH: _base_call(base, image)}
-    with TemporaryDirectory() as folder:
-        exported = _export_base(base, images, Path(folder) / "base.onnx")
-        if exported is not None:
-            calls[BASE_ONNX] = _onnx_call(exported, image=image)
+    if exported is not None:
+        calls[BASE_ONNX] = _onnx_call(exported, image=image)
     calls |= _calls("fused", fused, image)
     if baseline is not None:
         calls |= _calls("n1", baseline, image)
@@ -108,13 +107,3 @@ def _onnx_call(path: Path, **inputs: npt.NDArray[Any]) -> Call:
 def _base_call(base: Base, image: npt.NDArray[np.uint8]) -> Call:
     pixels = torch.from_numpy(image)
     return lambda: base.model.head(base.extractor(pixels))
-
-
-def _export_base(base: Base, images: npt.NDArray[np.uint8], path: Path) -> Path | None:
-    """The base as an ONNX file; None where that fails, as a figure of the report is no reason to lose a build."""
-    try:
-        whole = nn.Sequential(base.extractor, base.model.head)
-        export_module(whole, (torch.from_numpy(images),), ["image"], "logits", path)
-    except BuildError:
-        return None
-    return path

@@ -125,7 +125,8 @@ def _headlines(report: ReportData) -> list[_Headline]:
     fused = _of_kind(report, "fused")
     lines = []
     if fused is not None:
-        label = f"fused test accuracy ({_interval(fused.share)}), {counted(len(manifest.submodels), 'sub-model')}"
+        submodels = counted(len(manifest.submodels), "sub-model")
+        label = f"fused test accuracy ({_unbroken(_interval(fused.share))}), {submodels}"
         lines.append(_Headline(_share(fused.share), label))
         if fused.against_base is not None:
             lines.append(_gap(fused.against_base, "against the base model"))
@@ -144,12 +145,17 @@ def _headlines(report: ReportData) -> list[_Headline]:
     missing = [row.share for row in report.rows if row.kind == "missing"]
     if missing:
         worst = min(missing, key=lambda share: share.correct)
-        lines.append(_Headline(_share(worst), f"at worst with one device missing ({_interval(worst)})"))
+        lines.append(_Headline(_share(worst), f"at worst with one device missing ({_unbroken(_interval(worst))})"))
     return lines
 
 
 def _gap(difference: Difference, label: str) -> _Headline:
-    return _Headline(f"{_points(difference.points)} points", f"{label} ({p_text(difference.p)})")
+    return _Headline(f"{_points(difference.points)} points", f"{label} ({_unbroken(p_text(difference.p))})")
+
+
+def _unbroken(text: str) -> str:
+    """With spaces at which no line ends."""
+    return text.replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _of_kind(report: ReportData, kind: RowKind) -> ResultRow | None:

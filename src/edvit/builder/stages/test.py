@@ -10,8 +10,11 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from edvit.builder.config import BuildConfig
+from edvit.builder.export.onnx_file import export_module
+from edvit.builder.export.onnx_form import OPSET
 from edvit.builder.images import ImageSet, open_images
 from edvit.builder.jobs.artifacts import Artifact
 from edvit.builder.jobs.job import Job, Note, unkeyed
@@ -19,12 +22,12 @@ from edvit.builder.jobs.parallel import Progress
 from edvit.builder.jobs.runner import Runner
 from edvit.builder.stages.base import Base
 from edvit.builder.stages.data import Decode
-from edvit.builder.stages.export import SUBMODEL_FILE, load_head
+from edvit.builder.stages.export import SAMPLES, SUBMODEL_FILE, load_head
 from edvit.builder.stages.fuse import FUSION_FILE, Fused
 from edvit.builder.train.device import TorchDevice
 from edvit.builder.vit.backbone import FeatureExtractor
 from edvit.bundle import Metric
-from edvit.errors import DataError
+from edvit.errors import BuildError, DataError
 from edvit.inputs.datasets import LabelledImages, read_split
 from edvit.inputs.preprocess import Preprocessing
 from edvit.runtime.engine.session import open_session
@@ -33,6 +36,7 @@ from edvit.units import counted
 Floats = npt.NDArray[np.float32]
 BATCH = 64
 SCORES = "scores.npz"
+BASE_FILE = "base.onnx"
 
 
 @dataclass(frozen=True)
@@ -214,6 +218,45 @@ def run_test(
             baseline=arrays["baseline"] if baseline else None,
             images=images,
         )
+
+
+@dataclass(frozen=True)
+class ExportBase(Job):
+    """Writes the base model as an ONNX file, to be timed; no bundle holds it.
+
+    Attributes:
+        base: the base model.
+        compared: images on which the file is compared with PyTorch.
+        extractor: the base model, loaded.
+        opset: of the ONNX file.
+    """
+
+    STAGE: ClassVar[str] = "test"
+    LIBRARIES: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript", "timm", "torch")
+
+    base: Artifact
+    compared: ImageSet
+    extractor: FeatureExtractor = unkeyed()
+    opset: int = OPSET
+
+    def run(self, folder: Path, progress: Progress) -> Note:
+        whole = nn.Sequential(self.extractor, self.extractor.model.head)
+        pixels = torch.from_numpy(self.compared.pixels())
+        export_module(whole, (pixels,), ["image"], "logits", folder / BASE_FILE)
+        return {}
+
+
+def export_base(runner: Runner, base: Base, validation: ImageSet) -> Path | None:
+    """The base model as an ONNX file, `image` -> `logits`; None where it cannot be exported.
+
+    Its latency is a figure of the report alone, and no reason to lose a build.
+    """
+    compared = validation.take(np.arange(min(SAMPLES, len(validation))))
+    try:
+        artifact = runner.make(ExportBase(base.artifact, compared, base.extractor), "base in ONNX")
+    except BuildError:
+        return None
+    return artifact.folder / BASE_FILE
 
 
 def open_test(config: BuildConfig, classes: Sequence[str]) -> LabelledImages:
