@@ -69,6 +69,13 @@ def test_devices_work_side_by_side_and_what_one_holds_one_after_the_other(measur
     assert "n1" not in measure(devices, None)
 
 
+def test_a_device_that_is_interrupted_now_and_then_is_not_the_slowest(measure, monkeypatch):
+    taken = {name: np.full(5, 1.0) for name in (BASE_TORCH, "fused/fusion", "n1/0", "n1/fusion")}
+    taken |= {"fused/0": np.array([1.0, 9.0, 9.0, 1.0, 1.0]), "fused/1": np.array([2.0, 2.0, 2.0, 9.0, 2.0])}
+    monkeypatch.setattr(latency, "interleaved_s", lambda calls: {name: taken[name] for name in calls})
+    assert measure()["fused"] == Latency(3.0, 3.0, 3.0)
+
+
 def test_a_latency_is_the_median_and_the_middle_half():
     assert Latency.of(np.array([9.0, 1.0, 2.0, 3.0, 4.0])) == Latency(2.0, 3.0, 4.0)
 

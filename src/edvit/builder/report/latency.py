@@ -84,11 +84,14 @@ def faster_base(latencies: Mapping[str, Latency]) -> Latency:
 
 
 def _side_by_side(seconds: Mapping[str, Seconds], owner: str, devices: Sequence[str]) -> Seconds:
-    """Seconds of an answer, `[rounds]`: of the device that takes longest, and of the fusion."""
+    """Seconds of an answer, `[rounds]`: of the device that takes longest by its median, and of the fusion.
+
+    Not the longest of each round: with many devices that is often one which the machine has just interrupted.
+    """
     busy: dict[str, Seconds] = {}
     for i, device in enumerate(devices):
-        busy[device] = busy.get(device, 0.0) + seconds[f"{owner}/{i}"]
-    return np.asarray(np.max(list(busy.values()), axis=0) + seconds[f"{owner}/fusion"])
+        busy[device] = busy.get(device, 0) + seconds[f"{owner}/{i}"]
+    return max(busy.values(), key=lambda taken: float(np.median(taken))) + seconds[f"{owner}/fusion"]
 
 
 def _calls(owner: str, fused: Fused, image: npt.NDArray[np.uint8]) -> dict[str, Call]:

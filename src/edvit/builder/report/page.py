@@ -154,8 +154,8 @@ def _gap(difference: Difference, label: str) -> _Headline:
 
 
 def _unbroken(text: str) -> str:
-    """With spaces at which no line ends."""
-    return text.replace(" ", "\N{NO-BREAK SPACE}")
+    """A text within which no line ends: neither at a space nor after a dash."""
+    return text.replace(" ", "\N{NO-BREAK SPACE}").replace("–", "–\N{WORD JOINER}")
 
 
 def _of_kind(report: ReportData, kind: RowKind) -> ResultRow | None:
