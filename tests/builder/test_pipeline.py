@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from dataclasses import replace
@@ -8,11 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from markupsafe import escape
 from PIL import Image
+from rich.console import Console
 
 from edvit.builder import pipeline
+from edvit.builder.jobs.progress import Reporter
 from edvit.builder.models import checkpoint
 from edvit.builder.pipeline import REPORT, build, make_plan
+from edvit.builder.report.statistics import Share
 from edvit.builder.stages import test as test_stage
 from edvit.builder.stages.base import weights_path
 from edvit.builder.stages.data import open_source
@@ -96,6 +101,25 @@ def test_the_report_is_whole_and_has_the_measured_figures(tiny_build):
     assert report.rstrip().endswith("</html>")
     for name in ("fused", "base"):
         assert f"{tiny_build.bundle.manifest.metric(name):.1%}".rstrip("%") in report
+    built = tiny_build.built
+    assert escape(built.verdict.text) in report
+    wrong = int((built.test.fused.argmax(axis=1) != built.test.labels).sum())
+    assert report.count("<img ") == min(wrong, 12)
+    for name in ("base in PyTorch", "base in ONNX Runtime", "sub-model 1 alone", "N = 1, its fusion"):
+        assert name in report
+
+
+def test_the_verdict_is_said_and_the_command_is_kept_outside_the_manifest(tiny_build, work, tmp_path):
+    said = io.StringIO()
+    report = Reporter(Console(file=said, width=200, highlight=False))
+    command = ("edvit", "build", "--data", "my data")
+    bundle, built = build(tiny_config(), tmp_path / "again", work=work, command=command, report=report)
+    assert bundle.digest == tiny_build.bundle.digest
+    assert escape("edvit build --data 'my data'") in (bundle.path / REPORT).read_text()
+    test, verdict = said.getvalue().splitlines()[-3:-1]
+    low, high = Share.of(built.test.correct()["fused"]).interval
+    assert f"fused {built.test.accuracy(built.test.fused):.1%} ({100 * low:.1f}–{100 * high:.1f})" in test
+    assert verdict.startswith(f"✓ verdict    {built.verdict.text}")
 
 
 # --- resuming ----------------------------------------------------------------------------------------------
@@ -397,7 +421,8 @@ def test_the_test_images_are_read_last_and_nothing_is_lost_by_it(tmp_path):
 
     bad.write_bytes(whole)
     bundle, _ = build(folder_config(root), out)
-    assert redone(before, stages(tmp_path / "out-work")) == ["data", "test"]
+    # Of the test stage, the scores and the base in ONNX.
+    assert redone(before, stages(tmp_path / "out-work")) == ["data", "test", "test"]
     assert bundle.manifest.data.classes == ("class-0", "class-1")
     assert (bundle.manifest.data.train, bundle.manifest.data.validation, bundle.manifest.data.test) == (10, 2, 12)
 

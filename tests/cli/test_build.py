@@ -225,7 +225,7 @@ def test_an_image_folder_becomes_a_bundle_that_other_commands_read(tmp_path):
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     stages = [line.split()[1] for line in lines if line.startswith("✓")]
-    assert stages == ["data", "base", "partition", "prune", "recover", "fuse", "test", "bundle"]
+    assert stages == ["data", "base", "partition", "prune", "recover", "fuse", "test", "verdict", "bundle"]
     assert lines[-1] == f"Next: edvit serve {out} --local"
 
     manifest = read_bundle(out).manifest

@@ -30,7 +30,19 @@ def test_the_demo_builds_serves_evaluates_and_leaves_no_process(tiny_build, tmp_
     manifest = read_bundle(out).manifest
     lines = said.getvalue().splitlines()
     stages = [line.split()[1] for line in lines if line.startswith("✓")]
-    assert stages == ["data", "base", "partition", "prune", "recover", "fuse", "test", "bundle", "serve", "evaluate"]
+    assert stages == [
+        "data",
+        "base",
+        "partition",
+        "prune",
+        "recover",
+        "fuse",
+        "test",
+        "verdict",
+        "bundle",
+        "serve",
+        "evaluate",
+    ]
     serve = next(line for line in lines if line.startswith("✓ serve"))
     assert re.search(r"gateway http://127\.0\.0\.1:\d+, devices dev-1 … dev-2", serve)
     assert any(line.startswith("✓ evaluate") and "360 images over HTTP" in line for line in lines)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import shlex
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,14 @@ from edvit.builder.jobs.progress import Reporter
 from edvit.builder.jobs.runner import Runner
 from edvit.builder.models.checkpoint import read_architecture
 from edvit.builder.models.family import VIT, vit_widths
-from edvit.builder.report.latency import latencies_s
-from edvit.builder.report.page import ReportData, result_rows, write_report
+from edvit.builder.report import mistakes
+from edvit.builder.report.latency import Latency, measure_latencies
+from edvit.builder.report.machine import cpu
+from edvit.builder.report.page import Made, ReportData, write_report
+from edvit.builder.report.rows import class_rows, latency_rows, result_rows
+from edvit.builder.report.statistics import Difference, Share
+from edvit.builder.report.training import Training
+from edvit.builder.report.verdict import Verdict, judge
 from edvit.builder.stages import base as base_stage
 from edvit.builder.stages import prune_channels, prune_subspace
 from edvit.builder.stages.base import Base, Start, weights_path
@@ -33,7 +41,7 @@ from edvit.builder.stages.fuse import Fused, fuse_job, fusion_views
 from edvit.builder.stages.prune import Group, load_kept
 from edvit.builder.stages.recover import recover, recovery
 from edvit.builder.stages.teacher import teach
-from edvit.builder.stages.test import TestResult, open_test, run_test
+from edvit.builder.stages.test import TestResult, export_base, open_test, run_test
 from edvit.builder.subspace import rms
 from edvit.builder.train.device import TorchDevice, devices
 from edvit.bundle import (
@@ -76,6 +84,9 @@ class Built:
     fused: Fused
     baseline: Fused | None
     test: TestResult
+    latencies: Mapping[str, Latency]
+    """Measured on this machine, as `measure_latencies` gives them."""
+    verdict: Verdict
     mixed: bool
     """Whether training was in mixed precision."""
 
@@ -92,6 +103,7 @@ def build(
     work: Path | None = None,
     force: frozenset[str] = frozenset(),
     flags: Mapping[str, Any] | None = None,
+    command: Sequence[str] | None = None,
     report: Reporter | None = None,
 ) -> tuple[Bundle, Built]:
     """Build a bundle at `out`; what an earlier run with the same settings has finished is not done again.
@@ -102,6 +114,7 @@ def build(
         work: where the stages' results are kept; `OUT-work` beside the bundle by default.
         force: names of stages to redo.
         flags: what the user typed, for the record.
+        command: the whole command as it was typed, for the report; None where there was none.
         report: whom to tell.
 
     Raises:
@@ -117,7 +130,8 @@ def build(
     folder = WorkFolder((work or out.with_name(out.name + "-work")).absolute(), force)
     with folder.locked(), _pool(config, folder) as pool:
         runner = Runner(folder, pool, report or Reporter(quiet=True))
-        return _run(runner, config, source, plan, start, where=where, out=out, flags=dict(flags or {}))
+        flags = dict(flags or {})
+        return _run(runner, config, source, plan, start, where=where, out=out, flags=flags, command=command)
 
 
 def _pool(config: BuildConfig, folder: WorkFolder) -> AbstractContextManager[parallel.Pool]:
@@ -136,6 +150,7 @@ def _run(
     where: Sequence[TorchDevice],
     out: Path,
     flags: dict[str, Any],
+    command: Sequence[str] | None,
 ) -> tuple[Bundle, Built]:
     durations: dict[str, float] = {}
 
@@ -205,13 +220,24 @@ def _run(
         baseline=baseline,
         where=where[0],
     )
-    done("test", _describe_test(test))
+    latencies = measure_latencies(
+        base,
+        export_base(runner, base, data.validation),
+        fused,
+        data.validation.pixels(slice(0, 1)),
+        devices=[submodel.device for submodel in plan.submodels],
+        baseline=baseline,
+    )
+    done("test", _describe_test(test, _noun(source)))
+    verdict = _judge(test, n, _noun(source))
+    runner.report.line("verdict", " ".join((verdict.text, *verdict.remarks)))
 
-    built = Built(config, source, data, base, plan, fused, baseline, test, mixed=where[0].mixed)
+    built = Built(config, source, data, base, plan, fused, baseline, test, latencies, verdict, mixed=where[0].mixed)
+    made = Made(datetime.now(timezone.utc), cpu(), None if command is None else shlex.join(command))
 
     def fill(folder: Path) -> Manifest:
         manifest = _fill_bundle(folder, built, flags)
-        write_report(folder / REPORT, report_data(built, manifest, durations))
+        write_report(folder / REPORT, report_data(built, manifest, made, durations))
         return manifest
 
     bundle = write_bundle(out, fill)
@@ -378,38 +404,54 @@ def _resolved(built: Built) -> dict[str, Any]:
     }
 
 
-def report_data(built: Built, manifest: Manifest, durations: Mapping[str, float]) -> ReportData:
-    """What the report shows, with latencies measured here and now."""
-    test, made = built.test, built.fused
-    classes = len(built.data.classes)
-    confusion = np.zeros((classes, classes), dtype=np.int64)
+def _judge(test: TestResult, submodels: int, noun: str) -> Verdict:
+    correct = test.correct()
+    chance = float(np.bincount(test.labels).max() / len(test.labels))
+    return judge(correct["base"], correct["fused"], correct.get("n1"), submodels=submodels, chance=chance, noun=noun)
+
+
+def report_data(built: Built, manifest: Manifest, made: Made, durations: Mapping[str, float]) -> ReportData:
+    """What the report shows."""
+    test, fused, correct = built.test, built.fused, built.test.correct()
+    classes = built.data.classes
+    confusion = np.zeros((len(classes), len(classes)), dtype=np.int64)
     np.add.at(confusion, (test.labels, test.fused.argmax(axis=1)), 1)
-    rows = result_rows(
-        manifest,
-        own_accuracy={s.id: test.own_accuracy(s.id, s.classes) for s in built.plan.submodels},
-        measured_s=latencies_s(
-            built.base,
-            made,
-            built.data.validation.pixels(slice(0, 1)),
-            devices=built.devices,
-            baseline=built.baseline,
-        ),
-    )
+    own = {submodel.id: test.own_correct(submodel.id, submodel.classes) for submodel in built.plan.submodels}
     return ReportData(
         manifest=manifest,
-        rows=rows,
+        verdict=built.verdict,
+        rows=result_rows(manifest, correct, own),
+        split_gain=Difference.of(correct["fused"], correct["n1"]) if "n1" in correct else None,
+        classes=class_rows(classes, test.labels, correct),
+        latencies=latency_rows(manifest, built.latencies),
+        measured_on=_describe_timing(built, made),
+        mistakes=tuple(
+            mistakes.describe(test.fused[i], int(test.labels[i]), test.images.pixels(slice(i, i + 1))[0])
+            for i in mistakes.most_confident(test.fused, test.labels)
+        ),
+        trainings=tuple(_trainings(built)),
         confusion=confusion,
         kept={
             submodel.id: load_kept(artifact)
-            for submodel, artifact in zip(built.plan.submodels, made.pruned, strict=True)
+            for submodel, artifact in zip(built.plan.submodels, fused.pruned, strict=True)
         },
         pruned_by=_describe_pruner(built.config),
+        made=made,
         seeds={"seed": built.config.seed},
-        measured_on=f"{platform.machine()}, one thread, one image at a time: the base in PyTorch fp32, "
-        f"sub-models in ONNX Runtime {built.config.precision}; fused is the device that takes longest with all "
-        "its sub-models, and the fusion, without a network; N = 1 is its one sub-model and its fusion",
         durations_s=durations,
     )
+
+
+def _trainings(built: Built) -> Iterator[Training]:
+    """The base, the sub-models and the fusion, then N = 1 likewise."""
+    images = len(built.data.validation)
+    yield Training.of("base", built.base.artifact.note, images)
+    for number, artifact in enumerate(built.fused.recovered):
+        yield Training.of(f"sub-model {number}", artifact.note, images)
+    yield Training.of("fusion", built.fused.fusion.note, images)
+    if built.baseline is not None:
+        yield Training.of("N = 1", built.baseline.recovered[0].note, images)
+        yield Training.of("N = 1, its fusion", built.baseline.fusion.note, images)
 
 
 # --- what a person reads -----------------------------------------------------------------------------------
@@ -472,9 +514,26 @@ def _describe_submodels(count: int, with_baseline: bool, config: BuildConfig, po
     return f"{counted(count, 'sub-model')}{more} · {epochs}, {pool.describe()}"
 
 
-def _describe_test(test: TestResult) -> str:
-    n1 = "" if test.baseline is None else f", N = 1 at the same width {test.accuracy(test.baseline):.1%}"
+def _describe_timing(built: Built, made: Made) -> str:
     return (
-        f"{counted(len(test.labels), 'test image')} · fused {test.accuracy(test.fused):.1%}, "
-        f"base {test.accuracy(test.base):.1%}{n1}"
+        f"Measured on {made.cpu}, one thread, one {_noun(built.source)} at a time, all models in turns: the base in "
+        f"fp32, sub-models in ONNX Runtime {built.config.precision}. Fused is the device that takes longest with all "
+        "its sub-models, and the fusion, without a network; N = 1 is its one sub-model and its fusion."
     )
+
+
+def _describe_test(test: TestResult, noun: str) -> str:
+    names = (("fused", "fused"), ("base", "base"), ("n1", "N = 1 at the same width"))
+    correct = test.correct()
+    accuracies = ", ".join(f"{name} {_in_words(Share.of(correct[key]))}" for key, name in names if key in correct)
+    return f"{counted(len(test.labels), f'test {noun}')} · {accuracies}"
+
+
+def _in_words(share: Share) -> str:
+    """The accuracy and its interval: `99.2% (97.6–99.7)`."""
+    low, high = share.interval
+    return f"{share.correct / share.images:.1%} ({100 * low:.1f}–{100 * high:.1f})"
+
+
+def _noun(source: Source) -> str:
+    return "image" if source.preprocessing.spectrogram is None else "sound"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,7 +39,15 @@ def build(
 
         fetch(options.data, options.data_root)
     config = make_config(**options.given(), fleet=fleet.read())
-    bundle, _ = run(config, out, work=work, force=frozenset(force), flags=recorded(options, fleet), report=Reporter())
+    bundle, _ = run(
+        config,
+        out,
+        work=work,
+        force=frozenset(force),
+        flags=recorded(options, fleet),
+        command=("edvit", *sys.argv[1:]),
+        report=Reporter(),
+    )
     print(f"\nNext: edvit serve {bundle.path} --local")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 _INK = "#010203"
 """Stands for the page's text colour; replaced by `currentColor`."""
@@ -101,6 +102,26 @@ def channels_figure(kept: Sequence[Sequence[bool]]) -> str:
         axes.set_yticks(range(len(values)), [str(row) for row in range(len(values))])
         axes.set(xlabel="residual channel of the base model", ylabel="sub-model")
         return _to_svg(figure, "channels", "Residual channels kept by each sub-model")
+
+
+def curves_figure(curves: Mapping[str, Sequence[float]], prefix: str, label: str) -> str:
+    """One line for each training, a value for each epoch.
+
+    Args:
+        curves: values by the training's name; lengths may differ.
+        prefix: of the figure's ids.
+        label: what the values are.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(7.0, 2.8), layout="constrained")
+        axes = figure.add_subplot()
+        for name, values in curves.items():
+            axes.plot(range(1, len(values) + 1), values, label=_short(name), linewidth=1.2, marker=".")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set(xlabel="epoch", ylabel=label)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        return _to_svg(figure, prefix, f"{label[0].upper()}{label[1:]} by epoch")
 
 
 def _short(name: str) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,33 +16,30 @@ from markupsafe import Markup
 
 from edvit.builder.models.family import AnyWidths, Kept
 from edvit.builder.report import figures
+from edvit.builder.report.mistakes import Mistake
+from edvit.builder.report.rows import ClassRow, LatencyRow, ResultRow, RowKind
+from edvit.builder.report.statistics import Difference, Share, p_text
+from edvit.builder.report.training import Training
+from edvit.builder.report.verdict import Verdict
 from edvit.bundle import Manifest
 from edvit.shape.conv import FilterWidths
 from edvit.shape.vit import Widths
 from edvit.units import counted, si
 
-RowKind = Literal["base", "fused", "single", "missing", "submodel"]
-
 
 @dataclass(frozen=True)
-class ResultRow:
-    """One line of the accuracy table. What was not measured is None."""
+class Made:
+    """When, where and with what command a bundle was built.
 
-    kind: RowKind
-    """`single` is N = 1 at the same width, `missing` the fusion without one device."""
-    name: str
-    accuracy: float | None = None
-    """Over all classes, on the test split, 0 to 1."""
-    own_accuracy: float | None = None
-    """A sub-model's accuracy on the images of its own classes, 0 to 1."""
-    params: int | None = None
-    """Parameters of the largest model that one device holds."""
-    size_bytes: int | None = None
-    """Bytes of that model's parameters or file."""
-    predicted_s: float | None = None
-    """Latency per image by the plan's formula."""
-    measured_s: float | None = None
-    """Latency per image as measured; say where in `ReportData.measured_on`."""
+    Attributes:
+        date: with a time zone.
+        cpu: the processor.
+        command: one line to copy; None where the build was called from Python.
+    """
+
+    date: datetime
+    cpu: str
+    command: str | None = None
 
 
 @dataclass(frozen=True)
@@ -49,70 +47,27 @@ class ReportData:
     """Everything the report shows. Only the manifest is needed."""
 
     manifest: Manifest
+    verdict: Verdict | None = None
     rows: tuple[ResultRow, ...] = ()
+    split_gain: Difference | None = None
+    """The fused answers against those of N = 1."""
+    classes: tuple[ClassRow, ...] = ()
+    latencies: tuple[LatencyRow, ...] = ()
+    measured_on: str | None = None
+    """Machine and method behind the measured latencies."""
+    mistakes: tuple[Mistake, ...] = ()
+    """The fused answer's most confident ones, in their order."""
+    trainings: tuple[Training, ...] = ()
     confusion: npt.NDArray[np.int64] | None = None
     """`[true class, predicted class]`, counts on the test split."""
     kept: Mapping[int, Kept] = field(default_factory=dict)
     """What pruning left, by sub-model."""
     pruned_by: str | None = None
     """How, e.g. `channels, by fisher-kl`."""
+    made: Made | None = None
     seeds: Mapping[str, int] = field(default_factory=dict)
-    measured_on: str | None = None
-    """Machine and method behind the measured latencies."""
     durations_s: Mapping[str, float] = field(default_factory=dict)
     """Seconds per build stage."""
-
-
-def result_rows(
-    manifest: Manifest,
-    *,
-    own_accuracy: Mapping[int, float] | None = None,
-    predicted_s: Mapping[str, float] | None = None,
-    measured_s: Mapping[str, float] | None = None,
-) -> tuple[ResultRow, ...]:
-    """The accuracy table from the manifest's test metrics, in reading order.
-
-    Args:
-        manifest: with the metrics `base`, `fused`, `n1`, `fused-without-<device>` and `submodel-<id>`; one that was
-            not measured has no row.
-        own_accuracy: sub-model id -> accuracy on the images of its own classes.
-        predicted_s: metric name -> predicted seconds per image; that of `fused` is the plan's.
-        measured_s: metric name -> measured seconds per image.
-    """
-    own = own_accuracy or {}
-    predicted = {"fused": manifest.plan.latency_s, **(predicted_s or {})}
-    measured = measured_s or {}
-    largest = max(manifest.submodels, key=lambda submodel: submodel.params)
-    base_size = (manifest.base.params, manifest.base.bytes)
-    largest_size = (largest.params, largest.model.bytes)
-    used = [d.name for d in manifest.plan.fleet.devices if any(p.device == d.name for p in manifest.plan.placed)]
-    lines: list[tuple[RowKind, str, str, tuple[int, int], float | None]] = [
-        ("base", "base", "base, one device", base_size, None),
-        ("fused", "fused", f"fused, {counted(len(used), 'device')}", largest_size, None),
-        ("single", "n1", "N = 1, same width", largest_size, None),
-        *(("missing", f"fused-without-{name}", f"fused without {name}", largest_size, None) for name in used),
-        *(
-            ("submodel", f"submodel-{s.id}", f"sub-model {s.id} alone", (s.params, s.model.bytes), own.get(s.id))
-            for s in manifest.submodels
-        ),
-    ]
-    rows = []
-    for kind, metric, name, (params, size), own_share in lines:
-        accuracy = manifest.metric(metric)
-        if accuracy is not None:
-            rows.append(
-                ResultRow(
-                    kind=kind,
-                    name=name,
-                    accuracy=accuracy,
-                    own_accuracy=own_share,
-                    params=params,
-                    size_bytes=size,
-                    predicted_s=predicted.get(metric),
-                    measured_s=measured.get(metric),
-                )
-            )
-    return tuple(rows)
 
 
 def write_report(path: Path, report: ReportData) -> None:
@@ -130,16 +85,24 @@ def render(report: ReportData) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        si=si, counted=counted, percent=_percent, value=_value, points=_points, duration=_duration
+        si=si,
+        counted=counted,
+        percent=_percent,
+        share=_share,
+        interval=_interval,
+        value=_value,
+        points=_points,
+        p=p_text,
+        duration=_duration,
     )
     manifest = report.manifest
     return environment.get_template("page.html.j2").render(
         report=report,
         manifest=manifest,
         headlines=_headlines(report),
-        rows=[_with_gap(row, _of_kind(report, "base")) for row in report.rows],
-        has_measured=any(row.measured_s is not None for row in report.rows),
-        has_own=any(row.own_accuracy is not None for row in report.rows),
+        noun="image" if manifest.preprocessing.spectrogram is None else "sound",
+        has_own=any(row.own is not None for row in report.rows),
+        has_n1=any(row.n1 is not None for row in report.classes),
         figures=_figures(report),
         by_subspace=any(one.energy is not None for one in report.kept.values()),
         pruning=_pruning(manifest),
@@ -159,37 +122,44 @@ class _Headline:
 def _headlines(report: ReportData) -> list[_Headline]:
     """The few numbers that a reader came for; those that were not measured are left out."""
     manifest = report.manifest
-    base, fused, single = (_of_kind(report, kind) for kind in ("base", "fused", "single"))
+    fused = _of_kind(report, "fused")
     lines = []
-    if fused is not None and fused.accuracy is not None:
-        label = f"fused test accuracy, {counted(len(manifest.submodels), 'sub-model')}"
-        lines.append(_Headline(_percent(fused.accuracy), label))
-        if base is not None and base.accuracy is not None:
-            gap = 100 * (fused.accuracy - base.accuracy)
-            lines.append(_Headline(f"{_points(gap)} points", f"against the base model's {_percent(base.accuracy)}"))
-        if single is not None and single.accuracy is not None:
-            gap = 100 * (fused.accuracy - single.accuracy)
-            lines.append(_Headline(f"{_points(gap)} points", "against N = 1 at the same width: what splitting buys"))
+    if fused is not None:
+        submodels = counted(len(manifest.submodels), "sub-model")
+        label = f"fused test accuracy ({_unbroken(_interval(fused.share))}), {submodels}"
+        lines.append(_Headline(_share(fused.share), label))
+        if fused.against_base is not None:
+            lines.append(_gap(fused.against_base, "against the base model"))
+    if report.split_gain is not None:
+        lines.append(_gap(report.split_gain, "against N = 1 at the same width: what splitting buys"))
     largest = max(submodel.params for submodel in manifest.submodels)
     lines.append(
         _Headline(f"{manifest.base.params / largest:.1f}×", f"fewer parameters per device, {si(largest)} each")
     )
+    measured = next((row.faster for row in report.latencies if row.faster is not None), None)
+    if measured is not None:
+        lines.append(
+            _Headline(f"{measured:.1f}×", "as fast as the base in what runs it faster; measured here, no network")
+        )
     lines.append(_Headline(si(manifest.plan.latency_s, "s"), "per image, predicted for this fleet"))
-    missing = [row.accuracy for row in report.rows if row.kind == "missing" and row.accuracy is not None]
+    missing = [row.share for row in report.rows if row.kind == "missing"]
     if missing:
-        lines.append(_Headline(_percent(min(missing)), "at worst with one device missing"))
+        worst = min(missing, key=lambda share: share.correct)
+        lines.append(_Headline(_share(worst), f"at worst with one device missing ({_unbroken(_interval(worst))})"))
     return lines
+
+
+def _gap(difference: Difference, label: str) -> _Headline:
+    return _Headline(f"{_points(difference.points)} points", f"{label} ({_unbroken(p_text(difference.p))})")
+
+
+def _unbroken(text: str) -> str:
+    """A text within which no line ends: neither at a space nor after a dash."""
+    return text.replace(" ", "\N{NO-BREAK SPACE}").replace("–", "–\N{WORD JOINER}")
 
 
 def _of_kind(report: ReportData, kind: RowKind) -> ResultRow | None:
     return next((row for row in report.rows if row.kind == kind), None)
-
-
-def _with_gap(row: ResultRow, base: ResultRow | None) -> tuple[ResultRow, float | None]:
-    """The row and its accuracy less the base model's, in points."""
-    if row.kind == "base" or row.accuracy is None or base is None or base.accuracy is None:
-        return row, None
-    return row, 100 * (row.accuracy - base.accuracy)
 
 
 def _figures(report: ReportData) -> dict[str, Markup]:
@@ -197,6 +167,12 @@ def _figures(report: ReportData) -> dict[str, Markup]:
     drawn = {}
     if report.confusion is not None:
         drawn["confusion"] = figures.confusion_figure(report.confusion, report.manifest.data.classes)
+    for name, label, curves in (
+        ("loss", "training loss", {one.name: one.loss for one in report.trainings if one.loss}),
+        ("course", "validation accuracy", {one.name: one.course for one in report.trainings if one.course}),
+    ):
+        if curves:
+            drawn[name] = figures.curves_figure(curves, name, label)
     kept = [report.kept[submodel] for submodel in sorted(report.kept)]
     parts = [
         (title, [list(shares) for shares in column])
@@ -313,6 +289,17 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 
 def _percent(share: float, decimals: int = 1) -> str:
     return f"{100 * share:.{decimals}f} %"
+
+
+def _share(share: Share) -> str:
+    """The accuracy in percent, or a dash where there are no images."""
+    return "–" if share.value is None else _percent(share.value)
+
+
+def _interval(share: Share) -> str:
+    """Its interval, as `97.6 – 99.7 %`; nothing where there are no images."""
+    low, high = share.interval
+    return f"{100 * low:.1f} – {100 * high:.1f} %" if share.images else ""
 
 
 def _points(gap: float) -> str:

@@ -10,8 +10,11 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from edvit.builder.config import BuildConfig
+from edvit.builder.export.onnx_file import export_module
+from edvit.builder.export.onnx_form import OPSET
 from edvit.builder.images import ImageSet, open_images
 from edvit.builder.jobs.artifacts import Artifact
 from edvit.builder.jobs.job import Job, Note, unkeyed
@@ -19,12 +22,12 @@ from edvit.builder.jobs.parallel import Progress
 from edvit.builder.jobs.runner import Runner
 from edvit.builder.stages.base import Base
 from edvit.builder.stages.data import Decode
-from edvit.builder.stages.export import SUBMODEL_FILE, load_head
+from edvit.builder.stages.export import SAMPLES, SUBMODEL_FILE, load_head
 from edvit.builder.stages.fuse import FUSION_FILE, Fused
 from edvit.builder.train.device import TorchDevice
 from edvit.builder.vit.backbone import FeatureExtractor
 from edvit.bundle import Metric
-from edvit.errors import DataError
+from edvit.errors import BuildError, DataError
 from edvit.inputs.datasets import LabelledImages, read_split
 from edvit.inputs.preprocess import Preprocessing
 from edvit.runtime.engine.session import open_session
@@ -33,6 +36,7 @@ from edvit.units import counted
 Floats = npt.NDArray[np.float32]
 BATCH = 64
 SCORES = "scores.npz"
+BASE_FILE = "base.onnx"
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class TestResult:
         without: device name -> `[n, classes]`, that device's features absent.
         alone: float32 `[submodels, n, classes]`, each sub-model's own head for all classes.
         baseline: `[n, classes]` of N = 1 at the same width; None where it was not built.
+        images: the images themselves.
     """
 
     __test__ = False  # not a test case for pytest
@@ -56,24 +61,29 @@ class TestResult:
     without: Mapping[str, Floats]
     alone: Floats
     baseline: Floats | None
+    images: ImageSet
 
     def accuracy(self, scores: Floats) -> float:
         """Share of test images whose highest score is their label."""
         return float((scores.argmax(axis=1) == self.labels).mean())
 
-    def own_accuracy(self, submodel: int, classes: Sequence[int]) -> float:
-        """Accuracy of a sub-model alone on the images of its own classes, told from every other class, 0 to 1."""
+    def own_correct(self, submodel: int, classes: Sequence[int]) -> npt.NDArray[np.bool_]:
+        """Whether a sub-model alone is accurate on each image of its own classes, told from every other class."""
         own = np.isin(self.labels, classes)
-        return float((self.alone[submodel][own].argmax(axis=1) == self.labels[own]).mean()) if own.any() else 0.0
+        return np.asarray(self.alone[submodel][own].argmax(axis=1) == self.labels[own])
+
+    def correct(self) -> dict[str, npt.NDArray[np.bool_]]:
+        """Whether each answer is its image's label, `[n]`, by the name of the metric that is their share."""
+        scores = {"base": self.base, "fused": self.fused}
+        if self.baseline is not None:
+            scores["n1"] = self.baseline
+        scores |= {f"submodel-{i}": of_one for i, of_one in enumerate(self.alone)}
+        scores |= {f"fused-without-{device}": of_rest for device, of_rest in self.without.items()}
+        return {name: found.argmax(axis=1) == self.labels for name, found in scores.items()}
 
     def metrics(self) -> tuple[Metric, ...]:
         """The accuracies that the manifest records."""
-        values = {"base": self.accuracy(self.base), "fused": self.accuracy(self.fused)}
-        if self.baseline is not None:
-            values["n1"] = self.accuracy(self.baseline)
-        values |= {f"submodel-{i}": self.accuracy(scores) for i, scores in enumerate(self.alone)}
-        values |= {f"fused-without-{device}": self.accuracy(scores) for device, scores in self.without.items()}
-        return tuple(Metric(name=name, value=value, split="test") for name, value in values.items())
+        return tuple(Metric(name=name, value=float(c.mean()), split="test") for name, c in self.correct().items())
 
 
 class Sessions:
@@ -206,7 +216,47 @@ def run_test(
             without={device: arrays[f"without/{device}"] for device in dict.fromkeys(devices)},
             alone=arrays["alone"],
             baseline=arrays["baseline"] if baseline else None,
+            images=images,
         )
+
+
+@dataclass(frozen=True)
+class ExportBase(Job):
+    """Writes the base model as an ONNX file, to be timed; no bundle holds it.
+
+    Attributes:
+        base: the base model.
+        compared: images on which the file is compared with PyTorch.
+        extractor: the base model, loaded.
+        opset: of the ONNX file.
+    """
+
+    STAGE: ClassVar[str] = "test"
+    LIBRARIES: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript", "timm", "torch")
+
+    base: Artifact
+    compared: ImageSet
+    extractor: FeatureExtractor = unkeyed()
+    opset: int = OPSET
+
+    def run(self, folder: Path, progress: Progress) -> Note:
+        whole = nn.Sequential(self.extractor, self.extractor.model.head)
+        pixels = torch.from_numpy(self.compared.pixels())
+        export_module(whole, (pixels,), ["image"], "logits", folder / BASE_FILE)
+        return {}
+
+
+def export_base(runner: Runner, base: Base, validation: ImageSet) -> Path | None:
+    """The base model as an ONNX file, `image` -> `logits`; None where it cannot be exported.
+
+    Its latency is a figure of the report alone, and no reason to lose a build.
+    """
+    compared = validation.take(np.arange(min(SAMPLES, len(validation))))
+    try:
+        artifact = runner.make(ExportBase(base.artifact, compared, base.extractor), "base in ONNX")
+    except BuildError:
+        return None
+    return artifact.folder / BASE_FILE
 
 
 def open_test(config: BuildConfig, classes: Sequence[str]) -> LabelledImages:
