@@ -20,7 +20,8 @@ from edvit.builder.jobs.progress import Reporter
 from edvit.builder.jobs.runner import Runner
 from edvit.builder.pipeline import Built, build
 from edvit.builder.stages.base import Base, load, train
-from edvit.builder.stages.data import Data, Source, decode, open_source
+from edvit.builder.stages.data import Data, decode
+from edvit.builder.stages.source import Source, open_source
 from edvit.builder.train.device import TorchDevice, devices
 from edvit.bundle import Bundle
 from edvit.fleet import local_fleet

@@ -30,7 +30,8 @@ from edvit.builder.options import COMMON, MACHINE, MODEL, TRAINING, Augment, Bui
 from edvit.builder.pipeline import Built, build
 from edvit.builder.report.timing import median_s
 from edvit.builder.stages.base import Base, train
-from edvit.builder.stages.data import Data, Source, decode, open_source
+from edvit.builder.stages.data import Data, decode
+from edvit.builder.stages.source import Source, open_source
 from edvit.builder.train.device import devices
 from edvit.builder.vit.backbone import FeatureExtractor
 from edvit.bundle import Bundle

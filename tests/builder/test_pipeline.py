@@ -20,7 +20,7 @@ from edvit.builder.pipeline import REPORT, build, make_plan
 from edvit.builder.report.statistics import Share
 from edvit.builder.stages import test as test_stage
 from edvit.builder.stages.base import weights_path
-from edvit.builder.stages.data import open_source
+from edvit.builder.stages.source import open_source
 from edvit.builder.subspace import cut, statistics
 from edvit.builder.vit import backbone
 from edvit.bundle import MANIFEST, read_bundle

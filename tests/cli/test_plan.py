@@ -14,7 +14,7 @@ from cyclopts import CycloptsError
 from PIL import Image
 
 from edvit.builder.config import make_config
-from edvit.builder.stages.data import open_source
+from edvit.builder.stages.source import open_source
 from edvit.bundle import PlanInfo
 from edvit.cli.commands import app
 from edvit.errors import ConfigError, InfeasibleError, MissingExtraError, ModelError, WeightsError

@@ -188,6 +188,11 @@ class BuildOptions(PlanOptions):
         lt=0.5,
         description="Share of the training data held out for validation, where the data set's authors chose none.",
     )
+    unlabeled: Annotated[Path | None, DATA] = Field(
+        default=None,
+        description="Folder with images or sounds without labels; the base model names them, and sub-models learn from "
+        "them as well.",
+    )
     bad_files: Annotated[BadFiles, DATA] = Field(
         default="stop",
         description="What to do where files cannot be read: stop before any training and name them, or skip them.",

@@ -35,11 +35,12 @@ from edvit.builder.report.verdict import Verdict, judge
 from edvit.builder.stages import base as base_stage
 from edvit.builder.stages import prune_channels, prune_subspace
 from edvit.builder.stages.base import Base, Start, weights_path
-from edvit.builder.stages.data import Data, Source, decode, default_augment, open_source, training_views
+from edvit.builder.stages.data import Data, decode, default_augment, training_views
 from edvit.builder.stages.export import export, quantise
 from edvit.builder.stages.fuse import Fused, fuse_job, fusion_views
 from edvit.builder.stages.prune import Group, load_kept
 from edvit.builder.stages.recover import recover, recovery
+from edvit.builder.stages.source import Source, open_source
 from edvit.builder.stages.teacher import teach
 from edvit.builder.stages.test import TestResult, export_base, open_test, run_test
 from edvit.builder.subspace import rms

@@ -92,7 +92,7 @@ def _as_built(options: PlanOptions, fleet: Fleet, encoding: ImageEncoding) -> tu
     try:
         from edvit.builder.config import make_config
         from edvit.builder.pipeline import make_plan
-        from edvit.builder.stages.data import open_source
+        from edvit.builder.stages.source import open_source
     except ModuleNotFoundError as error:
         raise _missing(error) from None
     config = make_config(**options.given(), fleet=fleet)

@@ -13,7 +13,7 @@ from timm.models import save_for_hf
 
 from edvit.builder.models import checkpoint
 from edvit.builder.stages.base import load, weights_path
-from edvit.builder.stages.data import open_source
+from edvit.builder.stages.source import open_source
 from edvit.errors import ConfigError, WeightsError
 from tiny_build import opened, tiny_config
 from vit_variants import NAMES, make

@@ -11,7 +11,9 @@ from PIL import Image
 
 from edvit.builder.stages import data as stage
 from edvit.builder.stages.base import fine_tune_epochs
+from edvit.builder.stages.source import open_source
 from edvit.builder.stages.teacher import teach
+from edvit.builder.train.augment import UNLABELLED
 from edvit.errors import ConfigError, DataError, MissingExtraError, ModelError
 from edvit.inputs.audio import Spectrogram
 from named_sets import write_idx
@@ -105,7 +107,7 @@ def test_training_and_validation_share_no_image(root):
 
 
 def test_defaults_suit_the_data():
-    digits = stage.open_source(tiny_config(model=None))
+    digits = open_source(tiny_config(model=None))
     assert digits.model == "vit_digits_patch4_8"
     assert (digits.preprocessing.channels, digits.preprocessing.image_size) == (1, 8)
     assert stage.augmentation(tiny_config()) == stage.GLYPHS
@@ -114,17 +116,17 @@ def test_defaults_suit_the_data():
 
 
 def test_normalisation_follows_the_channels(root):
-    grey = stage.open_source(tiny_config(data=f"imagefolder:{root}", channels=1)).preprocessing
-    colour = stage.open_source(tiny_config(data=f"imagefolder:{root}")).preprocessing
+    grey = open_source(tiny_config(data=f"imagefolder:{root}", channels=1)).preprocessing
+    colour = open_source(tiny_config(data=f"imagefolder:{root}")).preprocessing
     assert (len(grey.mean), len(colour.mean)) == (1, 3)
     assert grey.mean[0] == pytest.approx(sum(colour.mean) / 3)
 
 
 def test_image_folders_need_a_model(root):
     with pytest.raises(DataError, match="needs a --model"):
-        stage.open_source(tiny_config(data=f"imagefolder:{root}", model=None))
+        open_source(tiny_config(data=f"imagefolder:{root}", model=None))
     with pytest.raises(ModelError, match="did you mean vit_digits_patch4_8"):
-        stage.open_source(tiny_config(model="vit_digit_patch4_8"))
+        open_source(tiny_config(model="vit_digit_patch4_8"))
 
 
 @pytest.fixture
@@ -139,23 +141,23 @@ def sounds(tmp_path):
 
 
 def test_sounds_become_spectrograms_of_their_own_length(sounds):
-    how = stage.open_source(tiny_config(data=sounds, channels=1)).preprocessing
+    how = open_source(tiny_config(data=sounds, channels=1)).preprocessing
     assert how.spectrogram == Spectrogram(seconds=0.3)
     asked = tiny_config(data=sounds, channels=1, seconds=0.5, sample_rate=8000, mels=32)
-    assert stage.open_source(asked).preprocessing.spectrogram == Spectrogram.at(8000, seconds=0.5, mels=32)
+    assert open_source(asked).preprocessing.spectrogram == Spectrogram.at(8000, seconds=0.5, mels=32)
     assert stage.augmentation(tiny_config(data=sounds)) == stage.SPECTROGRAMS
     with pytest.raises(ConfigError, match="mels"):
-        stage.open_source(tiny_config(data=sounds, channels=1, mels=1))
+        open_source(tiny_config(data=sounds, channels=1, mels=1))
 
 
 def test_settings_of_sounds_are_refused_for_images(root):
     with pytest.raises(ConfigError, match="--sample-rate is for sounds"):
-        stage.open_source(tiny_config(data=f"imagefolder:{root}", sample_rate=8000))
+        open_source(tiny_config(data=f"imagefolder:{root}", sample_rate=8000))
 
 
 def test_a_validation_split_that_the_authors_chose_is_kept(sounds, tmp_path):
     config = tiny_config(data=sounds, channels=1)
-    source = stage.open_source(config)
+    source = open_source(config)
     chosen = np.array([0, 3, 10, 11])
     source = replace(source, train=replace(source.train, validation=chosen))
     data = stage.decode(runner_of(tmp_path / "work"), source, config.validation)
@@ -169,7 +171,7 @@ def test_a_build_from_a_named_set_draws_the_same_images_as_from_its_files(tmp_pa
     for prefix, count in (("train", 60), ("t10k", 10)):
         write_idx(tmp_path, prefix, rng.integers(0, 256, (count, 28, 28), dtype=np.uint8), rng.permutation(count) % 10)
     config = tiny_config(data="mnist", data_root=tmp_path)
-    data = stage.decode(runner_of(tmp_path / "work"), stage.open_source(config), 0.2)
+    data = stage.decode(runner_of(tmp_path / "work"), open_source(config), 0.2)
     found = hashlib.sha256(repr(data.classes).encode())
     for images in (data.train, data.validation):
         found.update(repr((images.rows.tolist(), images.labels.tolist())).encode())
@@ -184,7 +186,7 @@ def damage(root, *names):
 
 def decoded(root, tmp_path, work="work", **settings):
     config = tiny_config(data=f"imagefolder:{root}", channels=1, **settings)
-    return stage.decode(runner_of(tmp_path / work), stage.open_source(config), config.validation, config.bad_files)
+    return stage.decode(runner_of(tmp_path / work), open_source(config), config.validation, config.bad_files)
 
 
 def test_all_damaged_files_are_told_at_once_those_of_the_test_split_too(root, tmp_path):
@@ -307,14 +309,11 @@ def test_transparency_is_counted_and_composed_on_a_colour_when_asked(root, tmp_p
 
 
 def test_background_is_a_colour_of_images(root, sounds):
-    assert (
-        stage.open_source(tiny_config(data=f"imagefolder:{root}", background="Red")).preprocessing.background
-        == "#ff0000"
-    )
+    assert open_source(tiny_config(data=f"imagefolder:{root}", background="Red")).preprocessing.background == "#ff0000"
     with pytest.raises(ConfigError, match=r"background.*chalk is no colour; give a name such as white, or #rrggbb"):
         tiny_config(background="chalk")
     with pytest.raises(ConfigError, match="--background is for images"):
-        stage.open_source(tiny_config(data=sounds, channels=1, background="white"))
+        open_source(tiny_config(data=sounds, channels=1, background="white"))
 
 
 def test_sounds_keep_their_own_rate_and_a_mixture_is_told(sounds, tmp_path):
@@ -326,7 +325,7 @@ def test_sounds_keep_their_own_rate_and_a_mixture_is_told(sounds, tmp_path):
     for path in (tmp_path / "sounds" / "train" / "high").iterdir():
         path.write_bytes(encoded(tone(2000, 0.3, 22_050), 22_050))
     config = tiny_config(data=sounds, channels=1)
-    source = stage.open_source(config)
+    source = open_source(config)
     assert source.preprocessing.spectrogram == Spectrogram.at(22_050, seconds=0.3)
     assert stage.decode(runner_of(tmp_path / "work"), source, config.validation).notes == (
         "sample rates differ (19 at 22,050 Hz, 3 at 16,000 Hz): all are resampled to 22,050 Hz",
@@ -339,4 +338,23 @@ def test_what_decoding_needs_is_missed_at_once(root, monkeypatch):
     monkeypatch.setattr("edvit.inputs.formats.readable", lambda: ("PNG",))
     (root / "train" / "a" / "photo.HEIC").touch()
     with pytest.raises(MissingExtraError, match=r"HEIC images need pillow-heif: pip install 'edvit\[heif\]'"):
-        stage.open_source(tiny_config(data=f"imagefolder:{root}", channels=1))
+        open_source(tiny_config(data=f"imagefolder:{root}", channels=1))
+
+
+def test_images_without_labels_are_seen_by_the_views_alone(root, tmp_path):
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    rng = np.random.default_rng(7)
+    for i in range(5):
+        Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(frames / f"{i}.png")
+    settings = {"data": f"imagefolder:{root}", "channels": 1, "base_epochs": 0, "views": 1}
+    config = tiny_config(unlabeled=frames, **settings)
+    build = opened(config, tmp_path / "work")
+    plain = opened(tiny_config(**settings), tmp_path / "work")
+    assert np.array_equal(build.data.train.rows, plain.data.train.rows)
+    assert np.array_equal(build.data.validation.rows, plain.data.validation.rows)
+    assert build.base.artifact == plain.base.artifact, "the base model has learnt from labels alone"
+    views = stage.training_views(config, build.data)
+    assert len(views.images) == len(plain.data.train) + 5
+    assert (views.labels(0)[-5:] == UNLABELLED).all()
+    assert "5 without labels" in build.data.notes

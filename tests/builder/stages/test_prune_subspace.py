@@ -11,9 +11,9 @@ from edvit.builder.models.family import Kept, kept_importance
 from edvit.builder.pipeline import make_plan, prune
 from edvit.builder.stages import prune_channels
 from edvit.builder.stages.base import load_extractor, weights_path
-from edvit.builder.stages.data import open_source
 from edvit.builder.stages.prune import Group, calibration_rows, load_kept, load_rotation
 from edvit.builder.stages.prune_subspace import options_of
+from edvit.builder.stages.source import open_source
 from edvit.builder.subspace import statistics
 from edvit.builder.subspace.cut import Options
 from edvit.builder.subspace.rms import to_rms

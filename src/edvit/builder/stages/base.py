@@ -19,8 +19,9 @@ from edvit.builder.jobs.runner import Runner
 from edvit.builder.models import checkpoint
 from edvit.builder.models.family import Classifier, describe, family_of
 from edvit.builder.models.weights import load_weights
-from edvit.builder.stages.data import Data, Source, augmentation
+from edvit.builder.stages.data import Data, augmentation
 from edvit.builder.stages.question import QuestionBase, questioned
+from edvit.builder.stages.source import Source
 from edvit.builder.train.augment import Views
 from edvit.builder.train.base import BaseTraining, accuracy, logits_of, train_base
 from edvit.builder.train.device import TorchDevice

@@ -21,8 +21,9 @@ from edvit.builder.jobs.runner import Runner
 from edvit.builder.models.family import AnyWidths, Kept, vit_widths
 from edvit.builder.options import Fit
 from edvit.builder.stages.base import Base
-from edvit.builder.stages.data import Data, Source, split_training
+from edvit.builder.stages.data import Data, split_training
 from edvit.builder.stages.prune import Group, calibration_rows, save_pruned
+from edvit.builder.stages.source import Source
 from edvit.builder.subspace import cut as cutting
 from edvit.builder.subspace import statistics
 from edvit.builder.subspace.calibration import Calibration
