@@ -7,7 +7,6 @@ extra `edvit[audio]`.
 from __future__ import annotations
 
 import io
-from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from edvit.errors import MissingExtraError, SoundError, TooLargeError, UnsupportedMediaError
+from edvit.inputs import flac
 
 if TYPE_CHECKING:
     from soundfile import SoundFile
@@ -39,7 +39,6 @@ CLIPPED = 1e-3
 
 _NO_LENGTH = 1 << 62
 """libsndfile gives 2^63 - 1 frames where a header tells none."""
-_FLAC_LENGTH_BITS = 36
 
 
 class Spectrogram(BaseModel):
@@ -227,7 +226,7 @@ def _open(stream: BinaryIO) -> Iterator[SoundFile]:
         if len(file) >= _NO_LENGTH:
             file.close()
             stream.seek(0)
-            file = soundfile.SoundFile(io.BytesIO(_with_length(stream.read())))
+            file = soundfile.SoundFile(io.BytesIO(flac.with_length(stream.read()) or b""))
     except Exception:  # RuntimeError's children, and TypeError where it takes the bytes for headerless ones
         raise UnsupportedMediaError("not a sound file: send WAV, FLAC or another common format") from None
     with file:
@@ -241,40 +240,6 @@ def check_installed() -> None:
         import soxr  # noqa: F401 - one extra, told of at once
     except (ImportError, OSError):  # OSError: the package is there and its libsndfile is not
         raise MissingExtraError("sound files need libsndfile and soxr: pip install 'edvit[audio]'") from None
-
-
-def _with_length(data: bytes) -> bytes:
-    """A FLAC file that was written as a stream, whose header leaves its length open, with the length filled in.
-
-    libsndfile cannot read one as it is. The length is where seeking begins to fail.
-
-    Raises:
-        UnsupportedMediaError: it is no FLAC file.
-    """
-    import soundfile
-
-    if data[:4] != b"fLaC":
-        raise UnsupportedMediaError("not a sound file: its length is nowhere told")
-
-    longest = (1 << _FLAC_LENGTH_BITS) - 1
-    open_ended = _flac_of(data, longest)
-
-    def is_beyond(frame: int) -> bool:
-        with soundfile.SoundFile(io.BytesIO(open_ended)) as file:
-            try:
-                file.seek(frame)
-            except soundfile.LibsndfileError:
-                return True
-            return False
-
-    return _flac_of(data, bisect_left(range(longest), True, key=is_beyond))
-
-
-def _flac_of(data: bytes, frames: int) -> bytes:
-    """The file with another number of frames in its header, whose last 36 bits before its checksum they are."""
-    end = 8 + 18
-    field = int.from_bytes(data[end - 5 : end], "big") >> _FLAC_LENGTH_BITS << _FLAC_LENGTH_BITS
-    return data[: end - 5] + (field | frames).to_bytes(5, "big") + data[end:]
 
 
 def _middle(clip: Float32, samples: int) -> Float32:
