@@ -6,7 +6,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from edvit.builder.vit import backbone
-from edvit.builder.vit.distilled import DistilledViT
+from edvit.builder.vit.joined import JoinedViT
 from edvit.errors import ModelError
 from edvit.plan import cost
 from edvit.shape.vit import BlockWidths, Widths, pruned_widths
@@ -52,7 +52,7 @@ def test_a_pruned_model_is_a_plain_timm_model_of_its_widths(variant, mode):
     full = backbone.describe(make(variant)).widths
     target = pruned_widths(full, 1, mode)
     model = backbone.create(NAMES[variant], classes=CLASSES, widths=target)
-    assert type(model) is (DistilledViT if variant == "distilled" else VisionTransformer)
+    assert type(model) is (JoinedViT if variant == "distilled" else VisionTransformer)
     assert backbone.describe(model).widths == target
     assert model(images()).shape == (4, CLASSES)
     assert backbone.feature(model, images()).shape == (4, backbone.describe(model).feature_dim)

@@ -2,7 +2,8 @@
 
 What timm calls a parameter, and which of its axes a width belongs to, is written down once in `axes`; surgery
 and importance work on axes and never on timm's names. A pruned model is a plain `VisionTransformer` with
-narrower parts, and its forward is timm's own. A distilled DeiT is a `DistilledViT` (`edvit.builder.vit.distilled`).
+narrower parts, and its forward is timm's own. Where the head reads two vectors it is a
+`JoinedViT` (`edvit.builder.vit.joined`).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_
 from torch import Tensor, nn
 
 from edvit.builder.vit import zoo  # noqa: F401  (registers our small models with timm)
-from edvit.builder.vit.distilled import DistilledViT, with_one_head
+from edvit.builder.vit.joined import JoinedViT, with_one_head
 from edvit.errors import ModelError
 from edvit.shape.vit import Architecture, BlockWidths, Pool, Widths
 
@@ -145,20 +146,21 @@ def template(
         raise ModelError(f"unknown model {name!r}; {hint}")
     with torch.device("meta"):
         probe = _built(name)
-        other = {}
-        if pool is not None and pool != getattr(probe, "global_pool", None):
-            other = {"global_pool": pool}
+        if pool == getattr(probe, "global_pool", None):
+            pool = None
+        other = {} if pool is None else {"global_pool": "token" if pool == "token+avg" else pool}
+        if other:
             probe = _built(name, **other)
-        reason = why_not_splittable(probe)
+        reason = why_not_splittable(probe) or _why_not_joined(probe, pool)
         if reason is not None:
             raise ModelError(f"{name} cannot be split: {reason}")
         size = _checked_image_size(probe, name, image_size)
         # Some models resize their position embeddings at run time; a sub-model has one size, fixed in its graph.
         fixed = {"dynamic_img_size": False, "dynamic_img_pad": False}
         model = _built(name, num_classes=classes, in_chans=channels, img_size=size, **fixed, **other)
-        if isinstance(model, VisionTransformerDistilled):
-            model = DistilledViT(model)
-        if other:
+        if pool == "token+avg" or isinstance(model, VisionTransformerDistilled):
+            model = JoinedViT(model)
+        if pool is not None:
             model.other_pool = pool
         if widths is not None:
             if len(widths.blocks) != len(model.blocks):
@@ -233,7 +235,7 @@ def why_not_splittable(model: Any) -> str | None:
 
     A reason here is a part that surgery, gates or widths have no rule for; nothing is skipped in silence.
     """
-    if type(model) not in (VisionTransformer, VisionTransformerDistilled, DistilledViT):
+    if type(model) not in (VisionTransformer, VisionTransformerDistilled, JoinedViT):
         return f"its class in timm is {type(model).__name__}, not VisionTransformer"
     if model.attn_pool is not None:
         like = " (as in SigLIP)" if model.global_pool == "map" else ""
@@ -256,9 +258,17 @@ def why_not_splittable(model: Any) -> str | None:
     for norm in norms(model):
         if type(norm) not in (nn.LayerNorm, LayerNorm, RmsNorm) or norm.weight is None:
             return f"its normalisation ({type(norm).__name__}) is not LayerNorm or RmsNorm with weights"
-    if not isinstance(model, DistilledViT | VisionTransformerDistilled) or has_final_norm(model):
-        return None
-    return "its class and distillation tokens reach the heads without a norm"
+    return _why_not_joined(model, None)
+
+
+def _why_not_joined(model: VisionTransformer, pool: Pool | None) -> str | None:
+    """The reason why a model's head cannot read two vectors, where it is to."""
+    distilled = isinstance(model, VisionTransformerDistilled)
+    if distilled and pool is not None:
+        return f"its heads read its class and distillation tokens, so it has no {pool} pooling"
+    if (distilled or isinstance(model, JoinedViT) or pool == "token+avg") and isinstance(model.norm, nn.Identity):
+        return "its head would read two vectors without a norm"
+    return None
 
 
 def _why_not_block(block: Any) -> str | None:
@@ -367,7 +377,7 @@ def fit_weights(state: dict[str, Tensor], model: VisionTransformer) -> dict[str,
     with torch.no_grad():
         # DeiT III's own files call LayerScale `gamma_1` and `gamma_2`; no other splittable model has such names.
         fitted: dict[str, Tensor] = checkpoint_filter_fn(dict(state), model, adapt_layer_scale=True)
-        if isinstance(model, DistilledViT):
+        if isinstance(model, JoinedViT):
             fitted = with_one_head(fitted)
         channels = model.patch_embed.proj.in_channels
         if projection in fitted and fitted[projection].shape[1] == 3 != channels:
@@ -425,7 +435,14 @@ def stream_norms(model: VisionTransformer) -> list[Any]:
 
 def pooled_vectors(model: VisionTransformer) -> int:
     """Vectors of length `dim` that the head reads side by side."""
-    return 2 if isinstance(model, DistilledViT) else 1
+    return 2 if isinstance(model, JoinedViT) else 1
+
+
+def tokens_read(model: VisionTransformer) -> int | None:
+    """How many tokens the head reads, where it reads the first ones alone; None: it reads others."""
+    if model.global_pool != "token" or (isinstance(model, JoinedViT) and not model.distilled):
+        return None
+    return pooled_vectors(model)
 
 
 def has_final_norm(model: VisionTransformer) -> bool:

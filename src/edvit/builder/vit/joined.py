@@ -1,8 +1,9 @@
-"""A distilled DeiT with one head: the form that edvit trains, cuts and exports.
+"""A ViT whose head reads two vectors side by side, `[batch, 2 * dim]`: the class token and another.
 
-timm's `VisionTransformerDistilled` has a head on the class token and one on the distillation token, and answers with
-the mean of their logits. That mean is one linear layer over both tokens side by side:
-`(W x + b + W' x' + b') / 2 = [W / 2, W' / 2] [x, x'] + (b + b') / 2`. So the two tokens are the feature.
+- A distilled DeiT (timm's `VisionTransformerDistilled`) has a head on the class token and one on the distillation
+  token, and answers with the mean of their logits. That mean is one linear layer over both tokens side by side:
+  `(W x + b + W' x' + b') / 2 = [W / 2, W' / 2] [x, x'] + (b + b') / 2`.
+- A DINOv2 classifier in transformers' form has a head on the class token and the mean of the patches.
 """
 
 from __future__ import annotations
@@ -15,19 +16,20 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 _SHARED = (
-    "patch_embed", "cls_token", "pos_embed", "pos_drop", "patch_drop", "norm_pre", "blocks", "norm", "fc_norm",
-    "head_drop", "feature_info", "pretrained_cfg", "default_cfg", "weight_init_mode",
+    "patch_embed", "cls_token", "reg_token", "pos_embed", "pos_drop", "patch_drop", "norm_pre", "blocks", "norm",
+    "fc_norm", "head_drop", "feature_info", "pretrained_cfg", "default_cfg", "weight_init_mode",
 )  # fmt: skip
 
 
-class DistilledViT(VisionTransformer):  # type: ignore[misc]
-    """A ViT whose head reads its first two tokens, `[batch, 2 * dim]`; the second is timm's one register token.
+class JoinedViT(VisionTransformer):  # type: ignore[misc]
+    """A ViT with one head on two vectors; a distillation token is its one register token.
 
     Args:
-        model: timm's, whose parts but for its heads it takes over.
+        model: timm's, with a class token and a norm before pooling; all its parts but the heads are taken over.
     """
 
-    def __init__(self, model: VisionTransformerDistilled) -> None:
+    def __init__(self, model: VisionTransformer) -> None:
+        distilled = isinstance(model, VisionTransformerDistilled)
         super().__init__(
             img_size=model.patch_embed.img_size,
             patch_size=model.patch_embed.patch_size,
@@ -36,33 +38,38 @@ class DistilledViT(VisionTransformer):  # type: ignore[misc]
             embed_dim=model.embed_dim,
             depth=0,
             num_heads=1,
-            reg_tokens=1,
+            reg_tokens=1 if distilled else model.num_reg_tokens,
             no_embed_class=model.no_embed_class,
             weight_init="skip",
         )
         for part in _SHARED:
             setattr(self, part, getattr(model, part))
-        self.reg_token = model.dist_token
+        self.distilled = distilled
+        if distilled:
+            self.reg_token = model.dist_token
         if model.num_classes:
             self.head = nn.Linear(2 * model.embed_dim, model.num_classes)
 
     def pool(self, x: Tensor, pool_type: str | None = None) -> Tensor:
-        """The first two tokens of `[batch, tokens, dim]` side by side."""
-        return x[:, :2].flatten(1)
+        """Both vectors, `[batch, 2 * dim]`, of the normalised tokens `[batch, tokens, dim]`."""
+        if self.distilled:
+            return x[:, :2].flatten(1)
+        return torch.cat([x[:, 0], x[:, self.num_prefix_tokens :].mean(dim=1)], dim=1)
 
     def init_weights(self, mode: str = "", needs_reset: bool = True) -> None:
-        """Draw every weight as timm does for a distilled model."""
+        """Draw every weight as timm does."""
         super().init_weights(mode, needs_reset)
-        nn.init.trunc_normal_(self.reg_token, std=0.02)
+        if self.distilled:
+            nn.init.trunc_normal_(self.reg_token, std=0.02)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Which layer a parameter belongs to; the distillation token, like the class token, to the first."""
         groups: dict[str, Any] = super().group_matcher(coarse)
-        return {**groups, "stem": groups["stem"] + "|reg_token"}
+        return {**groups, "stem": groups["stem"] + "|reg_token"} if self.distilled else groups
 
 
 def with_one_head(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors under the names of a `VisionTransformerDistilled` as a `DistilledViT` has them; others stay.
+    """Tensors under the names of a `VisionTransformerDistilled` as a `JoinedViT` has them; others stay.
 
     A head without the other is left out.
     """
