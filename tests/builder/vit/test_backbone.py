@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 import timm
 import torch
@@ -266,3 +268,12 @@ def test_a_name_with_a_tag_is_the_model_with_that_tags_statistics():
     assert tagged.pretrained_cfg["tag"] == "mae"
     with pytest.raises(ModelError, match=r"vit_base_patch16_224\.nope: .*Invalid pretrained tag"):
         backbone.template("vit_base_patch16_224.nope", classes=10)
+
+
+def test_layer_scale_under_the_names_of_deit_iii():
+    model = make("layer_scale")
+    state = {re.sub(r"ls(.)\.gamma", r"gamma_\1", name): value for name, value in model.state_dict().items()}
+    assert "blocks.0.gamma_1" in state
+    fitted = backbone.fit_weights(state, model)
+    assert fitted.keys() == model.state_dict().keys()
+    assert all(torch.equal(fitted[name], value) for name, value in model.state_dict().items())

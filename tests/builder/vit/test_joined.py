@@ -96,7 +96,17 @@ def test_its_own_tensors_are_taken_too():
     }
 
 
-def test_a_head_without_the_other_is_left_out():
+def test_a_head_on_the_class_token_alone_reads_it_alone():
+    theirs = timms("deit_tiny_distilled_patch16_224", 48)
+    model = ours(theirs, 48)
+    state = {name: value for name, value in theirs.state_dict().items() if not name.startswith("head_dist.")}
+    model.load_state_dict(backbone.fit_weights(state, model), strict=True)
+    x = torch.randn(2, 3, 48, 48)
+    with torch.no_grad():
+        same(model(x), theirs.head(theirs.forward_features(x)[:, 0]))
+
+
+def test_a_head_on_the_distillation_token_alone_is_left_out():
     theirs = timms("deit_tiny_distilled_patch16_224", 48)
     state = {name: value for name, value in theirs.state_dict().items() if not name.startswith("head.")}
     fitted = backbone.fit_weights(state, ours(theirs, 48))

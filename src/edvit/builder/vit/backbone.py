@@ -241,7 +241,7 @@ def why_not_splittable(model: Any) -> str | None:
         like = " (as in SigLIP)" if model.global_pool == "map" else ""
         return f"its pooling is an attention pool{like}, not token, average or maximum pooling"
     if model.global_pool not in get_args(Pool):
-        return "it is an encoder without pooling, so no vector of its own stands for an image"
+        return "it is an encoder without pooling, so a head has no vector to read"
     embed = model.patch_embed
     if type(embed) is not PatchEmbed:
         return f"its patch embedding is {type(embed).__name__}, not one projection of every patch"

@@ -71,15 +71,21 @@ class JoinedViT(VisionTransformer):  # type: ignore[misc]
 def with_one_head(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Tensors under the names of a `VisionTransformerDistilled` as a `JoinedViT` has them; others stay.
 
-    A head without the other is left out.
+    A head on the class token alone, as transformers' `DeiTForImageClassification` has, reads nothing of the other; a
+    head on the distillation token alone is left out.
     """
-    renamed = {("reg_token" if name == "dist_token" else name): value for name, value in state.items()}
-    for kind, join in (("weight", _side_by_side), ("bias", torch.add)):
-        second = renamed.pop(f"head_dist.{kind}", None)
-        if second is not None and (first := renamed.pop(f"head.{kind}", None)) is not None:
-            renamed[f"head.{kind}"] = join(first, second) / 2
-    return renamed
-
-
-def _side_by_side(first: Tensor, second: Tensor) -> Tensor:
-    return torch.cat([first, second], dim=1)
+    if "dist_token" not in state:
+        return state
+    kept = {name: value for name, value in state.items() if name != "dist_token" and not name.startswith("head")}
+    kept["reg_token"] = state["dist_token"]
+    first, second = (
+        {kind: state[f"{head}.{kind}"] for kind in ("weight", "bias") if f"{head}.{kind}" in state}
+        for head in ("head", "head_dist")
+    )
+    if len(first) < 2:
+        return kept
+    weight, bias = first["weight"], first["bias"]
+    if len(second) < 2:
+        return {**kept, "head.weight": torch.cat([weight, torch.zeros_like(weight)], dim=1), "head.bias": bias}
+    joined = torch.cat([weight, second["weight"]], dim=1) / 2
+    return {**kept, "head.weight": joined, "head.bias": (bias + second["bias"]) / 2}
