@@ -46,7 +46,7 @@ class Widths(BaseModel):
     blocks: tuple[BlockWidths, ...] = Field(min_length=1)
 
 
-_LATER = ("pool", "pooled_vectors")
+_LATER = ("pool", "fc_norm", "pooled_vectors")
 """Fields of `Architecture` that were added after bundles had been written."""
 
 
@@ -84,6 +84,9 @@ class Architecture(BaseModel):
     """The tokens that have one: all, those of patches but not of the prefix, or none."""
     pool: Pool | None = None
     """How tokens are pooled; None: as in timm's model of that name."""
+    fc_norm: bool | None = None
+    """Whether the last norm comes after pooling, as timm's option of that name says; None: as in timm's model of that
+    name and pooling."""
     pooled_vectors: int = Field(default=1, gt=0)
     """Vectors of length `dim` that the head reads side by side: 2 in a distilled DeiT, its class token and its
     distillation token, and with the pooling `token+avg`."""

@@ -277,3 +277,34 @@ def test_layer_scale_under_the_names_of_deit_iii():
     fitted = backbone.fit_weights(state, model)
     assert fitted.keys() == model.state_dict().keys()
     assert all(torch.equal(fitted[name], value) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("variant", ["plain", "layer_scale", "reg_tokens"])
+def test_a_norm_before_average_pooling_is_timms_and_is_recorded(variant):
+    """What timm leaves where a model's pooling is changed after it was made."""
+    torch.manual_seed(0)
+    model = backbone.create(NAMES[variant], classes=CLASSES, pool="avg", fc_norm=False).eval()
+    theirs = timm.create_model(NAMES[variant], num_classes=CLASSES)
+    theirs.reset_classifier(CLASSES, "avg")
+    theirs.load_state_dict(model.state_dict(), strict=True)
+    with torch.no_grad():
+        assert torch.equal(model(images()), theirs.eval()(images()))
+    shape = backbone.describe(model)
+    assert (shape.pool, shape.fc_norm) == ("avg", False)
+    assert backbone.describe(backbone.template_of(shape)) == shape
+
+
+@pytest.mark.parametrize(
+    ("variant", "given", "recorded"),
+    [
+        ("plain", {"pool": "avg", "fc_norm": True}, ("avg", None)),
+        ("plain", {"fc_norm": False}, (None, None)),
+        ("plain", {"fc_norm": True}, (None, True)),
+        ("avg_pool", {"pool": "avg", "fc_norm": True}, (None, None)),
+        ("avg_pool_norm_first", {"pool": "avg", "fc_norm": False}, (None, None)),
+    ],
+)
+def test_what_timm_would_do_anyway_is_not_recorded(variant, given, recorded):
+    shape = backbone.describe(backbone.template(NAMES[variant], classes=2, **given))
+    assert (shape.pool, shape.fc_norm) == recorded
+    assert backbone.describe(backbone.template_of(shape)) == shape

@@ -150,7 +150,7 @@ def test_another_pooling_is_refused():
 
 def test_heads_that_read_no_norm_are_refused():
     model = timm.create_model(NAMES["distilled"], final_norm=False)
-    assert "without a norm" in (backbone.why_not_splittable(model) or "")
+    assert "no norm stands before its pooling" in (backbone.why_not_splittable(model) or "")
 
 
 # --- class token and mean of the patches -------------------------------------------------------------------
@@ -205,7 +205,7 @@ def test_it_is_kept_converted_cut_and_exported(variant, tmp_path):
 def test_what_has_no_class_token_or_norm_is_refused():
     with pytest.raises(ModelError, match="Token pooling needs the class token"):
         backbone.template(NAMES["avg_pool"], classes=2, pool="token+avg")
-    with pytest.raises(ModelError, match="two vectors without a norm"):
+    with pytest.raises(ModelError, match="two vectors, and no norm stands before"):
         backbone.template(NAMES["no_final_norm"], classes=2, pool="token+avg")
     with pytest.raises(ModelError, match=r"it has no token\+avg pooling"):
         backbone.template(NAMES["distilled"], classes=2, pool="token+avg")

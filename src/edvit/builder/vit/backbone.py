@@ -91,6 +91,7 @@ def create(
     channels: int = 3,
     classes: int,
     pool: Pool | None = None,
+    fc_norm: bool | None = None,
     widths: Widths | None = None,
     rotated: bool = False,
 ) -> VisionTransformer:
@@ -102,6 +103,7 @@ def create(
         channels: input channels.
         classes: outputs of the classifier head; 0 leaves the head out.
         pool: how tokens are pooled; the named model's own by default.
+        fc_norm: whether the last norm comes after pooling; as timm has it for that model and pooling by default.
         widths: of a pruned model; the named model's own by default.
         rotated: of the form that `Architecture.rotated` describes.
 
@@ -115,6 +117,7 @@ def create(
             channels=channels,
             classes=classes,
             pool=pool,
+            fc_norm=fc_norm,
             widths=widths,
             rotated=rotated,
         )
@@ -135,6 +138,7 @@ def template(
     channels: int = 3,
     classes: int,
     pool: Pool | None = None,
+    fc_norm: bool | None = None,
     widths: Widths | None = None,
     rotated: bool = False,
 ) -> VisionTransformer:
@@ -145,12 +149,9 @@ def template(
         hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models('vit_*') lists the names"
         raise ModelError(f"unknown model {name!r}; {hint}")
     with torch.device("meta"):
-        probe = _built(name)
-        if pool == getattr(probe, "global_pool", None):
-            pool = None
-        other = {} if pool is None else {"global_pool": "token" if pool == "token+avg" else pool}
-        if other:
-            probe = _built(name, **other)
+        pooling = _pooling(name, pool, fc_norm)
+        other, pool = _timms(pooling), pooling.get("pool")
+        probe = _built(name, **other)
         reason = why_not_splittable(probe) or _why_not_joined(probe, pool)
         if reason is not None:
             raise ModelError(f"{name} cannot be split: {reason}")
@@ -160,8 +161,7 @@ def template(
         model = _built(name, num_classes=classes, in_chans=channels, img_size=size, **fixed, **other)
         if pool == "token+avg" or isinstance(model, VisionTransformerDistilled):
             model = JoinedViT(model)
-        if pool is not None:
-            model.other_pool = pool
+        model.pooling = pooling
         if widths is not None:
             if len(widths.blocks) != len(model.blocks):
                 raise ModelError(f"{name} has {len(model.blocks)} blocks, the widths have {len(widths.blocks)}")
@@ -179,9 +179,30 @@ def template_of(architecture: Architecture) -> VisionTransformer:
         channels=architecture.channels,
         classes=architecture.classes,
         pool=architecture.pool,
+        fc_norm=architecture.fc_norm,
         widths=architecture.widths,
         rotated=architecture.rotated,
     )
+
+
+def _pooling(name: str, pool: Pool | None, fc_norm: bool | None) -> dict[str, Any]:
+    """The fields of `Architecture` for what is asked otherwise than timm's model of that name has it."""
+    found: dict[str, Any] = {}
+    if pool is not None and pool != getattr(_built(name), "global_pool", None):
+        found["pool"] = pool
+    if fc_norm is not None:
+        norm = getattr(_built(name, **_timms(found)), "fc_norm", None)
+        if fc_norm == isinstance(norm, nn.Identity):
+            found["fc_norm"] = fc_norm
+    return found
+
+
+def _timms(pooling: dict[str, Any]) -> dict[str, Any]:
+    """timm's options for what `_pooling` found."""
+    options = dict(pooling)
+    if (pool := options.pop("pool", None)) is not None:
+        options["global_pool"] = "token" if pool == "token+avg" else pool
+    return options
 
 
 def _built(name: str, **options: Any) -> VisionTransformer:
@@ -267,7 +288,7 @@ def _why_not_joined(model: VisionTransformer, pool: Pool | None) -> str | None:
     if distilled and pool is not None:
         return f"its heads read its class and distillation tokens, so it has no {pool} pooling"
     if (distilled or isinstance(model, JoinedViT) or pool == "token+avg") and isinstance(model.norm, nn.Identity):
-        return "its head would read two vectors without a norm"
+        return "its head would read two vectors, and no norm stands before its pooling"
     return None
 
 
@@ -409,8 +430,8 @@ def describe(model: VisionTransformer) -> Architecture:
         rms_norm=isinstance(first.attn.q_norm if rotated and qk_norm else first.norm1, RmsNorm),
         rotated=rotated,
         position_embeddings=("none" if model.pos_embed is None else "patches" if model.no_embed_class else "all"),
-        pool=getattr(model, "other_pool", None),
         pooled_vectors=pooled_vectors(model),
+        **getattr(model, "pooling", {}),
         widths=Widths(
             dim=model.embed_dim,
             blocks=tuple(
