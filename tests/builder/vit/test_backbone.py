@@ -166,6 +166,16 @@ def test_an_unknown_model_comes_with_near_matches(name):
         backbone.create(name, classes=10)
 
 
+@pytest.mark.parametrize("name", ["vit_base", "deit_base_distilled", "vit_base_patch16_siglip"])
+def test_only_models_that_can_be_split_are_suggested(name):
+    with pytest.raises(ModelError, match="did you mean") as caught:
+        backbone.template(name, classes=10)
+    suggested = str(caught.value).partition("did you mean ")[2].rstrip("?").split(", ")
+    for other in suggested:
+        backbone.template(other, classes=10)
+    assert 1 <= len(suggested) <= 3
+
+
 @pytest.mark.parametrize("name", ["", "no such thing at all", "hf-hub:somebody/some-model", "../x"])
 def test_names_that_are_like_nothing(name):
     with pytest.raises(ModelError, match="unknown model"):
