@@ -111,7 +111,7 @@ class TokenSplit(nn.Module):
             for index, block in enumerate(model.blocks)
         )
         self.finish = Finish(extractor)
-        self.read_by_head = 1 if model.global_pool == "token" else tokens
+        self.read_by_head = backbone.tokens_read(model) or tokens
         """Tokens that the head reads, from the first on."""
 
     def forward(self, images: Tensor) -> Tensor:

@@ -12,9 +12,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 AttentionMode = Literal["dims", "heads"]
-Pool = Literal["token", "avg", "max", "avgmax"]
-"""How tokens become the vector that the head reads, in timm's words: the class token, the mean of the others, their
-maximum, or the mean of the last two."""
+Pool = Literal["token", "avg", "max", "avgmax", "token+avg"]
+"""How tokens become what the head reads. In timm's words: the class token, the mean of the patches, their maximum, or
+the mean of the last two. Ours: class token and mean of the patches side by side, as transformers' DINOv2 has them."""
 
 WIDTH_MULTIPLE = 8
 """Widths are multiples of this: odd ones run slower on SIMD kernels, not faster."""
@@ -46,7 +46,7 @@ class Widths(BaseModel):
     blocks: tuple[BlockWidths, ...] = Field(min_length=1)
 
 
-_LATER = ("pool", "pooled_vectors")
+_LATER = ("pool", "fc_norm", "pooled_vectors")
 """Fields of `Architecture` that were added after bundles had been written."""
 
 
@@ -84,9 +84,12 @@ class Architecture(BaseModel):
     """The tokens that have one: all, those of patches but not of the prefix, or none."""
     pool: Pool | None = None
     """How tokens are pooled; None: as in timm's model of that name."""
+    fc_norm: bool | None = None
+    """Whether the last norm comes after pooling, as timm's option of that name says; None: as in timm's model of that
+    name and pooling."""
     pooled_vectors: int = Field(default=1, gt=0)
     """Vectors of length `dim` that the head reads side by side: 2 in a distilled DeiT, its class token and its
-    distillation token."""
+    distillation token, and with the pooling `token+avg`."""
     widths: Widths
 
     @model_serializer(mode="wrap")

@@ -102,7 +102,7 @@ def test_another_pooling_is_planned_made_cut_and_kept(tmp_path):
     assert describe(model) == shape
     checkpoint.save_model(tmp_path / "model.safetensors", model)
     assert describe(checkpoint.load_model(tmp_path / "model.safetensors")) == shape
-    VIT.score(model, torch.randn(4, 1, 8, 8), Scoring("magnitude"), lambda *_: None, tmp_path / "scores")
+    VIT.score(model, torch.randn(4, 1, 8, 8), Scoring("magnitude", batch_size=4), lambda *_: None, tmp_path / "scores")
     narrowed = VIT.cut(model, [Scored(tmp_path / "scores", 4)], shape.narrowed(1).widths, "uniform")
     assert describe(narrowed.model) == shape.narrowed(1)
     with pytest.raises(ModelError, match="vgg5 has no tokens"):

@@ -12,7 +12,7 @@ import vit_variants
 from edvit.builder.models import checkpoint
 from edvit.builder.subspace.rms import to_rms
 from edvit.builder.vit import backbone
-from edvit.builder.vit.distilled import DistilledViT
+from edvit.builder.vit.joined import JoinedViT
 from edvit.errors import BuildError, ModelError
 from edvit.plan.cost import vit_params
 from edvit.shape.vit import BlockWidths, Widths
@@ -36,7 +36,7 @@ def test_output_is_the_same(variant):
     images = vit_variants.images()
     with torch.no_grad():
         torch.testing.assert_close(converted(images), model(images), atol=1e-5, rtol=1e-5)
-    assert type(converted) is (DistilledViT if variant == "distilled" else VisionTransformer)
+    assert type(converted) is (JoinedViT if variant == "distilled" else VisionTransformer)
     for norm in backbone.stream_norms(converted):
         assert type(norm) is RmsNorm
         assert bool((norm.weight == 1).all())

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from edvit.builder.vit import backbone
-from edvit.builder.vit.distilled import DistilledViT
+from edvit.builder.vit.joined import JoinedViT
 from edvit.errors import ModelError
 from edvit.plan import cost
 from edvit.shape.vit import BlockWidths, Widths, pruned_widths
@@ -52,7 +54,7 @@ def test_a_pruned_model_is_a_plain_timm_model_of_its_widths(variant, mode):
     full = backbone.describe(make(variant)).widths
     target = pruned_widths(full, 1, mode)
     model = backbone.create(NAMES[variant], classes=CLASSES, widths=target)
-    assert type(model) is (DistilledViT if variant == "distilled" else VisionTransformer)
+    assert type(model) is (JoinedViT if variant == "distilled" else VisionTransformer)
     assert backbone.describe(model).widths == target
     assert model(images()).shape == (4, CLASSES)
     assert backbone.feature(model, images()).shape == (4, backbone.describe(model).feature_dim)
@@ -164,6 +166,16 @@ def test_an_unknown_model_comes_with_near_matches(name):
         backbone.create(name, classes=10)
 
 
+@pytest.mark.parametrize("name", ["vit_base", "deit_base_distilled", "vit_base_patch16_siglip"])
+def test_only_models_that_can_be_split_are_suggested(name):
+    with pytest.raises(ModelError, match="did you mean") as caught:
+        backbone.template(name, classes=10)
+    suggested = str(caught.value).partition("did you mean ")[2].rstrip("?").split(", ")
+    for other in suggested:
+        backbone.template(other, classes=10)
+    assert 1 <= len(suggested) <= 3
+
+
 @pytest.mark.parametrize("name", ["", "no such thing at all", "hf-hub:somebody/some-model", "../x"])
 def test_names_that_are_like_nothing(name):
     with pytest.raises(ModelError, match="unknown model"):
@@ -266,3 +278,43 @@ def test_a_name_with_a_tag_is_the_model_with_that_tags_statistics():
     assert tagged.pretrained_cfg["tag"] == "mae"
     with pytest.raises(ModelError, match=r"vit_base_patch16_224\.nope: .*Invalid pretrained tag"):
         backbone.template("vit_base_patch16_224.nope", classes=10)
+
+
+def test_layer_scale_under_the_names_of_deit_iii():
+    model = make("layer_scale")
+    state = {re.sub(r"ls(.)\.gamma", r"gamma_\1", name): value for name, value in model.state_dict().items()}
+    assert "blocks.0.gamma_1" in state
+    fitted = backbone.fit_weights(state, model)
+    assert fitted.keys() == model.state_dict().keys()
+    assert all(torch.equal(fitted[name], value) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("variant", ["plain", "layer_scale", "reg_tokens"])
+def test_a_norm_before_average_pooling_is_timms_and_is_recorded(variant):
+    """What timm leaves where a model's pooling is changed after it was made."""
+    torch.manual_seed(0)
+    model = backbone.create(NAMES[variant], classes=CLASSES, pool="avg", fc_norm=False).eval()
+    theirs = timm.create_model(NAMES[variant], num_classes=CLASSES)
+    theirs.reset_classifier(CLASSES, "avg")
+    theirs.load_state_dict(model.state_dict(), strict=True)
+    with torch.no_grad():
+        assert torch.equal(model(images()), theirs.eval()(images()))
+    shape = backbone.describe(model)
+    assert (shape.pool, shape.fc_norm) == ("avg", False)
+    assert backbone.describe(backbone.template_of(shape)) == shape
+
+
+@pytest.mark.parametrize(
+    ("variant", "given", "recorded"),
+    [
+        ("plain", {"pool": "avg", "fc_norm": True}, ("avg", None)),
+        ("plain", {"fc_norm": False}, (None, None)),
+        ("plain", {"fc_norm": True}, (None, True)),
+        ("avg_pool", {"pool": "avg", "fc_norm": True}, (None, None)),
+        ("avg_pool_norm_first", {"pool": "avg", "fc_norm": False}, (None, None)),
+    ],
+)
+def test_what_timm_would_do_anyway_is_not_recorded(variant, given, recorded):
+    shape = backbone.describe(backbone.template(NAMES[variant], classes=2, **given))
+    assert (shape.pool, shape.fc_norm) == recorded
+    assert backbone.describe(backbone.template_of(shape)) == shape

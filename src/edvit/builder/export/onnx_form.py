@@ -15,13 +15,13 @@ from timm.layers import RmsNorm
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from edvit.builder.vit.backbone import FeatureExtractor, pooled_vectors
-from edvit.builder.vit.distilled import DistilledViT
+from edvit.builder.vit.backbone import FeatureExtractor, tokens_read
+from edvit.builder.vit.joined import JoinedViT
 
 OPSET = 23
 """The first with Attention and RMSNormalization."""
 
-_VITS = (VisionTransformer, DistilledViT)
+_VITS = (VisionTransformer, JoinedViT)
 
 
 def onnx_form(module: nn.Module) -> nn.Module:
@@ -46,8 +46,8 @@ def _replaced(part: nn.Module) -> nn.Module:
 def _form(part: Any) -> nn.Module:
     if type(part) is FeatureExtractor and type(part.model) in _VITS:
         return _folded(part)
-    if type(part) in _VITS and part.global_pool == "token" and _is_plain(part.blocks[-1]):
-        part.blocks[-1] = _LastBlock(part.blocks[-1], pooled_vectors(part))
+    if type(part) in _VITS and _is_plain(part.blocks[-1]) and (read := tokens_read(part)) is not None:
+        part.blocks[-1] = _LastBlock(part.blocks[-1], read)
     if type(part) is Block and _is_plain(part):
         return _Block(part)
     if type(part) is RmsNorm:

@@ -93,7 +93,14 @@ class Family(Protocol):
     """One kind of model."""
 
     def plan(
-        self, name: str, *, image_size: int | None, channels: int, classes: int, pool: Pool | None = None
+        self,
+        name: str,
+        *,
+        image_size: int | None,
+        channels: int,
+        classes: int,
+        pool: Pool | None = None,
+        fc_norm: bool | None = None,
     ) -> AnyArchitecture:
         """The shape of a whole model, before there is one. Raises ModelError.
 
@@ -103,6 +110,7 @@ class Family(Protocol):
             channels: of the images.
             classes: outputs of the head.
             pool: how tokens are pooled, as the config of a checkpoint may say; None: the model's own way.
+            fc_norm: likewise, whether the last norm comes after pooling; None: as timm has it for that pooling.
         """
 
     def input(self, name: str) -> Input:
@@ -137,11 +145,19 @@ class VitFamily:
     """timm's Vision Transformers."""
 
     def plan(
-        self, name: str, *, image_size: int | None, channels: int, classes: int, pool: Pool | None = None
+        self,
+        name: str,
+        *,
+        image_size: int | None,
+        channels: int,
+        classes: int,
+        pool: Pool | None = None,
+        fc_norm: bool | None = None,
     ) -> Architecture:
-        return backbone.describe(
-            backbone.template(name, image_size=image_size, channels=channels, classes=classes, pool=pool)
+        planned = backbone.template(
+            name, image_size=image_size, channels=channels, classes=classes, pool=pool, fc_norm=fc_norm
         )
+        return backbone.describe(planned)
 
     def input(self, name: str) -> Input:
         known: Mapping[str, Any] = backbone.template(name, classes=0).pretrained_cfg
@@ -176,10 +192,17 @@ class ConvFamily:
     """Our convolutional networks, plain and spiking: they differ in the neuron alone (`edvit.builder.conv.network`)."""
 
     def plan(
-        self, name: str, *, image_size: int | None, channels: int, classes: int, pool: Pool | None = None
+        self,
+        name: str,
+        *,
+        image_size: int | None,
+        channels: int,
+        classes: int,
+        pool: Pool | None = None,
+        fc_norm: bool | None = None,
     ) -> ConvArchitecture:
-        if pool is not None:
-            raise ModelError(f"{name} has no tokens, so no {pool} pooling of them; give no pooling")
+        if pool is not None or fc_norm is not None:
+            raise ModelError(f"{name} has no tokens, so no other pooling of them; give none")
         return convnet(name, image_size=image_size, channels=channels, classes=classes)
 
     def input(self, name: str) -> Input:

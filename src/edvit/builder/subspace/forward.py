@@ -60,9 +60,11 @@ def after_ffn(block: Any, stream: Tensor) -> Tensor:
 
 def pooled(model: VisionTransformer, stream: Tensor) -> Tensor:
     """The tokens of the last block that anything reads: those that are pooled."""
-    if model.global_pool == "token":
-        return stream[:, : backbone.pooled_vectors(model)]
-    return stream if model.pool_include_prefix else stream[:, model.num_prefix_tokens :]
+    first = backbone.tokens_read(model)
+    if first is not None:
+        return stream[:, :first]
+    every = model.pool_include_prefix or backbone.pooled_vectors(model) > 1
+    return stream if every else stream[:, model.num_prefix_tokens :]
 
 
 def has_pre_norm(model: VisionTransformer) -> bool:

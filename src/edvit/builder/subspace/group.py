@@ -223,7 +223,7 @@ class Cutting:
     def finish(self, after: Tensor) -> VisionTransformer:
         """Set the head; the sub-model."""
         model, head = self.model, self.base.head
-        of_feature = torch.kron(torch.eye(backbone.pooled_vectors(model)), self.rotation)
+        of_feature = rotation.of_vectors(self.rotation, backbone.pooled_vectors(model))
         weight, bias = head.weight.double() @ of_feature, head.bias.double()
         if self.options.refit_readers:
             moments = Moments(of_feature.shape[1], of_feature.shape[0])

@@ -43,3 +43,9 @@ def _eigenvectors(moment: Tensor, count: int) -> Tensor:
     # The sign of an eigenvector is free; fix it, so that the same statistics give the same model.
     largest = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True))
     return vectors * torch.where(largest < 0, -1.0, 1.0)
+
+
+def of_vectors(rotation: Tensor, count: int) -> Tensor:
+    """The rotation `[dim, kept]` of `count` vectors side by side, `[count * dim, count * kept]`."""
+    same = torch.eye(count, dtype=rotation.dtype, device=rotation.device)
+    return torch.kron(same, rotation.contiguous())

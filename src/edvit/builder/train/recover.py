@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edvit.builder.models.family import Classifier
+from edvit.builder.subspace.rotation import of_vectors
 from edvit.builder.train.augment import UNLABELLED, Views
 from edvit.builder.train.device import CPU, TorchDevice
 from edvit.builder.train.teacher import TeacherView
@@ -61,7 +62,7 @@ class Student(nn.Module):
         self.extractor, self.blocks = extractor, tuple(blocks)
         head = extractor.model.head
         self.own = nn.Linear(head.in_features, len(classes) + 1)
-        to_teacher = torch.kron(torch.eye(head.in_features // rotation.shape[1]), rotation)
+        to_teacher = of_vectors(rotation, head.in_features // rotation.shape[1])
         self.to_teacher = nn.Linear(head.in_features, len(to_teacher))
         foreign = np.setdiff1d(np.arange(head.out_features), classes)
         with torch.no_grad():

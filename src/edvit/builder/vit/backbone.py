@@ -2,7 +2,8 @@
 
 What timm calls a parameter, and which of its axes a width belongs to, is written down once in `axes`; surgery
 and importance work on axes and never on timm's names. A pruned model is a plain `VisionTransformer` with
-narrower parts, and its forward is timm's own. A distilled DeiT is a `DistilledViT` (`edvit.builder.vit.distilled`).
+narrower parts, and its forward is timm's own. Where the head reads two vectors it is a
+`JoinedViT` (`edvit.builder.vit.joined`).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_
 from torch import Tensor, nn
 
 from edvit.builder.vit import zoo  # noqa: F401  (registers our small models with timm)
-from edvit.builder.vit.distilled import DistilledViT, with_one_head
+from edvit.builder.vit.joined import JoinedViT, with_one_head
 from edvit.errors import ModelError
 from edvit.shape.vit import Architecture, BlockWidths, Pool, Widths
 
@@ -90,6 +91,7 @@ def create(
     channels: int = 3,
     classes: int,
     pool: Pool | None = None,
+    fc_norm: bool | None = None,
     widths: Widths | None = None,
     rotated: bool = False,
 ) -> VisionTransformer:
@@ -101,6 +103,7 @@ def create(
         channels: input channels.
         classes: outputs of the classifier head; 0 leaves the head out.
         pool: how tokens are pooled; the named model's own by default.
+        fc_norm: whether the last norm comes after pooling; as timm has it for that model and pooling by default.
         widths: of a pruned model; the named model's own by default.
         rotated: of the form that `Architecture.rotated` describes.
 
@@ -114,6 +117,7 @@ def create(
             channels=channels,
             classes=classes,
             pool=pool,
+            fc_norm=fc_norm,
             widths=widths,
             rotated=rotated,
         )
@@ -134,32 +138,30 @@ def template(
     channels: int = 3,
     classes: int,
     pool: Pool | None = None,
+    fc_norm: bool | None = None,
     widths: Widths | None = None,
     rotated: bool = False,
 ) -> VisionTransformer:
     """The model that `create` makes, on torch's meta device: every name and shape, no memory and no values."""
     name = name.strip()
     if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        near = _near(name)
         hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models('vit_*') lists the names"
         raise ModelError(f"unknown model {name!r}; {hint}")
     with torch.device("meta"):
-        probe = _built(name)
-        other = {}
-        if pool is not None and pool != getattr(probe, "global_pool", None):
-            other = {"global_pool": pool}
-            probe = _built(name, **other)
-        reason = why_not_splittable(probe)
+        pooling = _pooling(name, pool, fc_norm)
+        other, pool = _timms(pooling), pooling.get("pool")
+        probe = _built(name, **other)
+        reason = why_not_splittable(probe) or _why_not_joined(probe, pool)
         if reason is not None:
             raise ModelError(f"{name} cannot be split: {reason}")
         size = _checked_image_size(probe, name, image_size)
         # Some models resize their position embeddings at run time; a sub-model has one size, fixed in its graph.
         fixed = {"dynamic_img_size": False, "dynamic_img_pad": False}
         model = _built(name, num_classes=classes, in_chans=channels, img_size=size, **fixed, **other)
-        if isinstance(model, VisionTransformerDistilled):
-            model = DistilledViT(model)
-        if other:
-            model.other_pool = pool
+        if pool == "token+avg" or isinstance(model, VisionTransformerDistilled):
+            model = JoinedViT(model)
+        model.pooling = pooling
         if widths is not None:
             if len(widths.blocks) != len(model.blocks):
                 raise ModelError(f"{name} has {len(model.blocks)} blocks, the widths have {len(widths.blocks)}")
@@ -167,6 +169,25 @@ def template(
         if rotated:
             _make_rotated(model, probe.embed_dim)
     return model
+
+
+def _near(name: str) -> list[str]:
+    """Up to three names that can be split: those that begin with `name`, the shortest first, then similar ones."""
+    known = timm.list_models()
+    longer = sorted((other for other in known if name and other.startswith(name)), key=len)
+    found: list[str] = []
+    with torch.device("meta"):
+        for other in dict.fromkeys([*longer[:8], *difflib.get_close_matches(name, known, n=8)]):
+            if len(found) < 3 and _can_be_split(other):
+                found.append(other)
+    return found
+
+
+def _can_be_split(name: str) -> bool:
+    try:
+        return why_not_splittable(_built(name)) is None
+    except ModelError:
+        return False
 
 
 def template_of(architecture: Architecture) -> VisionTransformer:
@@ -177,9 +198,30 @@ def template_of(architecture: Architecture) -> VisionTransformer:
         channels=architecture.channels,
         classes=architecture.classes,
         pool=architecture.pool,
+        fc_norm=architecture.fc_norm,
         widths=architecture.widths,
         rotated=architecture.rotated,
     )
+
+
+def _pooling(name: str, pool: Pool | None, fc_norm: bool | None) -> dict[str, Any]:
+    """The fields of `Architecture` for what is asked otherwise than timm's model of that name has it."""
+    found: dict[str, Any] = {}
+    if pool is not None and pool != getattr(_built(name), "global_pool", None):
+        found["pool"] = pool
+    if fc_norm is not None:
+        norm = getattr(_built(name, **_timms(found)), "fc_norm", None)
+        if fc_norm == isinstance(norm, nn.Identity):
+            found["fc_norm"] = fc_norm
+    return found
+
+
+def _timms(pooling: dict[str, Any]) -> dict[str, Any]:
+    """timm's options for what `_pooling` found."""
+    options = dict(pooling)
+    if (pool := options.pop("pool", None)) is not None:
+        options["global_pool"] = "token" if pool == "token+avg" else pool
+    return options
 
 
 def _built(name: str, **options: Any) -> VisionTransformer:
@@ -233,13 +275,13 @@ def why_not_splittable(model: Any) -> str | None:
 
     A reason here is a part that surgery, gates or widths have no rule for; nothing is skipped in silence.
     """
-    if type(model) not in (VisionTransformer, VisionTransformerDistilled, DistilledViT):
+    if type(model) not in (VisionTransformer, VisionTransformerDistilled, JoinedViT):
         return f"its class in timm is {type(model).__name__}, not VisionTransformer"
     if model.attn_pool is not None:
         like = " (as in SigLIP)" if model.global_pool == "map" else ""
         return f"its pooling is an attention pool{like}, not token, average or maximum pooling"
     if model.global_pool not in get_args(Pool):
-        return "it is an encoder without pooling, so no vector of its own stands for an image"
+        return "it is an encoder without pooling, so a head has no vector to read"
     embed = model.patch_embed
     if type(embed) is not PatchEmbed:
         return f"its patch embedding is {type(embed).__name__}, not one projection of every patch"
@@ -256,9 +298,17 @@ def why_not_splittable(model: Any) -> str | None:
     for norm in norms(model):
         if type(norm) not in (nn.LayerNorm, LayerNorm, RmsNorm) or norm.weight is None:
             return f"its normalisation ({type(norm).__name__}) is not LayerNorm or RmsNorm with weights"
-    if not isinstance(model, DistilledViT | VisionTransformerDistilled) or has_final_norm(model):
-        return None
-    return "its class and distillation tokens reach the heads without a norm"
+    return _why_not_joined(model, None)
+
+
+def _why_not_joined(model: VisionTransformer, pool: Pool | None) -> str | None:
+    """The reason why a model's head cannot read two vectors, where it is to."""
+    distilled = isinstance(model, VisionTransformerDistilled)
+    if distilled and pool is not None:
+        return f"its heads read its class and distillation tokens, so it has no {pool} pooling"
+    if (distilled or isinstance(model, JoinedViT) or pool == "token+avg") and isinstance(model.norm, nn.Identity):
+        return "its head would read two vectors, and no norm stands before its pooling"
+    return None
 
 
 def _why_not_block(block: Any) -> str | None:
@@ -367,7 +417,7 @@ def fit_weights(state: dict[str, Tensor], model: VisionTransformer) -> dict[str,
     with torch.no_grad():
         # DeiT III's own files call LayerScale `gamma_1` and `gamma_2`; no other splittable model has such names.
         fitted: dict[str, Tensor] = checkpoint_filter_fn(dict(state), model, adapt_layer_scale=True)
-        if isinstance(model, DistilledViT):
+        if isinstance(model, JoinedViT):
             fitted = with_one_head(fitted)
         channels = model.patch_embed.proj.in_channels
         if projection in fitted and fitted[projection].shape[1] == 3 != channels:
@@ -399,8 +449,8 @@ def describe(model: VisionTransformer) -> Architecture:
         rms_norm=isinstance(first.attn.q_norm if rotated and qk_norm else first.norm1, RmsNorm),
         rotated=rotated,
         position_embeddings=("none" if model.pos_embed is None else "patches" if model.no_embed_class else "all"),
-        pool=getattr(model, "other_pool", None),
         pooled_vectors=pooled_vectors(model),
+        **getattr(model, "pooling", {}),
         widths=Widths(
             dim=model.embed_dim,
             blocks=tuple(
@@ -425,7 +475,14 @@ def stream_norms(model: VisionTransformer) -> list[Any]:
 
 def pooled_vectors(model: VisionTransformer) -> int:
     """Vectors of length `dim` that the head reads side by side."""
-    return 2 if isinstance(model, DistilledViT) else 1
+    return 2 if isinstance(model, JoinedViT) else 1
+
+
+def tokens_read(model: VisionTransformer) -> int | None:
+    """How many tokens the head reads, where it reads the first ones alone; None: it reads others."""
+    if model.global_pool != "token" or (isinstance(model, JoinedViT) and not model.distilled):
+        return None
+    return pooled_vectors(model)
 
 
 def has_final_norm(model: VisionTransformer) -> bool:
