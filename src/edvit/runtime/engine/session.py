@@ -13,6 +13,8 @@ import onnxruntime
 
 from edvit.errors import ConfigError, ModelError
 
+Inputs = Mapping[str, npt.NDArray[Any]]
+
 
 class Session:
     """A model's file, open in ONNX Runtime (`open_session`). Thread-safe.
@@ -38,28 +40,28 @@ class Session:
         outputs: list[Any] = self._session.get_outputs()
         return outputs
 
-    def run(self, names: Sequence[str] | None, inputs: Mapping[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+    def run(self, names: Sequence[str] | None, inputs: Inputs) -> list[npt.NDArray[Any]]:
         """Run a batch; each row of an output depends on its own row of the inputs alone, to float32's rounding.
 
         Args:
             names: of the outputs to return; None for all.
             inputs: by name, all of the same length.
         """
-        batch = _length(inputs)
-        if batch > 1 and self._mixes_batch:
-            return self.run_one_by_one(names, inputs)
-        outputs: list[npt.NDArray[Any]] = self._session.run(names, dict(inputs), _run_options(batch))
-        return outputs
+        one_by_one = self._mixes_batch and _length(inputs) > 1
+        return self.run_one_by_one(names, inputs) if one_by_one else self.run_together(names, inputs)
 
-    def run_one_by_one(
-        self, names: Sequence[str] | None, inputs: Mapping[str, npt.NDArray[Any]]
-    ) -> list[npt.NDArray[Any]]:
+    def run_one_by_one(self, names: Sequence[str] | None, inputs: Inputs) -> list[npt.NDArray[Any]]:
         """As `run`, one row at a time: each row has the very bits that it has alone."""
         rows = [
-            self._session.run(names, {name: value[row : row + 1] for name, value in inputs.items()})
+            self.run_together(names, {name: value[row : row + 1] for name, value in inputs.items()})
             for row in range(_length(inputs))
         ]
         return [np.concatenate(parts) for parts in zip(*rows, strict=True)]
+
+    def run_together(self, names: Sequence[str] | None, inputs: Inputs) -> list[npt.NDArray[Any]]:
+        """As `run`, but the rows of a file that mixes its batch change each other's results."""
+        outputs: list[npt.NDArray[Any]] = self._session.run(names, dict(inputs), _run_options(_length(inputs)))
+        return outputs
 
 
 def open_session(path: Path, threads: int) -> Session:
@@ -89,7 +91,7 @@ def open_session(path: Path, threads: int) -> Session:
     return Session(session, mixes_batch=_mixes_batch(path))
 
 
-def _length(inputs: Mapping[str, npt.NDArray[Any]]) -> int:
+def _length(inputs: Inputs) -> int:
     return len(next(iter(inputs.values())))
 
 
