@@ -44,7 +44,7 @@ def test_a_batch_is_answered_as_its_images_are_alone(finished):
     batch = predictor.predict(pixels)
     alone = np.concatenate([predictor.predict(image[None]).logits for image in pixels])
     assert batch.logits == pytest.approx(alone, rel=1e-4, abs=1e-4)
-    assert np.array_equal(batch.labels, alone.argmax(axis=1))
+    assert np.array_equal(batch.indices, alone.argmax(axis=1))
     source, how = read_split("digits", "test"), finished.bundle.manifest.preprocessing
     images = [decode_file(source.encoded(index), how)[None] for index in range(50)]
     asked = np.concatenate([predictor.predict(image).logits for image in images])

@@ -69,15 +69,14 @@ def answering(target: str) -> Iterator[tuple[tuple[str, ...], Ask]]:
             yield client.fleet().classes, ask_gateway
     else:
         from edvit.bundle import read_bundle
-        from edvit.inputs.preprocess import decode_file
         from edvit.runtime.predictor import LocalPredictor
 
         bundle = read_bundle(Path(target))
         predictor = LocalPredictor(bundle)
 
         def ask_here(image: bytes) -> Classified:
-            prediction = predictor.predict(decode_file(image, bundle.manifest.preprocessing)[None])
-            return Classified(int(prediction.labels[0]), prediction.degraded)
+            answer = predictor.predict(image)
+            return Classified(answer.index, answer.degraded)
 
         yield bundle.manifest.data.classes, ask_here
 

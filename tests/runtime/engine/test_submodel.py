@@ -64,7 +64,7 @@ def test_a_batch_is_run_in_chunks_of_bounded_size(bundle, monkeypatch):
 )
 def test_wrong_images_are_refused(bundle, wrong):
     with pytest.raises(ImageError):
-        LocalPredictor(bundle).predict(wrong)
+        LocalPredictor(bundle).run(wrong)
     with pytest.raises(ImageError):
         engine(bundle.path / "submodel-0.onnx").run(wrong)
 

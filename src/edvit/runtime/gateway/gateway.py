@@ -120,6 +120,7 @@ class Gateway:
         end = time.perf_counter()
         return Prediction(
             logits=logits,
+            classes=self._bundle.manifest.data.classes,
             missing=missing,
             timings=Timings(
                 total_s=end - start,
