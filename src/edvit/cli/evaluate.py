@@ -28,15 +28,16 @@ def evaluate(
     data_root: Annotated[Path | None, Parameter(help=DATA_ROOT_HELP)] = None,
     split: Annotated[Split, Parameter(help="Part of the data set that is measured.")] = "test",
     limit: Annotated[
-        PositiveInt | None, Parameter(help="At most so many images, evenly spaced over the split; default: all.")
+        PositiveInt | None,
+        Parameter(help="At most so many of them, evenly spaced over the split; default: all."),
     ] = None,
     as_json: Annotated[Json, Parameter(help="Print JSON.")] = False,
 ) -> None:
-    """Measure accuracy, per class too, and latency, one image at a time."""
+    """Measure accuracy, per class too, and latency, one image or sound at a time."""
     from rich.console import Console
     from rich.progress import Progress
 
-    from edvit.inputs.datasets import read_split
+    from edvit.inputs.datasets import FileSounds, read_split
     from edvit.runtime.evaluation import evaluate as measure
 
     with answering(target) as (classes, ask):
@@ -49,7 +50,8 @@ def evaluate(
             result = measure(
                 images, ask, limit=limit, progress=lambda done, total: bar.update(task, completed=done, total=total)
             )
-    print(to_json(target, data, split, result) if as_json else to_text(result))
+    kind = "sound" if isinstance(images, FileSounds) else "image"
+    print(to_json(target, data, split, result) if as_json else to_text(result, kind))
 
 
 @contextmanager
@@ -81,11 +83,11 @@ def answering(target: str) -> Iterator[tuple[tuple[str, ...], Ask]]:
         yield bundle.manifest.data.classes, ask_here
 
 
-def to_text(result: Evaluation) -> str:
-    """A few readable lines."""
+def to_text(result: Evaluation, kind: str) -> str:
+    """A few readable lines; `kind` is what was classified, `image` or `sound`."""
     width = max(len(c.name) for c in result.classes)
     lines = [
-        f"accuracy   {result.accuracy:.2%} of {counted(result.images, 'image')}",
+        f"accuracy   {result.accuracy:.2%} of {counted(result.images, kind)}",
         f"latency    p50 {result.latency_at(50) * 1000:.1f} ms, p95 {result.latency_at(95) * 1000:.1f} ms",
         f"degraded   {result.degraded:,}",
         "",

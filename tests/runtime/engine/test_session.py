@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edvit.runtime.engine.session import open_session
+from edvit.runtime.engine.session import OLDEST, open_session, why_not_loaded
 from tiny_bundle import quantise, write_fusion, write_submodel
 
 
@@ -56,3 +59,20 @@ def test_rows_of_several_inputs_stay_together(tmp_path):
     present = np.array([[1, 1], [0, 1], [1, 0], [0, 0]], np.float32)
     inputs = {"features": features, "present": present}
     assert session.run_one_by_one(None, inputs)[0] == pytest.approx(session.run(None, inputs)[0], rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("version", ["1.22.1", "1.9", "0.99.0"])
+def test_an_onnx_runtime_that_is_too_old_is_named_with_the_one_that_is_needed(version):
+    said = why_not_loaded(version, RuntimeError("opset 23\nis under development"))
+    assert said == f"ONNX Runtime {version} is too old for it, 1.23 is needed: pip install 'onnxruntime>=1.23'"
+
+
+@pytest.mark.parametrize("version", ["1.23.0", "1.100", "2.0.0rc1", onnxruntime.__version__])
+def test_a_new_one_is_not_blamed_for_its_age(version):
+    said = why_not_loaded(version, RuntimeError("bad\nfile"))
+    assert said == f"ONNX Runtime {version} cannot load it (RuntimeError)"
+
+
+def test_the_package_asks_for_the_same_onnx_runtime():
+    project = (Path(__file__).parents[3] / "pyproject.toml").read_text(encoding="utf-8")
+    assert re.search(r'"onnxruntime>=([\d.]+)"', project)[1] == ".".join(map(str, OLDEST))

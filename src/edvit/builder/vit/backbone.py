@@ -7,7 +7,6 @@ narrower parts, and its forward is timm's own.
 
 from __future__ import annotations
 
-import difflib
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import partial
@@ -20,7 +19,7 @@ from timm.models import adapt_input_conv
 from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
-from edvit.builder.vit import zoo  # noqa: F401  (registers our small models with timm)
+from edvit.builder.vit import suggest, zoo  # noqa: F401  (registers our small models with timm)
 from edvit.errors import ModelError
 from edvit.shape.vit import Architecture, BlockWidths, Widths
 
@@ -126,7 +125,7 @@ def template(
     """The model that `create` makes, on torch's meta device: every name and shape, no memory and no values."""
     name = name.strip()
     if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        near = suggest.near(name, why_not_splittable)
         hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models('vit_*') lists the names"
         raise ModelError(f"unknown model {name!r}; {hint}")
     with torch.device("meta"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import onnxruntime
 
 from edvit.errors import ConfigError, ModelError
 
+OLDEST = (1, 23)
+"""ONNX Runtime's first version that has every operator of a bundle's files (opset 23)."""
 Inputs = Mapping[str, npt.NDArray[Any]]
 
 
@@ -87,8 +90,16 @@ def open_session(path: Path, threads: int) -> Session:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:
         # ONNX Runtime's exceptions have no common class, and their text is of many lines.
-        raise ModelError(f"{path.name}: ONNX Runtime cannot load it ({type(error).__name__})") from None
+        raise ModelError(f"{path.name}: {why_not_loaded(onnxruntime.__version__, error)}") from None
     return Session(session, mixes_batch=_mixes_batch(path))
+
+
+def why_not_loaded(version: str, error: Exception) -> str:
+    """Why ONNX Runtime of this version could not load a file."""
+    oldest = ".".join(map(str, OLDEST))
+    if tuple(map(int, re.findall(r"\d+", version)[:2])) < OLDEST:
+        return f"ONNX Runtime {version} is too old for it, {oldest} is needed: pip install 'onnxruntime>={oldest}'"
+    return f"ONNX Runtime {version} cannot load it ({type(error).__name__})"
 
 
 def _length(inputs: Inputs) -> int:

@@ -75,7 +75,7 @@ class SubModelEngine:
 def check_images(images: UInt8, shape: tuple[int, int, int]) -> None:
     """Raises ImageError unless `images` is uint8 `[batch, *shape]` with at least one image."""
     if images.dtype != np.uint8:
-        raise ImageError(f"images must be uint8, not {images.dtype}")
+        raise ImageError(f"the array must be uint8, not {images.dtype}")
     if images.ndim != 4 or images.shape[1:] != shape or len(images) == 0:
         wanted = ", ".join(map(str, shape))
-        raise ImageError(f"images must have the shape [batch, {wanted}], not {list(images.shape)}")
+        raise ImageError(f"the array must have the shape [batch, {wanted}], not {list(images.shape)}")
