@@ -6,11 +6,13 @@ layer over the features, with a stand-in for absent ones.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from edvit.bundle import (
     BaseModelInfo,
@@ -70,6 +72,17 @@ def write_submodel(path: Path, channels: int, size: int, seed: int, ballast_byte
     _save(nodes, [image], [feature], initializers, path)
 
 
+def quantise(path: Path) -> None:
+    """Replace a model by its int8 form, in which the images of a batch share one scale: ONNX Runtime's."""
+    whole = path.rename(path.with_suffix(".fp32.onnx"))
+    logging.disable(logging.WARNING)  # it advises to pre-process the model
+    try:
+        quantize_dynamic(whole, path, weight_type=QuantType.QInt8, per_channel=True, op_types_to_quantize=["MatMul"])
+    finally:
+        logging.disable(logging.NOTSET)
+    whole.unlink()
+
+
 def write_fusion(path: Path, submodels: int, classes: int, seed: int = 0) -> None:
     """features, present -> logits; logits = (features * mask + stand_in * (1 - mask)) @ weight."""
     rng = np.random.default_rng(seed)
@@ -105,6 +118,7 @@ def write_tiny_bundle(
     fleet: Fleet | None = None,
     ballast_bytes: int = 0,
     seed: int = 0,
+    int8: bool = False,
 ) -> Bundle:
     """A bundle of `submodels` sub-models over `classes` classes, sub-model i on device i (modulo the fleet)."""
     fleet = fleet or local_fleet(submodels)
@@ -116,6 +130,8 @@ def write_tiny_bundle(
         for i, group in enumerate(groups):
             path = folder / f"submodel-{i}.onnx"
             write_submodel(path, channels, size, seed=seed + i, ballast_bytes=ballast_bytes)
+            if int8:
+                quantise(path)
             infos.append(
                 SubModelInfo(
                     id=i,

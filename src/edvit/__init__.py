@@ -2,7 +2,7 @@
 
     bundle = edvit.build(data="digits", fleet=local_fleet(5), out="digits-bundle")          # needs edvit[build]
     bundle = edvit.read_bundle("digits-bundle")
-    edvit.LocalPredictor(bundle).predict(images)                                            # one process
+    edvit.LocalPredictor(bundle).predict("photo.jpg").label                                 # one process
     edvit.Gateway(bundle, edvit.ZenohTransport(listen=["tcp/0.0.0.0:7447"]))                # devices
 
 Importing the package imports none of its parts: a device pays for what it uses alone.
@@ -19,17 +19,20 @@ if TYPE_CHECKING:
     from edvit.errors import EdvitError
     from edvit.fleet import Fleet, load_fleet, local_fleet
     from edvit.runtime.gateway.gateway import Gateway
+    from edvit.runtime.prediction import Answer, Prediction
     from edvit.runtime.predictor import LocalPredictor
     from edvit.runtime.wire.zenoh_transport import ZenohTransport
 
 __version__ = "0.1.0"
 
 _WHERE = {
+    "Answer": "edvit.runtime.prediction",
     "Bundle": "edvit.bundle",
     "EdvitError": "edvit.errors",
     "Fleet": "edvit.fleet",
     "Gateway": "edvit.runtime.gateway.gateway",
     "LocalPredictor": "edvit.runtime.predictor",
+    "Prediction": "edvit.runtime.prediction",
     "ZenohTransport": "edvit.runtime.wire.zenoh_transport",
     "build": "edvit.api",
     "load_fleet": "edvit.fleet",
@@ -38,11 +41,13 @@ _WHERE = {
 }
 
 __all__ = [
+    "Answer",
     "Bundle",
     "EdvitError",
     "Fleet",
     "Gateway",
     "LocalPredictor",
+    "Prediction",
     "ZenohTransport",
     "__version__",
     "build",
@@ -56,3 +61,7 @@ def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f"module 'edvit' has no attribute {name!r}")
     return getattr(importlib.import_module(_WHERE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 from edvit.bundle import Bundle
 from edvit.errors import MissingExtraError
@@ -27,19 +28,23 @@ def build(
         out: the bundle's folder; replaced if it holds a bundle.
         work: where stages are kept for resuming; `OUT-work` by default.
         quiet: print nothing.
-        settings: any other field of `edvit.builder.config.BuildConfig`.
+        settings: any other field of `edvit.builder.config.BuildConfig`. `keep` may be a number as well, and an option
+            that takes several values may be given one alone.
 
     Raises:
         MissingExtraError: the build world is not installed.
         EdvitError: the input cannot be used, the fleet cannot hold the sub-models, or a stage failed.
     """
     try:
-        from edvit.builder.config import make_config
+        from edvit.builder.config import BuildConfig, make_config
         from edvit.builder.jobs.progress import Reporter
         from edvit.builder.options import UNRECORDED
         from edvit.builder.pipeline import build as run
     except ModuleNotFoundError as error:
         raise MissingExtraError(f"building needs {error.name}: pip install 'edvit[build]'") from None
+    settings = {
+        name: _as_on_command_line(name, value, BuildConfig.model_fields.get(name)) for name, value in settings.items()
+    }
     flags = {name: value for name, value in {"data": data, **settings}.items() if name not in UNRECORDED}
     bundle, _ = run(
         make_config(data=data, fleet=fleet, **settings),
@@ -49,3 +54,11 @@ def build(
         report=Reporter(quiet=quiet),
     )
     return bundle
+
+
+def _as_on_command_line(name: str, value: Any, field: Any) -> Any:
+    """A setting as its option has it: a keep ratio as text, a single value of several as a tuple."""
+    if name == "keep" and isinstance(value, int | float | Fraction):
+        return str(value)
+    several = field is not None and get_origin(field.annotation) is tuple
+    return (value,) if several and isinstance(value, str) else value

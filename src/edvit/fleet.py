@@ -116,7 +116,13 @@ class Fleet(BaseModel):
 
 
 def local_fleet(size: int, name: str = "local") -> Fleet:
-    """`size` equal devices `dev-1` ... on this machine."""
+    """`size` equal devices `dev-1` ... on this machine.
+
+    Raises:
+        FleetError: fewer than one device.
+    """
+    if size < 1:
+        raise FleetError(f"a fleet of {size} devices runs nothing: give at least 1")
     return Fleet(name=name, devices=tuple(Device.model_validate({"name": f"dev-{i + 1}"}) for i in range(size)))
 
 

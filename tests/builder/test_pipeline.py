@@ -89,7 +89,7 @@ def test_every_device_and_sub_model_is_measured(tiny_build):
 def test_the_files_of_the_bundle_give_what_the_build_measured(tiny_build, test_pixels):
     predictor, test = LocalPredictor(tiny_build.bundle), tiny_build.built.test
     whole = predictor.predict(test_pixels)
-    assert np.array_equal(whole.labels, test.fused.argmax(axis=1))
+    assert np.array_equal(whole.indices, test.fused.argmax(axis=1))
     assert np.abs(whole.logits - test.fused).max() < 1e-4
     for index, device in enumerate(("dev-1", "dev-2")):
         without = predictor.predict(test_pixels, absent={index})

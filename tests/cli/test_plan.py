@@ -17,6 +17,7 @@ from edvit.builder.config import make_config
 from edvit.builder.stages.source import open_source
 from edvit.bundle import PlanInfo
 from edvit.cli.commands import app
+from edvit.cli.plan import shortened
 from edvit.errors import ConfigError, InfeasibleError, MissingExtraError, ModelError, WeightsError
 from edvit.fleet import local_fleet
 from edvit.inputs.datasets import read_split
@@ -134,6 +135,7 @@ def test_a_sound_is_sent_as_its_spectrogram(tmp_path):
     spec = ("--data", f"audiofolder:{tmp_path}", "--img-size", "64", "--devices", "2", "--json")
     values = json.loads(run(*spec, "--image-encoding", "jpeg"))
     assert 0 < values["input_bytes"] < 64 * 64
+    assert run(*spec[:-1]).splitlines()[0].endswith(" per sound")
 
 
 def test_what_is_sent_is_counted_as_the_build_prepares_it(tmp_path):
@@ -286,3 +288,18 @@ def test_the_predicted_base_is_the_models_own():
     values = json.loads(run("--data", "digits", "--devices", "2", "--json"))
     assert values["base"]["cost"]["params"] == sum(p.numel() for p in model.parameters())
     assert values["base"]["cost"]["flops"] == model_cost(describe(model)).flops
+
+
+def test_a_hundred_classes_fit_a_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = run("--classes", "100", "--devices", "5").splitlines()
+    assert max(map(len, lines)) <= 80
+    assert len(lines) <= 24, "the lines of a terminal"
+    assert "more" in "".join(lines)
+
+
+def test_as_many_classes_are_named_as_there_is_room_for():
+    assert shortened(["cat"]) == "cat"
+    assert shortened(["cat", "dog"]) == "cat, dog"
+    assert shortened(["cat", "dog", "cow"], room=8) == "cat, dog and 1 more"
+    assert shortened(["a very long name indeed", "b"], room=5) == "a very long name indeed and 1 more"

@@ -25,7 +25,7 @@ def test_serves_while_the_block_lasts(tmp_path):
         assert service.gateway.is_ready()
         with Client(service.url) as client:
             answer = client.predict_array(image)
-    assert answer.index == LocalPredictor(bundle).predict(image[None]).labels[0]
+    assert answer.index == LocalPredictor(bundle).predict(image[None]).indices[0]
     assert not any(map(alive, devices))
 
 

@@ -91,7 +91,7 @@ def test_the_printed_commands_bring_the_fleet_up(bundle, start):
         first, second = start(next(lines)), start(next(lines))
         assert wait_for(lambda: client.health().status == "ready")
         answer = client.predict_array(IMAGE)
-        assert answer.index == LocalPredictor(bundle).predict(IMAGE[None]).labels[0]
+        assert answer.index == LocalPredictor(bundle).predict(IMAGE[None]).indices[0]
         assert any("ready with sub-model" in line for line in lines)
 
         second.send_signal(signal.SIGTERM)

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import edvit
+from edvit.builder.models.weights import check_weights
 from free_port import free_endpoint
 from waiting import eventually
 
@@ -67,6 +69,28 @@ def folder(tmp_path_factory):
         assert done.returncode == 0, done.stderr
     assert (folder / "parts-bundle" / "report.html").is_file()
     return folder
+
+
+def test_it_installs_what_there_is():
+    """Extras, the target that makes the wheel, and the wheel's name."""
+    project = (ROOT / "pyproject.toml").read_text()
+    extras = re.search(r'^    pip install "\.\[(.+?)\]"', README, re.MULTILINE)[1].split(",")
+    assert all(re.search(rf"^{extra} = \[", project, re.MULTILINE) for extra in extras)
+    assert re.search(r"^    make wheel ", README, re.MULTILINE)
+    assert re.search(r"^wheel:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    wheels = set(re.findall(r"edvit-[\w.-]+\.whl", README))
+    assert wheels == {f"edvit-{edvit.__version__}-py3-none-any.whl"}
+    assert "pip install edvit" not in README.replace("pip install edvit-", ""), "it is in no index"
+
+
+def test_its_way_to_weights_gives_a_file_that_a_build_reads(tmp_path):
+    """As it stands, but for the download."""
+    line = re.search(r'^    python -c "(import timm.+)"$', README, re.MULTILINE)[1]
+    program = line.replace("pretrained=True", "pretrained=False")
+    assert program != line
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True, timeout=280)
+    name = command("build")[command("build").index("--weights") + 1]
+    assert check_weights(tmp_path / name) is None
 
 
 @pytest.mark.slow

@@ -72,7 +72,7 @@ def test_every_answer_over_the_network_is_the_one_of_a_single_process(served, bu
             array = decode_image(data, how)
             expected = local.predict(array[None])
             for answer in (client.predict(data), client.predict_array(array)):
-                assert answer.index == expected.labels[0]
+                assert answer.index == expected.indices[0]
                 assert answer.label == bundle.manifest.data.classes[answer.index]
                 assert answer.probability == pytest.approx(float(expected.probabilities[0].max()), abs=1e-6)
                 assert not answer.degraded
@@ -84,21 +84,21 @@ def test_a_batch_is_answered_in_order(served, bundle, local, images):
     batch = np.stack([decode_image(data, bundle.manifest.preprocessing) for data in images])
     with Client(served.url) as client:
         answer = client.predict_batch(batch)
-    assert [one.index for one in answer.predictions] == local.predict(batch).labels.tolist()
+    assert [one.index for one in answer.predictions] == local.predict(batch).indices.tolist()
 
 
 def test_images_may_cross_the_network_encoded(bundle, local, images):
     batch = np.stack([decode_image(data, bundle.manifest.preprocessing) for data in images])
     with serving(bundle.path, "--local", "--image-encoding", "webp") as running, Client(running.url) as client:
         answer = client.predict_batch(batch)
-    assert [one.index for one in answer.predictions] == local.predict(batch).labels.tolist()
+    assert [one.index for one in answer.predictions] == local.predict(batch).indices.tolist()
     assert not answer.degraded
 
 
 def test_a_form_upload_as_curl_sends_it(served, local, bundle, images):
     response = httpx.post(f"{served.url}/predict", files={"file": ("x.png", images[0], "image/png")})
     expected = local.predict(decode_image(images[0], bundle.manifest.preprocessing)[None])
-    assert response.json()["index"] == expected.labels[0]
+    assert response.json()["index"] == expected.indices[0]
 
 
 def test_health_and_fleet(served, bundle):

@@ -87,7 +87,6 @@ def run_demo(
 def evaluate_over_http(bundle: Bundle, url: str) -> tuple[Evaluation, int]:
     """The whole test set through the gateway, and how many answers equal those of one process."""
     from edvit.inputs.datasets import read_split
-    from edvit.inputs.preprocess import decode_file
     from edvit.runtime.evaluation import Classified, evaluate
     from edvit.runtime.http.client import Client
     from edvit.runtime.predictor import LocalPredictor
@@ -102,10 +101,7 @@ def evaluate_over_http(bundle: Bundle, url: str) -> tuple[Evaluation, int]:
             return Classified(answer.index, answer.degraded)
 
         result = evaluate(images, ask)
-    same = sum(
-        int(here.predict(decode_file(images.encoded(i), manifest.preprocessing)[None]).labels[0]) == predicted
-        for i, predicted in enumerate(result.predicted)
-    )
+    same = sum(here.predict(images.encoded(i)).index == predicted for i, predicted in enumerate(result.predicted))
     return result, same
 
 

@@ -31,15 +31,16 @@ def evaluate(
     ] = None,
     split: Annotated[Split, Parameter(help="Part of the data set that is measured.")] = "test",
     limit: Annotated[
-        PositiveInt | None, Parameter(help="At most so many images, evenly spaced over the split; default: all.")
+        PositiveInt | None,
+        Parameter(help="At most so many of them, evenly spaced over the split; default: all."),
     ] = None,
     as_json: Annotated[Json, Parameter(help="Print JSON.")] = False,
 ) -> None:
-    """Measure accuracy, per class too, and latency, one image at a time."""
+    """Measure accuracy, per class too, and latency, one image or sound at a time."""
     from rich.console import Console
     from rich.progress import Progress
 
-    from edvit.inputs.datasets import read_split
+    from edvit.inputs.datasets import FileSounds, read_split
     from edvit.runtime.evaluation import evaluate as measure
 
     with answering(target) as (classes, ask):
@@ -53,7 +54,8 @@ def evaluate(
             result = measure(
                 images, ask, limit=limit, progress=lambda done, total: bar.update(task, completed=done, total=total)
             )
-    print(to_json(target, data, split, result) if as_json else to_text(result))
+    kind = "sound" if isinstance(images, FileSounds) else "image"
+    print(to_json(target, data, split, result) if as_json else to_text(result, kind))
 
 
 def built_with(target: str, data: str) -> str | None:
@@ -84,24 +86,23 @@ def answering(target: str) -> Iterator[tuple[tuple[str, ...], Ask]]:
             yield client.fleet().classes, ask_gateway
     else:
         from edvit.bundle import read_bundle
-        from edvit.inputs.preprocess import decode_file
         from edvit.runtime.predictor import LocalPredictor
 
         bundle = read_bundle(Path(target))
         predictor = LocalPredictor(bundle)
 
         def ask_here(image: bytes) -> Classified:
-            prediction = predictor.predict(decode_file(image, bundle.manifest.preprocessing)[None])
-            return Classified(int(prediction.labels[0]), prediction.degraded)
+            answer = predictor.predict(image)
+            return Classified(answer.index, answer.degraded)
 
         yield bundle.manifest.data.classes, ask_here
 
 
-def to_text(result: Evaluation) -> str:
-    """A few readable lines."""
+def to_text(result: Evaluation, kind: str) -> str:
+    """A few readable lines; `kind` is what was classified, `image` or `sound`."""
     width = max(len(c.name) for c in result.classes)
     lines = [
-        f"accuracy   {result.accuracy:.2%} of {counted(result.images, 'image')}",
+        f"accuracy   {result.accuracy:.2%} of {counted(result.images, kind)}",
         f"latency    p50 {result.latency_at(50) * 1000:.1f} ms, p95 {result.latency_at(95) * 1000:.1f} ms",
         f"degraded   {result.degraded:,}",
         "",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 SAMPLES = 32
 """Images whose bytes are measured."""
+ROOM = 30
+"""Characters of class names that a row of the table shows: with --json every class is named."""
 
 
 def plan(
@@ -52,21 +55,21 @@ def plan(
         raise ConfigError("--image-encoding needs --data: what images take depends on them")
     devices = fleet.read()
     if classes is None:
-        names, result = _as_built(options, devices, image_encoding)
+        names, kind, result = _as_built(options, devices, image_encoding)
     else:
-        names, result = tuple(map(str, range(classes))), _of_model(options, devices, classes)
+        names, kind, result = tuple(map(str, range(classes))), "image", _of_model(options, devices, classes)
     asked = heads_pruned_for(options.keep, result.base.keep_steps, options.attention)
     if as_json:
         print(to_json(result, names))
         return
     console = plain_console()
-    for line in headline(result):
-        console.print(line, soft_wrap=True)
+    for line in headline(result, kind):
+        console.print(line)
     console.print()
     console.print(device_table(result, names))
     console.print()
     for line in remarks(result, asked):
-        console.print(line, soft_wrap=True)
+        console.print(line)
 
 
 def _of_model(options: PlanOptions, fleet: Fleet, classes: int) -> Plan:
@@ -87,12 +90,14 @@ def _of_model(options: PlanOptions, fleet: Fleet, classes: int) -> Plan:
     )
 
 
-def _as_built(options: PlanOptions, fleet: Fleet, encoding: ImageEncoding) -> tuple[tuple[str, ...], Plan]:
-    """The names of the classes, and the plan that a build with these options makes."""
+def _as_built(options: PlanOptions, fleet: Fleet, encoding: ImageEncoding) -> tuple[tuple[str, ...], str, Plan]:
+    """The names of the classes, what they are of (`image`, `sound`), and the plan that a build with these options
+    makes."""
     try:
         from edvit.builder.config import make_config
         from edvit.builder.pipeline import make_plan
         from edvit.builder.stages.source import open_source
+        from edvit.runtime.source import what
     except ModuleNotFoundError as error:
         raise _missing(error) from None
     config = make_config(**options.given(), fleet=fleet)
@@ -100,7 +105,7 @@ def _as_built(options: PlanOptions, fleet: Fleet, encoding: ImageEncoding) -> tu
     result = make_plan(config, source)
     if encoding != "raw":
         result = result.with_input(sent_bytes(source.train, source.preprocessing, encoding))
-    return source.train.classes, result
+    return source.train.classes, what(source.preprocessing), result
 
 
 def sent_bytes(images: LabelledImages, how: Preprocessing, encoding: ImageEncoding) -> int:
@@ -139,7 +144,7 @@ def _missing(error: ModuleNotFoundError) -> MissingExtraError:
     )
 
 
-def headline(plan: Plan) -> list[str]:
+def headline(plan: Plan, kind: str = "image") -> list[str]:
     """What splitting buys: the plan's latency next to the whole model's on one device, the fastest that holds it.
 
     Where none holds it, on the fastest of all.
@@ -160,7 +165,7 @@ def headline(plan: Plan) -> list[str]:
     largest = max(submodel.cost.params for submodel in plan.submodels)
     return [
         f"{counted(plan.base.classes, 'class', 'es')} → {counted(len(plan.submodels), 'sub-model')} on "
-        f"{counted(plan.devices_used, 'device')}; predicted {si(plan.latency_s, 's')} per image",
+        f"{counted(plan.devices_used, 'device')}; predicted {si(plan.latency_s, 's')} per {kind}",
         f"Whole model on {best.name}: {si(alone, 's')}, {size}. "
         f"Parameters: {si(whole.params)} → {si(largest)} at most per sub-model ({whole.params / largest:.1f}x fewer)",
     ]
@@ -199,13 +204,22 @@ def _device_rows(plan: Plan, load: DeviceLoad, names: tuple[str, ...]) -> list[t
             (
                 load.device.name if position == 0 else "",
                 str(index),
-                ", ".join(names[c] for c in submodel.classes),
+                shortened([names[c] for c in submodel.classes]),
                 format_keep(heads, submodel.heads_pruned),
                 si(submodel.cost.weight_bytes, "B"),
                 *(used if position == 0 else ("", "", "", "")),
             )
         )
     return rows
+
+
+def shortened(names: Sequence[str], room: int = ROOM) -> str:
+    """As many names as `room` characters take, one at least, and how many more there are."""
+    shown = 1
+    while shown < len(names) and len(", ".join(names[: shown + 1])) <= room:
+        shown += 1
+    more = f" and {len(names) - shown} more" if shown < len(names) else ""
+    return ", ".join(names[:shown]) + more
 
 
 def _energy(load: DeviceLoad) -> str:

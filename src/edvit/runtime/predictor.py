@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from typing import overload
+
+import numpy as np
 
 from edvit.bundle import Bundle
-from edvit.errors import BundleError, ModelError
+from edvit.errors import BundleError, ImageError, ModelError
 from edvit.runtime.engine.fusion import FusionEngine
 from edvit.runtime.engine.submodel import SubModelEngine, check_images
-from edvit.runtime.prediction import Float32, Prediction, Timings, UInt8
+from edvit.runtime.prediction import Answer, Float32, Prediction, Timings, UInt8
+from edvit.runtime.source import File, Source, check_array, to_array, what
 
 
 class LocalPredictor:
@@ -25,7 +29,8 @@ class LocalPredictor:
 
     def __init__(self, bundle: Bundle, *, threads: int = 1) -> None:
         manifest = bundle.manifest
-        self._shape = manifest.preprocessing.shape
+        self._preprocessing = manifest.preprocessing
+        self._classes = manifest.data.classes
         try:
             self._submodels = {
                 submodel.id: SubModelEngine(
@@ -41,13 +46,54 @@ class LocalPredictor:
         except ModelError as error:
             raise BundleError(f"{bundle.path}: {error}") from None
 
-    def predict(self, images: UInt8, *, absent: Collection[int] = ()) -> Prediction:
-        """uint8 `[batch, channels, size, size]` -> the fused answer, as if the sub-models in `absent` were lost.
+    @overload
+    def predict(  # type: ignore[overload-overlap]  # a str is a sequence of str as well, and is taken for a path
+        self, source: File, *, absent: Collection[int] = ()
+    ) -> Answer: ...
+
+    @overload
+    def predict(self, source: Sequence[Source], *, absent: Collection[int] = ()) -> Prediction: ...
+
+    @overload
+    def predict(self, source: UInt8, *, absent: Collection[int] = ()) -> Answer | Prediction: ...
+
+    def predict(self, source: Source | Sequence[Source], *, absent: Collection[int] = ()) -> Answer | Prediction:
+        """Classify one image or sound, or a batch of them; an answer does not depend on what else is in the batch.
+
+        Args:
+            source: one image or sound as its path, the bytes of its file, a PIL image, or a uint8 array
+                `[channels, size, size]` of the model's own shape; or a batch as a list of these, or as one uint8 array
+                `[batch, channels, size, size]`.
+            absent: answer as if the sub-models with these ids were lost.
+
+        Returns:
+            An `Answer` for one, a `Prediction` for a batch.
 
         Raises:
-            ImageError: the images have another shape or dtype.
+            DataError: a file cannot be read.
+            ImageError: a file cannot be decoded (SoundError for sounds), or an array has another shape or dtype.
         """
-        check_images(images, self._shape)
+        how = self._preprocessing
+        if isinstance(source, np.ndarray):
+            is_batch = source.ndim == 4 and len(source) > 0
+            check_array(source, (len(source), *how.shape) if is_batch else how.shape, how)
+            return self.run(source, absent=absent) if is_batch else self._one(source, absent)
+        if isinstance(source, Sequence) and not isinstance(source, str | bytes):
+            if not source:
+                raise ImageError(f"the list is empty: give at least one {what(how)}")
+            return self.run(np.stack([to_array(one, how) for one in source]), absent=absent)
+        return self._one(to_array(source, how), absent)
+
+    def _one(self, image: UInt8, absent: Collection[int]) -> Answer:
+        return self.run(image[None], absent=absent).answers[0]
+
+    def run(self, images: UInt8, *, absent: Collection[int] = ()) -> Prediction:
+        """As `predict`, of a batch alone: uint8 `[batch, channels, size, size]`.
+
+        Raises:
+            ImageError: the array has another shape or dtype.
+        """
+        check_images(images, self._preprocessing.shape)
         start = time.perf_counter()
         features: dict[int, Float32] = {}
         runs = [0.0]
@@ -61,6 +107,7 @@ class LocalPredictor:
         end = time.perf_counter()
         return Prediction(
             logits=logits,
+            classes=self._classes,
             missing=tuple(sorted(set(self._submodels) & set(absent))),
             timings=Timings(
                 total_s=end - start, gather_s=gathered - start, slowest_run_s=max(runs), fuse_s=end - gathered

@@ -17,7 +17,7 @@ from edvit.inputs.preprocess import decode_image
 from edvit.runtime.gateway.reconcile import DeviceStatus
 from edvit.runtime.http import app as http
 from edvit.runtime.http import upload
-from edvit.runtime.http.app import WORKERS, create_app, fleet_of, health_of, image_answers
+from edvit.runtime.http.app import WORKERS, create_app, fleet_of, health_of
 from edvit.runtime.http.client import Client
 from edvit.runtime.http.server import HttpServer, bind
 from edvit.runtime.prediction import Prediction, Timings
@@ -85,7 +85,7 @@ def test_predict_agrees_with_the_predictor(serve, predictor):
     with Client(serve()) as client:
         answer = client.predict_array(IMAGE)
     expected = predictor.predict(IMAGE[None])
-    assert answer.index == expected.labels[0]
+    assert answer.index == expected.indices[0]
     assert [score.probability for score in answer.top] == sorted(map(float, expected.probabilities[0]))[:-6:-1]
     assert answer.timings.total_ms >= answer.timings.gather_ms >= answer.timings.slowest_run_ms >= 0
 
@@ -150,7 +150,7 @@ def test_health_answers_while_every_worker_is_busy(serve, bundle, predictor):
         release.set()
     for asker in askers:
         asker.join(30)
-    assert indices == [predictor.predict(IMAGE[None]).labels[0]] * len(askers)
+    assert indices == [predictor.predict(IMAGE[None]).indices[0]] * len(askers)
 
 
 def test_too_many_requests_at_once_are_refused_until_some_are_done(serve, bundle, predictor, monkeypatch):
@@ -197,7 +197,7 @@ def test_uploads_that_stall_are_told_so_and_give_their_places_back(serve, predic
         assert "did not arrive within 0.2 s" in told
     monkeypatch.undo()
     with Client(url) as client:
-        assert client.predict_array(IMAGE).index == predictor.predict(IMAGE[None]).labels[0]
+        assert client.predict_array(IMAGE).index == predictor.predict(IMAGE[None]).indices[0]
 
 
 @pytest.mark.parametrize("announced", [1_000, 30_000_000], ids=["accepted", "refused"])
@@ -252,15 +252,19 @@ def test_the_documentation_needs_nothing_from_elsewhere(serve):
 
 
 def test_equal_scores_are_ordered_by_class():
-    prediction = Prediction(logits=np.zeros((1, 7), dtype=np.float32), missing=(), timings=NO_TIME)
-    (answer,) = image_answers(prediction, tuple("abcdefg"))
+    prediction = Prediction(
+        logits=np.zeros((1, 7), dtype=np.float32), classes=tuple("abcdefg"), missing=(), timings=NO_TIME
+    )
+    (answer,) = prediction.images
     assert [score.label for score in answer.top] == list("abcde")
-    assert answer.index == prediction.labels[0]
+    assert answer.index == prediction.indices[0]
 
 
 def test_fewer_classes_than_five():
-    prediction = Prediction(logits=np.array([[0.0, 9.0]], dtype=np.float32), missing=(), timings=NO_TIME)
-    (answer,) = image_answers(prediction, ("no", "yes"))
+    prediction = Prediction(
+        logits=np.array([[0.0, 9.0]], dtype=np.float32), classes=("no", "yes"), missing=(), timings=NO_TIME
+    )
+    (answer,) = prediction.images
     assert [score.label for score in answer.top] == ["yes", "no"]
 
 

@@ -21,6 +21,7 @@ from edvit.builder.export.onnx_form import OPSET, onnx_form
 from edvit.builder.train.fusion import Fusion
 from edvit.builder.vit.backbone import FeatureExtractor
 from edvit.errors import BuildError
+from edvit.runtime.engine.session import open_session
 
 TOLERANCE = 1e-4
 """Largest difference between PyTorch's output and ONNX Runtime's that is let through, relative to the largest value of
@@ -75,8 +76,7 @@ def quantise_submodel(path: Path, images: Tensor) -> float:
 
 
 def _features(path: Path, images: Tensor) -> npt.NDArray[np.float32]:
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    features: npt.NDArray[np.float32] = session.run(None, {"image": images.numpy()})[0]
+    features: npt.NDArray[np.float32] = open_session(path, threads=1).run(None, {"image": images.numpy()})[0]
     return features
 
 

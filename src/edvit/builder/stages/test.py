@@ -100,14 +100,15 @@ class Sessions:
         self._fusion = open_session(fusion.folder / FUSION_FILE, threads)
 
     def features(self, pixels: npt.NDArray[np.uint8]) -> Floats:
-        """Concatenated features `[batch, sum of dims]`."""
-        return np.concatenate([session.run(None, {"image": pixels})[0] for session in self._submodels], axis=1)
+        """Concatenated features `[batch, sum of dims]`; image by image, as devices are asked, to the same bits."""
+        inputs = {"image": pixels}
+        return np.concatenate([session.run_one_by_one(None, inputs)[0] for session in self._submodels], axis=1)
 
     def fuse(self, features: Floats, present: Floats | None = None) -> Floats:
         """Scores `[batch, classes]`; all features are present unless said otherwise."""
         if present is None:
             present = np.ones((len(features), len(self._submodels)), np.float32)
-        scores: Floats = self._fusion.run(None, {"features": features, "present": present})[0]
+        scores: Floats = self._fusion.run_one_by_one(None, {"features": features, "present": present})[0]
         return scores
 
 

@@ -8,7 +8,6 @@ narrower parts, and its forward is timm's own. Where the head reads two vectors 
 
 from __future__ import annotations
 
-import difflib
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import partial
@@ -22,7 +21,7 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
-from edvit.builder.vit import zoo  # noqa: F401  (registers our small models with timm)
+from edvit.builder.vit import suggest, zoo  # noqa: F401  (registers our small models with timm)
 from edvit.builder.vit.joined import JoinedViT, with_one_head
 from edvit.errors import ModelError
 from edvit.shape.vit import Architecture, BlockWidths, Pool, Widths
@@ -145,7 +144,7 @@ def template(
     """The model that `create` makes, on torch's meta device: every name and shape, no memory and no values."""
     name = name.strip()
     if not timm.is_model(name):
-        near = _near(name)
+        near = suggest.near(name, why_not_splittable)
         hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models('vit_*') lists the names"
         raise ModelError(f"unknown model {name!r}; {hint}")
     with torch.device("meta"):
@@ -169,25 +168,6 @@ def template(
         if rotated:
             _make_rotated(model, probe.embed_dim)
     return model
-
-
-def _near(name: str) -> list[str]:
-    """Up to three names that can be split: those that begin with `name`, the shortest first, then similar ones."""
-    known = timm.list_models()
-    longer = sorted((other for other in known if name and other.startswith(name)), key=len)
-    found: list[str] = []
-    with torch.device("meta"):
-        for other in dict.fromkeys([*longer[:8], *difflib.get_close_matches(name, known, n=8)]):
-            if len(found) < 3 and _can_be_split(other):
-                found.append(other)
-    return found
-
-
-def _can_be_split(name: str) -> bool:
-    try:
-        return why_not_splittable(_built(name)) is None
-    except ModelError:
-        return False
 
 
 def template_of(architecture: Architecture) -> VisionTransformer:

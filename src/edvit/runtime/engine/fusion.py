@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from edvit.bundle import Manifest
-from edvit.runtime.engine.session import check_values, open_session, run_options
+from edvit.runtime.engine.session import check_values, open_session
 from edvit.runtime.prediction import Float32
 
 
@@ -45,7 +45,6 @@ class FusionEngine:
                 joined[:, start : start + width] = features[submodel]
                 present[:, column] = 1.0
             start += width
-        inputs = {"features": joined, "present": present}
-        (logits,) = self._session.run(["logits"], inputs, run_options(batch))
+        (logits,) = self._session.run(["logits"], {"features": joined, "present": present})
         result: Float32 = logits
         return result

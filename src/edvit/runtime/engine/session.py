@@ -2,17 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import mmap
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import onnxruntime
 
 from edvit.errors import ConfigError, ModelError
 
+OLDEST = (1, 23)
+"""ONNX Runtime's first version that has every operator of a bundle's files (opset 23)."""
+Inputs = Mapping[str, npt.NDArray[Any]]
 
-def open_session(path: Path, threads: int) -> Any:
-    """An ONNX Runtime session on the CPU with the settings of a device.
+
+class Session:
+    """A model's file, open in ONNX Runtime (`open_session`). Thread-safe.
+
+    The first axis of every input and of every output is the batch.
+
+    Args:
+        session: ONNX Runtime's.
+        mixes_batch: rows of a batch change each other's results in it.
+    """
+
+    def __init__(self, session: Any, *, mixes_batch: bool) -> None:
+        self._session = session
+        self._mixes_batch = mixes_batch
+
+    def get_inputs(self) -> list[Any]:
+        """Name, type and shape of each input, as ONNX Runtime has them."""
+        inputs: list[Any] = self._session.get_inputs()
+        return inputs
+
+    def get_outputs(self) -> list[Any]:
+        """Name, type and shape of each output, as ONNX Runtime has them."""
+        outputs: list[Any] = self._session.get_outputs()
+        return outputs
+
+    def run(self, names: Sequence[str] | None, inputs: Inputs) -> list[npt.NDArray[Any]]:
+        """Run a batch; each row of an output depends on its own row of the inputs alone, to float32's rounding.
+
+        Args:
+            names: of the outputs to return; None for all.
+            inputs: by name, all of the same length.
+        """
+        one_by_one = self._mixes_batch and _length(inputs) > 1
+        return self.run_one_by_one(names, inputs) if one_by_one else self.run_together(names, inputs)
+
+    def run_one_by_one(self, names: Sequence[str] | None, inputs: Inputs) -> list[npt.NDArray[Any]]:
+        """As `run`, one row at a time: each row has the very bits that it has alone."""
+        rows = [
+            self.run_together(names, {name: value[row : row + 1] for name, value in inputs.items()})
+            for row in range(_length(inputs))
+        ]
+        return [np.concatenate(parts) for parts in zip(*rows, strict=True)]
+
+    def run_together(self, names: Sequence[str] | None, inputs: Inputs) -> list[npt.NDArray[Any]]:
+        """As `run`, but the rows of a file that mixes its batch change each other's results."""
+        outputs: list[npt.NDArray[Any]] = self._session.run(names, dict(inputs), _run_options(_length(inputs)))
+        return outputs
+
+
+def open_session(path: Path, threads: int) -> Session:
+    """Open a model's file on the CPU with the settings of a device.
+
+    Args:
+        threads: CPU threads of one run.
 
     Raises:
         ConfigError: fewer than one thread.
@@ -28,14 +87,37 @@ def open_session(path: Path, threads: int) -> Any:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:
         # ONNX Runtime's exceptions have no common class, and their text is of many lines.
-        raise ModelError(f"{path.name}: ONNX Runtime cannot load it ({type(error).__name__})") from None
+        raise ModelError(f"{path.name}: {why_not_loaded(onnxruntime.__version__, error)}") from None
+    return Session(session, mixes_batch=_mixes_batch(path))
 
 
-def run_options(batch: int) -> Any:
-    """The options of one run over `batch` images; None for the defaults.
+def why_not_loaded(version: str, error: Exception) -> str:
+    """Why ONNX Runtime of this version could not load a file."""
+    oldest = ".".join(map(str, OLDEST))
+    if tuple(map(int, re.findall(r"\d+", version)[:2])) < OLDEST:
+        return f"ONNX Runtime {version} is too old for it, {oldest} is needed: pip install 'onnxruntime>={oldest}'"
+    return f"ONNX Runtime {version} cannot load it ({type(error).__name__})"
+
+
+def _length(inputs: Inputs) -> int:
+    return len(next(iter(inputs.values())))
+
+
+def _mixes_batch(path: Path) -> bool:
+    """Whether rows of a batch change each other's results.
+
+    ONNX Runtime's dynamic quantisation (`DynamicQuantizeLinear`, `DynamicQuantizeMatMul`) scales the activations of a
+    whole batch by their largest value. A session does not tell its operators, but their names stand in the file.
+    """
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(b"DynamicQuantize") >= 0
+
+
+def _run_options(batch: int) -> Any:
+    """The options of one run over `batch` rows; None for the defaults.
 
     The arena keeps the memory that one image needs, which is faster; a batch gives back what it needed beyond that.
     """

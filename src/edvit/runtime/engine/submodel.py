@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from edvit.errors import DeadlineError, ImageError, ModelError
-from edvit.runtime.engine.session import check_values, open_session, run_options
+from edvit.runtime.engine.session import check_values, open_session
 from edvit.runtime.prediction import Float32, UInt8
 
 CHUNK = 32
@@ -46,7 +46,7 @@ class SubModelEngine:
             ModelError: the graph gave something else than it declares.
         """
         check_images(images, self._shape)
-        (feature,) = self._session.run(["feature"], {"image": images}, run_options(len(images)))
+        (feature,) = self._session.run(["feature"], {"image": images})
         if feature.shape != (len(images), self._feature_dim) or feature.dtype != np.float32:
             raise ModelError("a sub-model's output has another shape than the model declares; build the bundle again")
         result: Float32 = feature
@@ -75,7 +75,7 @@ class SubModelEngine:
 def check_images(images: UInt8, shape: tuple[int, int, int]) -> None:
     """Raises ImageError unless `images` is uint8 `[batch, *shape]` with at least one image."""
     if images.dtype != np.uint8:
-        raise ImageError(f"images must be uint8, not {images.dtype}")
+        raise ImageError(f"the array must be uint8, not {images.dtype}")
     if images.ndim != 4 or images.shape[1:] != shape or len(images) == 0:
         wanted = ", ".join(map(str, shape))
-        raise ImageError(f"images must have the shape [batch, {wanted}], not {list(images.shape)}")
+        raise ImageError(f"the array must have the shape [batch, {wanted}], not {list(images.shape)}")

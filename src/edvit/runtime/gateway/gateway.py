@@ -21,6 +21,7 @@ from edvit.runtime.gateway.gather import gather
 from edvit.runtime.gateway.model_files import serve_model_files
 from edvit.runtime.gateway.reconcile import DeviceStatus, Reconciler
 from edvit.runtime.prediction import Prediction, Timings, UInt8
+from edvit.runtime.source import what
 from edvit.runtime.wire.image_encoding import ImageEncoding, check_encoding
 from edvit.runtime.wire.messages import MAX_BATCH
 from edvit.runtime.wire.packet import MAX_PAYLOAD_BYTES
@@ -58,6 +59,7 @@ class Gateway:
         self._transport = transport
         self._deadline_s = deadline_s
         self._encoding = image_encoding
+        self._what = what(manifest.preprocessing)
         try:
             self._fusion = FusionEngine(bundle.model_path(manifest.fusion.model), manifest)
         except ModelError as error:
@@ -98,7 +100,7 @@ class Gateway:
         check_images(images, self._bundle.manifest.preprocessing.shape)
         most = min(MAX_BATCH, MAX_PAYLOAD_BYTES // images[0].nbytes)
         if len(images) > most:
-            raise TooLargeError(f"a batch of {len(images):,} images is too large: send at most {most:,} at once")
+            raise TooLargeError(f"a batch of {len(images):,} {self._what}s is too large: send at most {most:,} at once")
         start = time.perf_counter()
         expected = self._reconciler.expected
         gathered = gather(
@@ -120,6 +122,7 @@ class Gateway:
         end = time.perf_counter()
         return Prediction(
             logits=logits,
+            classes=self._bundle.manifest.data.classes,
             missing=missing,
             timings=Timings(
                 total_s=end - start,
@@ -142,7 +145,7 @@ class Gateway:
             return UnavailableError(f"no device answered ({online}); GET /fleet says why")
         return DeadlineError(
             f"no device answered within {self._deadline_s:g} s ({online}); "
-            "ask for fewer images at once, or serve with a longer --deadline-s"
+            f"ask for fewer {self._what}s at once, or serve with a longer --deadline-s"
         )
 
     def close(self) -> None:

@@ -6,25 +6,11 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-TOP = 5
+from edvit.runtime.prediction import Answer, Completeness, ImageAnswer
 
 
 class _Answer(BaseModel):
     model_config = ConfigDict(frozen=True)
-
-
-class Score(_Answer):
-    """One class with its probability."""
-
-    label: str
-    index: int
-    probability: float
-
-
-class ImageAnswer(Score):
-    """The most probable class of one image, and the five most probable ones, best first."""
-
-    top: tuple[Score, ...]
 
 
 class AnswerTimings(_Answer):
@@ -41,22 +27,17 @@ class AnswerTimings(_Answer):
     """The slowest sub-model's own run on its device."""
 
 
-class _Query(_Answer):
-    degraded: bool
-    """An answer made without every feature."""
-    missing: tuple[int, ...]
-    """Sub-models whose feature is missing."""
+class Predicted(Answer):
+    """The answer for one image or one sound."""
+
     timings: AnswerTimings
 
 
-class Predicted(_Query, ImageAnswer):
-    """The answer for one image."""
-
-
-class PredictedBatch(_Query):
+class PredictedBatch(Completeness):
     """The answer for an array `[batch, channels, size, size]`."""
 
     predictions: tuple[ImageAnswer, ...]
+    timings: AnswerTimings
 
 
 class DeviceAnswer(_Answer):

@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any, Literal, Protocol
 
 import anyio.to_thread
-import numpy as np
 from anyio import CapacityLimiter
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi_offline import FastAPIOffline
@@ -26,17 +25,14 @@ from edvit.errors import EdvitError, SlowUploadError, UnavailableError
 from edvit.inputs.preprocess import Preprocessing, UInt8, decode_file
 from edvit.runtime.gateway.reconcile import DeviceStatus
 from edvit.runtime.http.answers import (
-    TOP,
     AnswerTimings,
     DeviceAnswer,
     ErrorAnswer,
     ErrorDetail,
     FleetAnswer,
     HealthAnswer,
-    ImageAnswer,
     Predicted,
     PredictedBatch,
-    Score,
 )
 from edvit.runtime.http.body import NPY, read_images
 from edvit.runtime.http.upload import MAX_BODY_BYTES, Upload, discard_body, read_upload
@@ -127,7 +123,6 @@ def _predict(predictor: Predictor, manifest: Manifest, upload: Upload, start: fl
     images, is_batch = read_images(upload.data, upload.media_type, manifest.preprocessing)
     decoded = time.perf_counter()
     prediction = predictor.predict(images)
-    answers = image_answers(prediction, manifest.data.classes)
     timings = AnswerTimings(
         total_ms=_ms(time.perf_counter() - start),
         decode_ms=_ms(decoded - start),
@@ -135,30 +130,15 @@ def _predict(predictor: Predictor, manifest: Manifest, upload: Upload, start: fl
         fuse_ms=_ms(prediction.timings.fuse_s),
         slowest_run_ms=_ms(prediction.timings.slowest_run_s),
     )
-    degraded, missing = prediction.degraded, prediction.missing
     if is_batch:
-        return PredictedBatch(predictions=answers, degraded=degraded, missing=missing, timings=timings)
-    (one,) = answers
-    return Predicted(
-        label=one.label,
-        index=one.index,
-        probability=one.probability,
-        top=one.top,
-        degraded=degraded,
-        missing=missing,
-        timings=timings,
-    )
-
-
-def image_answers(prediction: Prediction, classes: tuple[str, ...]) -> tuple[ImageAnswer, ...]:
-    """One answer per image. Equal scores are ordered by class index, so that the first is `Prediction.labels`."""
-    order = np.argsort(-prediction.logits, axis=1, kind="stable")[:, :TOP]
-    answers = []
-    for probabilities, best in zip(prediction.probabilities, order, strict=True):
-        top = tuple(Score(label=classes[i], index=int(i), probability=float(probabilities[i])) for i in best)
-        first = top[0]
-        answers.append(ImageAnswer(label=first.label, index=first.index, probability=first.probability, top=top))
-    return tuple(answers)
+        return PredictedBatch(
+            predictions=prediction.images,
+            degraded=prediction.degraded,
+            missing=prediction.missing,
+            timings=timings,
+        )
+    (answer,) = prediction.answers
+    return Predicted(**dict(answer), timings=timings)
 
 
 def _ms(seconds: float) -> float:

@@ -10,6 +10,7 @@ import numpy as np
 
 from edvit.errors import ImageError, TooLargeError, UnsupportedMediaError
 from edvit.inputs.preprocess import Preprocessing, UInt8, decode_file
+from edvit.runtime.source import what
 from edvit.runtime.wire.messages import MAX_BATCH
 
 NPY = "application/x-npy"
@@ -72,12 +73,12 @@ def read_npy(data: bytes, how: Preprocessing) -> UInt8:
         order = " in Fortran order" if fortran else ""
         raise ImageError(f"the array's shape is {list(shape)}{order}: send {expected}")
     if len(shape) == 4 and shape[0] == 0:
-        raise ImageError(f"the array holds no image: send {expected}")
+        raise ImageError(f"the array holds no {what(how)}: send {expected}")
     offset = stream.tell()
     if len(data) - offset != math.prod(shape):
         raise ImageError("the array is truncated or has bytes after its end: send what numpy.save writes")
     if len(shape) == 4 and shape[0] > MAX_BATCH:
-        raise TooLargeError(f"a batch of {shape[0]:,} images is too large: send at most {MAX_BATCH:,} at once")
+        raise TooLargeError(f"a batch of {shape[0]:,} {what(how)}s is too large: send at most {MAX_BATCH:,} at once")
     return np.frombuffer(data, dtype=np.uint8, offset=offset).reshape(shape)
 
 
