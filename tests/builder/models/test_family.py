@@ -6,6 +6,7 @@ import torch
 from edvit.builder.conv.apoz import Activity
 from edvit.builder.models import checkpoint
 from edvit.builder.models.family import CONV, VIT, Scored, Scoring, describe, family_for, family_of
+from edvit.builder.subspace.rms import to_rms
 from edvit.errors import ModelError
 from edvit.shape.conv import ConvArchitecture
 from edvit.shape.vit import Architecture
@@ -107,6 +108,18 @@ def test_another_pooling_is_planned_made_cut_and_kept(tmp_path):
     assert describe(narrowed.model) == shape.narrowed(1)
     with pytest.raises(ModelError, match="vgg5 has no tokens"):
         CONV.plan("vgg5", image_size=16, channels=1, classes=10, pool="avg")
+
+
+def test_an_attention_pool_gives_way_to_a_pooling_of_ones_own():
+    """timm's smallest model with the pooling of SigLIP."""
+    name = "test_vit3"
+    with pytest.raises(ModelError, match="its pooling is an attention pool"):
+        VIT.plan(name, image_size=32, channels=3, classes=3)
+    shape = VIT.plan(name, image_size=32, channels=3, classes=3, pool="avg")
+    assert VIT.input(name).mean == (0.5,) * 3
+    model, x = VIT.create(shape).eval(), torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(to_rms(model)(x), model(x), atol=1e-5, rtol=1e-5)
 
 
 def test_statistics_follow_the_tag_of_a_name():

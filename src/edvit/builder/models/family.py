@@ -7,10 +7,10 @@ alone (`edvit.builder.conv.network`). Export needs none of it: whatever answers 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias, TypeVar
+from typing import Literal, Protocol, TypeAlias, TypeVar
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -160,7 +160,7 @@ class VitFamily:
         return backbone.describe(planned)
 
     def input(self, name: str) -> Input:
-        known: Mapping[str, Any] = backbone.template(name, classes=0).pretrained_cfg
+        known = backbone.pretrained_cfg(name)
         mean, std = (tuple(float(value) for value in known[key]) for key in ("mean", "std"))
         return Input(mean, std, "bilinear" if known.get("interpolation") == "bilinear" else "bicubic")
 

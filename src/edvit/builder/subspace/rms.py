@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from edvit.builder.vit import backbone
 from edvit.errors import BuildError, ModelError
+from edvit.shape.vit import Architecture
 
 
 def to_rms(model: VisionTransformer) -> VisionTransformer:
@@ -33,7 +34,7 @@ def to_rms(model: VisionTransformer) -> VisionTransformer:
     architecture = backbone.describe(model)
     if architecture.classes == 0:
         raise BuildError("only a model with a head can be converted: gains and biases of the last norm go into it")
-    if not architecture.rotated and architecture.widths.dim != _whole_dim(architecture.name):
+    if not architecture.rotated and architecture.widths.dim != _whole_dim(architecture):
         raise BuildError("only a whole base model can be converted; this one has lost channels")
     for name, parameter in model.named_parameters():
         if not bool(parameter.isfinite().all()):
@@ -62,8 +63,8 @@ def why_not_rotatable(model: VisionTransformer) -> str | None:
     return None
 
 
-def _whole_dim(name: str) -> int:
-    whole = backbone.template(name, classes=1)
+def _whole_dim(architecture: Architecture) -> int:
+    whole = backbone.template(architecture.name, classes=1, pool=architecture.pool)
     return int(whole.embed_dim)
 
 

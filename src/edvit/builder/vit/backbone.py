@@ -204,6 +204,16 @@ def _timms(pooling: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
+def pretrained_cfg(name: str) -> dict[str, Any]:
+    """What timm knows of the weights that go by a name: their mean, deviation and interpolation among others.
+
+    Raises:
+        ModelError: timm has no such model.
+    """
+    with torch.device("meta"):
+        return dict(_built(name.strip()).pretrained_cfg)
+
+
 def _built(name: str, **options: Any) -> VisionTransformer:
     """timm's model of a name; of any class."""
     try:
