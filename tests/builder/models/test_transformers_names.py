@@ -76,18 +76,32 @@ def test_a_vit_without_a_head_and_with_a_pooler(tmp_path):
 
 
 @pytest.mark.parametrize("registers", [0, 4])
-def test_dinov2_has_the_same_features(registers, tmp_path):
-    shape = {**SHAPE, "mlp_ratio": 2, "hidden_act": "gelu"}
+def test_dinov2_scores_as_in_transformers(registers, tmp_path):
+    """Its classifier reads the class token and the mean of the patches."""
+    shape = {**SHAPE, "mlp_ratio": 2}
     if registers:
         config = transformers.Dinov2WithRegistersConfig(**shape, num_register_tokens=registers)
         model = transformers.Dinov2WithRegistersForImageClassification(config)
     else:
         model = transformers.Dinov2ForImageClassification(transformers.Dinov2Config(**shape))
     drawn(model).save_pretrained(tmp_path)
-    ours, head_kept = load(tmp_path, "vit_test_dinov2_reg4" if registers else NAMES["layer_scale"])
-    assert not head_kept, "its head reads the class token and the mean of the patches"
+    origin, name = find_weights(tmp_path), NAMES["dinov2_reg4" if registers else "layer_scale"]
+    assert origin.facts.pool == "token+avg"
+    plan = VIT.plan(name, image_size=8, channels=3, classes=5, pool=origin.facts.pool)
+    ours, head_kept = load_weights(origin, plan)
+    assert head_kept
     with torch.no_grad():
-        theirs = model.base_model(images()).last_hidden_state
+        torch.testing.assert_close(ours.eval()(images()), model(images()).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_a_dinov2_without_a_head(tmp_path):
+    model = drawn(transformers.Dinov2Model(transformers.Dinov2Config(**{**SHAPE, "mlp_ratio": 2})))
+    model.save_pretrained(tmp_path)
+    assert find_weights(tmp_path).facts.pool is None
+    ours, head_kept = load(tmp_path, NAMES["layer_scale"])
+    assert not head_kept
+    with torch.no_grad():
+        theirs = model(images()).last_hidden_state
         torch.testing.assert_close(ours.eval().forward_features(images()), theirs, rtol=1e-4, atol=1e-4)
 
 

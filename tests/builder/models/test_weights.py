@@ -99,7 +99,7 @@ def test_input_projection_is_adapted_to_one_channel(tmp_path):
 @pytest.mark.parametrize(
     ("variant", "message"),
     [
-        ("reg_tokens", "reg_token"),
+        ("reg_tokens", "it has no register or distillation tokens"),
         ("layer_scale", r"blocks\.0\.ls1\.gamma is missing, \[24\] was expected"),
         ("qk_norm", r"blocks\.0\.attn\.q_norm\.weight is missing, \[8\] was expected"),
         ("avg_pool", "it has a class token, and the model has none"),
@@ -273,9 +273,7 @@ def test_an_unknown_model_is_a_model_error(tmp_path):
 
 @pytest.mark.skipif(not DEIT.is_file(), reason=f"the DeiT-Tiny weights are not there ({DEIT.name})")
 def test_real_deit_tiny():
-    model, head_kept = load_weights(
-        find_weights(DEIT), "deit_tiny_patch16_224", image_size=112, channels=3, classes=1000
-    )
+    model, head_kept = load(DEIT, "deit_tiny_patch16_224", image_size=112, classes=1000)
     assert head_kept
     assert backbone.describe(model).tokens == 50
     with torch.no_grad():

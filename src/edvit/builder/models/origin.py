@@ -30,8 +30,9 @@ Interpolation = Literal["bilinear", "bicubic"]
 _RESAMPLE: dict[int, Interpolation] = {2: "bilinear", 3: "bicubic"}
 _SIZES = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge"}
 _HARMLESS = {
-    "img_size", "in_chans", "num_classes", "global_pool", "dynamic_img_size", "dynamic_img_pad", "strict_img_size",
-    "drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate",
+    "img_size", "in_chans", "num_classes", "global_pool", "fc_norm", "dynamic_img_size", "dynamic_img_pad",
+    "strict_img_size", "drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate",
+    "drop_path_rate",
 }  # fmt: skip
 """Arguments of a timm model that change nothing but what is read here or what only training has."""
 
@@ -48,7 +49,7 @@ class Facts:
         mean: per channel, on a scale of 0 to 1.
         std: likewise.
         interpolation: how its images were resized.
-        pool: how it pools its tokens, in timm's word.
+        pool: how it pools its tokens, as `edvit.shape.vit.Pool` names it; other words where it cannot be split.
         accuracy: top-1 accuracy that was measured when it was saved, 0 to 1.
     """
 
@@ -186,6 +187,7 @@ class _TransformersConfig(BaseModel):
     image_size: int = 224
     hidden_act: str = "gelu"
     use_swiglu_ffn: bool = False
+    architectures: list[str] = []
     id2label: dict[str, str] = {}
 
     def timm_name(self) -> str | None:
@@ -199,6 +201,12 @@ class _TransformersConfig(BaseModel):
             "dinov2_with_registers": [f"vit_{size}_patch{self.patch_size}_reg4_dinov2"],
         }
         return next((name for name in names[self.model_type] if timm.is_model(name)), None)
+
+    def pool(self) -> str | None:
+        """How the head reads the tokens, in our word; None: there is no head."""
+        if not any(name.endswith(("ForImageClassification", "WithTeacher")) for name in self.architectures):
+            return None
+        return "token+avg" if self.model_type.startswith("dinov2") else "token"
 
 
 class _Processor(BaseModel):
@@ -249,7 +257,7 @@ def _of_transformers(given: str, config: _TransformersConfig, processor: _Proces
         mean=mean,
         std=std,
         interpolation=None if processor is None else _RESAMPLE.get(processor.resample or 0),
-        pool=None if config.model_type == "vit_mae" else "token",
+        pool=config.pool(),
     )
 
 

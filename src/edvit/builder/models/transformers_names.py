@@ -36,6 +36,7 @@ _BLOCK = {
     "layer_scale1.lambda1": "ls1.gamma",
     "layer_scale2.lambda1": "ls2.gamma",
 }
+_CLASSIFIERS = (("classifier", "head"), ("cls_classifier", "head"), ("distillation_classifier", "head_dist"))
 _PROJECTION = re.compile(r"encoder\.layer\.(\d+)\.attention\.attention\.query\.(weight|bias)")
 _LAYER = re.compile(r"encoder\.layer\.(\d+)\.(.+)")
 
@@ -46,12 +47,7 @@ def is_transformers(state: Mapping[str, Tensor]) -> bool:
 
 
 def timm_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The backbone and, where it reads what timm's head reads, the head; names that are unknown stay as they are.
-
-    A DINOv2 classifier that reads the class token and the mean of the patches is left out, and so are poolers and
-    decoders. A DeiT classifier that reads the class token alone becomes twice itself beside a second head of zeros:
-    timm averages the two.
-    """
+    """The backbone and the heads, without poolers and decoders; names that are unknown stay as they are."""
     prefix = next(name for name in state if name.endswith(_PATCHES)).removesuffix(_PATCHES)
     own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
     named: dict[str, Tensor] = {}
@@ -66,7 +62,8 @@ def timm_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             named[_renamed(name)] = value
     if "register_tokens" not in named:
         named.pop("mask_token", None)  # timm takes a model with one for its authors' DINOv2
-    return {**named, **_heads(state, named)}
+    heads = ((f"{theirs}.{kind}", f"{ours}.{kind}") for theirs, ours in _CLASSIFIERS for kind in ("weight", "bias"))
+    return {**named, **{ours: state[theirs] for theirs, ours in heads if theirs in state}}
 
 
 def _renamed(name: str) -> str:
@@ -76,23 +73,3 @@ def _renamed(name: str) -> str:
         return lead + table[rest]
     stem, _, kind = rest.rpartition(".")
     return f"{lead}{table[stem]}.{kind}" if stem in table else name
-
-
-def _heads(state: Mapping[str, Tensor], backbone: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    dim = backbone["patch_embed.proj.weight"].shape[0]
-    heads = {
-        f"{ours}.{kind}": state[f"{theirs}.{kind}"]
-        for theirs, ours in (
-            ("classifier", "head"),
-            ("cls_classifier", "head"),
-            ("distillation_classifier", "head_dist"),
-        )
-        for kind in ("weight", "bias")
-        if f"{theirs}.{kind}" in state
-    }
-    if "head.weight" not in heads or heads["head.weight"].shape[1] != dim:
-        return {}
-    if "dist_token" in backbone and "head_dist.weight" not in heads:
-        second = {name.replace("head.", "head_dist."): torch.zeros_like(value) for name, value in heads.items()}
-        return {**{name: 2 * value for name, value in heads.items()}, **second}
-    return heads

@@ -68,6 +68,11 @@ def load_weights(
     return model, head_kept
 
 
+def has_fc_norm(origin: Origin) -> bool:
+    """Whether the last norm of a checkpoint stands after the pooling of the tokens. Raises WeightsError."""
+    return any(name.rpartition("fc_norm.")[1] for name in read_weights(origin.files))
+
+
 def head_order(names: Sequence[str], classes: Sequence[str], source: str) -> HeadOrder | None:
     """The outputs of a head that stand for the data's classes, by their names.
 
@@ -177,4 +182,6 @@ def _kind(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | 
         return "it has no class token, so it pools its tokens in another way"
     if "cls_token" in state and "cls_token" not in expected:
         return "it has a class token, and the model has none"
+    if "reg_token" in expected and "reg_token" not in state:
+        return "it has no register or distillation tokens, and the model has"
     return None

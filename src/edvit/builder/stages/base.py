@@ -31,6 +31,7 @@ from edvit.bundle import sha256_of
 from edvit.errors import WeightsError
 from edvit.inputs.preprocess import Preprocessing
 from edvit.plan.cost import model_cost
+from edvit.shape.any import AnyArchitecture
 from edvit.shape.conv import is_convnet
 
 SCRATCH_EPOCHS = 60
@@ -70,7 +71,7 @@ class TrainBase(Job):
     """Trains the base model.
 
     Attributes:
-        name: the model's.
+        architecture: the model's.
         weights: SHA-256 of the user's weights; None: from scratch.
         head: rows of their head, one for each class; None: as they stand.
         views: what it is trained on.
@@ -87,7 +88,7 @@ class TrainBase(Job):
     STAGE: ClassVar[str] = "base"
     LIBRARIES: ClassVar[tuple[str, ...]] = ("timm", "torch")
 
-    name: str
+    architecture: AnyArchitecture
     weights: str | None
     head: tuple[int, ...] | None
     views: Views
@@ -155,7 +156,7 @@ def train(
     head = None if source.order is None else source.order.rows
     if how.schedule.epochs == 0 and source.origin is not None:
         asked = QuestionBase(
-            name=source.model,
+            architecture=source.architecture,
             weights=start.digest,
             head=head,
             images=questioned(data),
@@ -169,7 +170,7 @@ def train(
         )
         runner.make(asked, f"{source.model}, questioned")
     job = TrainBase(
-        name=source.model,
+        architecture=source.architecture,
         weights=start.digest,
         head=head,
         views=Views(data.train, augmentation(config), config.seed),

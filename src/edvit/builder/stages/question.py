@@ -23,6 +23,7 @@ from edvit.builder.train.device import TorchDevice
 from edvit.builder.vit.backbone import FeatureExtractor
 from edvit.errors import WeightsError
 from edvit.inputs.preprocess import Preprocessing
+from edvit.shape.any import AnyArchitecture
 
 QUESTIONED = 512
 """Images that a base model is asked on before it is taken as given, at most."""
@@ -40,7 +41,7 @@ class QuestionBase(Job):
     """Asks a base model that is taken as given what it knows, on labelled images.
 
     Attributes:
-        name: the model's.
+        architecture: the model's.
         weights: SHA-256 of its weights.
         head: as in `TrainBase`.
         images: validation images, and training images where these are few.
@@ -56,7 +57,7 @@ class QuestionBase(Job):
     STAGE: ClassVar[str] = "base"
     LIBRARIES: ClassVar[tuple[str, ...]] = ("timm", "torch")
 
-    name: str
+    architecture: AnyArchitecture
     weights: str | None
     head: tuple[int, ...] | None
     images: ImageSet
@@ -78,7 +79,7 @@ class QuestionBase(Job):
                 if question.better(predicted, other, labels)
             ]
         right = float((predicted == labels).mean())
-        scores = f"{self.name} with these weights gets {right:.1%} of {len(labels)} images right"
+        scores = f"{self.architecture.name} with these weights gets {right:.1%} of {len(labels)} images right"
         if found:
             best, what = max(found)
             raise WeightsError(f"{scores}, and {best:.1%} {what}")
@@ -115,10 +116,7 @@ class QuestionBase(Job):
             pooled = copy.copy(self.model)
             pooled.global_pool = "avg"
             yield (
-                (
-                    "if its tokens are pooled by their mean: it was trained so; register the variant with timm under a "
-                    "name of its own, and give that as --model"
-                ),
+                "if its tokens are pooled by their mean: it was trained so; give --pool avg",
                 self._predicted(pooled, how),
             )
         for mean, std in STATISTICS if self.default and how.channels == 3 else ():

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from edvit.builder.config import BuildConfig
 from edvit.builder.models.family import family_of
 from edvit.builder.models.origin import Facts, Origin, find_weights, pretrained_weights
-from edvit.builder.models.weights import HeadOrder, head_order
+from edvit.builder.models.weights import HeadOrder, has_fc_norm, head_order
 from edvit.errors import ConfigError, DataError, WeightsError
 from edvit.fleet import first_problem
 from edvit.inputs.audio import Spectrogram
@@ -78,7 +78,14 @@ def open_source(config: BuildConfig) -> Source:
     family = family_of(name)
     pixels = config.image_size or facts.image_size
     pool = config.pool or _pool(origin)
-    shape = family.plan(name, image_size=pixels, channels=channels, classes=len(train.classes), pool=pool)
+    shape = family.plan(
+        name,
+        image_size=pixels,
+        channels=channels,
+        classes=len(train.classes),
+        pool=pool,
+        fc_norm=None if origin is None or pool in (None, "token", "token+avg") else has_fc_norm(origin),
+    )
     # Weights of one name that are loaded under another of the same shape still want their own mean and deviation.
     learnt = facts.model or name
     known = family_of(learnt).input(learnt)
