@@ -405,7 +405,7 @@ def folder_config(root, **settings):
     return tiny_config(**{**few, "data": f"imagefolder:{root}", **settings})
 
 
-def test_the_test_images_are_read_last_and_nothing_is_lost_by_it(tmp_path):
+def test_a_damaged_test_image_is_told_before_any_training_and_nothing_is_lost_by_it(tmp_path):
     root, out = image_folder(tmp_path / "data"), tmp_path / "out"
     bad = root / "test" / "class-1" / "3.png"
     whole = bad.read_bytes()
@@ -415,9 +415,11 @@ def test_the_test_images_are_read_last_and_nothing_is_lost_by_it(tmp_path):
     assert str(bad) in str(caught.value)
     assert not out.exists()
     before = stages(tmp_path / "out-work")
-    assert {name.rsplit("-", 1)[0] for name in before} == {
-        "base", "data", "export", "fuse", "prune", "recover", "statistics", "teacher",
-    }  # fmt: skip
+    assert {name.rsplit("-", 1)[0] for name in before} == {"data"}
+
+    bundle, _ = build(folder_config(root, bad_files="skip"), out)
+    assert (bundle.manifest.data.train, bundle.manifest.data.validation, bundle.manifest.data.test) == (10, 2, 11)
+    before = stages(tmp_path / "out-work")
 
     bad.write_bytes(whole)
     bundle, _ = build(folder_config(root), out)
@@ -435,12 +437,12 @@ def test_one_class_is_nothing_to_split(tmp_path):
         build(folder_config(root), tmp_path / "out")
 
 
-def test_a_class_with_one_image_leaves_none_to_validate_on(tmp_path):
+def test_a_class_with_one_image_is_trained_and_not_validated(tmp_path):
     root = image_folder(tmp_path / "data")
     for path in sorted((root / "train" / "class-1").iterdir())[1:]:
         path.unlink()
-    with pytest.raises(DataError, match="class 'class-1' has 1 training image: at least 2"):
-        build(folder_config(root), tmp_path / "out")
+    bundle, _ = build(folder_config(root), tmp_path / "out")
+    assert (bundle.manifest.data.train, bundle.manifest.data.validation) == (6, 1)
 
 
 def test_settings_and_versions_are_recorded(tiny_build):
@@ -453,5 +455,5 @@ def test_settings_and_versions_are_recorded(tiny_build):
 def test_the_manifest_records_every_setting_resolved(tiny_build):
     config = tiny_build.bundle.manifest.config
     open_ones = {name for name, value in config.items() if value is None}
-    assert open_ones == {"data_root", "weights"}
+    assert open_ones == {"background", "data_root", "split_by", "weights"}
     assert "criterion" not in config, "nothing is scored"

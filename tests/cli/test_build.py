@@ -158,7 +158,7 @@ def test_an_unreadable_image(refused, folder):
 
 
 def test_an_image_folder_without_train(refused, folder):
-    (folder / "train").rename(folder / "training")
+    (folder / "train").rename(folder / "lessons")
     said = refused("--devices", "2", *MODEL, "--data", f"imagefolder:{folder}")
     assert f"{folder}: has no train/" in said
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edvit.errors import UnavailableError
+from edvit.errors import DataError, ImageError, UnavailableError
 from edvit.inputs.datasets.images import ArrayImages
 from edvit.inputs.preprocess import Preprocessing, decode_image
 from edvit.runtime.evaluation import Classified, choose, evaluate, per_class
@@ -56,6 +56,14 @@ def test_an_error_passes_through():
         raise UnavailableError("gone")
 
     with pytest.raises(UnavailableError, match="gone"):
+        evaluate(images([0]), fail)
+
+
+def test_an_image_that_who_answers_cannot_read_is_named():
+    def fail(data):
+        raise ImageError("the image is truncated")
+
+    with pytest.raises(DataError, match=r"^made #0: the image is truncated; replace or remove the file$"):
         evaluate(images([0]), fail)
 
 

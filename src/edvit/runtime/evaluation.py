@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from edvit.errors import DataError, ImageError
 from edvit.inputs.datasets import LabelledImages
 
 Indices = npt.NDArray[np.int64]
@@ -86,7 +87,8 @@ def evaluate(
         progress: called with (done, total) after each image.
 
     Raises:
-        DataError: an image cannot be read. Errors of `answer` pass through.
+        DataError: an image cannot be read, here or by who answers; the message names it. Other errors of `answer` pass
+            through.
     """
     chosen = choose(images, limit)
     answers: list[Classified] = []
@@ -94,7 +96,10 @@ def evaluate(
     for done, i in enumerate(chosen):
         data = images.encoded(int(i))
         start = time.perf_counter()
-        answers.append(answer(data))
+        try:
+            answers.append(answer(data))
+        except ImageError as error:
+            raise DataError(f"{images.name(int(i))}: {error}; replace or remove the file") from None
         latency.append(time.perf_counter() - start)
         progress(done + 1, len(chosen))
     predicted = np.array([a.index for a in answers], dtype=np.int64)

@@ -102,6 +102,7 @@ def test_a_tidy_folder_has_nothing_to_say(tree):
         "train/bolt/.ipynb_checkpoints/0-checkpoint.png", "train/.ipynb_checkpoints/0.png", "train/@eaDir/0.png",
         "train/__MACOSX/0.png", "__MACOSX/train/bolt/._0.png", "@eaDir/x.png", ".git/config", "train/.DS_Store",
         "train/Thumbs.db", ".ipynb_checkpoints/a/0.png", "train/._bolt",
+        "train/bolt/Icon\r",
     ],
 )  # fmt: skip
 def test_clutter_counts_for_nothing_at_any_depth(tree, clutter):
@@ -342,6 +343,13 @@ def test_a_name_that_is_no_text_is_refused_at_once(tree, name):
     assert message.encode().isascii()
     assert "the name is not valid UTF-8; rename it" in message
     assert "\\x" in message
+
+
+@pytest.mark.parametrize("name", ["train/two\nlines/0.png", "train/bolt/a\tb.png", "train/bolt/x\u2028/0.png"])
+def test_a_name_that_would_break_a_line_is_refused_in_one(tree, name):
+    message = tree.add(name).refusal()
+    assert message.isprintable()
+    assert "the name has a line break or another control character; rename it" in message
 
 
 def test_a_skipped_files_name_need_be_no_text(tree):

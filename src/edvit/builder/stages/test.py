@@ -1,4 +1,4 @@
-"""Stage `test`: the test images, read here and nowhere else, through the very files that devices will run."""
+"""Stage `test`: the test images, measured here and nowhere else, through the very files that devices will run."""
 
 from __future__ import annotations
 

@@ -12,7 +12,9 @@ from pathlib import Path
 from edvit.errors import DataError
 from edvit.units import counted
 
-_CLUTTER = frozenset(("@eadir", "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "lost+found"))
+_CLUTTER = frozenset(
+    ("@eadir", "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "lost+found", "icon\r")
+)
 _BROKEN, _SPECIAL, _BARE = "broken link", "special file", "file without an extension"
 
 
@@ -59,6 +61,8 @@ def text_name(path: Path) -> str:
     except UnicodeEncodeError:
         shown = os.fsencode(path).decode("utf-8", "backslashreplace")
         raise DataError(f"{shown}: the name is not valid UTF-8; rename it") from None
+    if any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in str(path)):
+        raise DataError(f"{str(path)!r}: the name has a line break or another control character; rename it")
     return unicodedata.normalize("NFC", path.name)
 
 
