@@ -164,6 +164,8 @@ def test_what_cannot_be_used_is_one_line(bundle, wrong, said):
 
 def test_a_file_that_cannot_be_read_is_named(bundle, tmp_path):
     (tmp_path / "notes.txt").write_text("no image")
+    with pytest.raises(DataError, match="cannot be read"):
+        LocalPredictor(bundle).predict("a\0b.png")
     for path, kind in ((tmp_path / "gone.png", DataError), (tmp_path, DataError), (tmp_path / "notes.txt", ImageError)):
         with pytest.raises(kind, match=f"^{path}: "):
             LocalPredictor(bundle).predict(path)

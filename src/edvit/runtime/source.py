@@ -63,8 +63,8 @@ def _accepted(how: Preprocessing) -> str:
 def _read(path: Path, how: Preprocessing) -> UInt8:
     try:
         data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
+        raise DataError(f"{path}: cannot be read ({getattr(error, 'strerror', error)})") from None
     try:
         return decode_file(data, how)
     except ImageError as error:
@@ -76,5 +76,8 @@ def _convert(image: Image, how: Preprocessing) -> UInt8:
         raise ImageError(f"the model takes sounds, not images: give {_accepted(how)}")
     try:
         return image_to_array(image, how)
-    except OSError as error:  # Pillow decodes an opened file when its pixels are first needed
-        raise ImageError(f"the image cannot be decoded ({str(error).splitlines()[0]})") from None
+    except ImageError:
+        raise
+    except Exception:
+        # Pillow decodes an opened file when its pixels are first needed, and its decoders raise what they like.
+        raise ImageError("the image is truncated or damaged: it cannot be decoded") from None

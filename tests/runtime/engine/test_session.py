@@ -70,7 +70,7 @@ def test_an_onnx_runtime_that_is_too_old_is_named_with_the_one_that_is_needed(ve
 @pytest.mark.parametrize("version", ["1.23.0", "1.100", "2.0.0rc1", onnxruntime.__version__])
 def test_a_new_one_is_not_blamed_for_its_age(version):
     said = why_not_loaded(version, RuntimeError("bad\nfile"))
-    assert said == f"ONNX Runtime {version} cannot load it (RuntimeError)"
+    assert said == f"ONNX Runtime cannot load it (RuntimeError, in version {version})"
 
 
 def test_the_package_asks_for_the_same_onnx_runtime():

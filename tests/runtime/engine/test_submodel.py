@@ -83,7 +83,7 @@ def test_a_model_with_other_values_is_refused(bundle):
 def test_a_file_that_is_no_model_is_refused(tmp_path):
     path = tmp_path / "model.onnx"
     path.write_bytes(b"not a model")
-    with pytest.raises(ModelError, match=r"model\.onnx: ONNX Runtime .* cannot load it") as refused:
+    with pytest.raises(ModelError, match=r"model\.onnx: ONNX Runtime cannot load it") as refused:
         engine(path)
     assert "\n" not in str(refused.value)
 

@@ -99,7 +99,7 @@ def why_not_loaded(version: str, error: Exception) -> str:
     oldest = ".".join(map(str, OLDEST))
     if tuple(map(int, re.findall(r"\d+", version)[:2])) < OLDEST:
         return f"ONNX Runtime {version} is too old for it, {oldest} is needed: pip install 'onnxruntime>={oldest}'"
-    return f"ONNX Runtime {version} cannot load it ({type(error).__name__})"
+    return f"ONNX Runtime cannot load it ({type(error).__name__}, in version {version})"
 
 
 def _length(inputs: Inputs) -> int:
