@@ -130,7 +130,7 @@ class PlanOptions(BaseModel):
         return {name: getattr(self, name) for name in sorted(self.model_fields_set)}
 
 
-UNRECORDED = frozenset({"workers", "ray", "memory_limit_mb"})
+UNRECORDED = frozenset({"workers", "ray", "memory_limit_mb", "checkpoint_every"})
 """Options that do not change what is built. A bundle does not record them, or its digest would depend on them."""
 
 
@@ -230,6 +230,12 @@ class BuildOptions(PlanOptions):
         gt=0,
         description="MB that scoring a ViT by --prune channels may take, all workers together; default: what 32 "
         "images at a time need.",
+    )
+    checkpoint_every: Annotated[float, MACHINE] = Field(
+        default=120.0,
+        ge=0,
+        le=300,
+        description="Seconds between two checkpoints of a stage that takes minutes, from which a killed build goes on.",
     )
     ray: Annotated[str | None, MACHINE] = Field(
         default=None,

@@ -60,7 +60,7 @@ from edvit.units import counted
 
 REPORT = "report.html"
 LIBRARIES = ("numpy", "onnx", "onnxruntime", "timm", "torch", "torchvision")
-OF_MACHINES = {"workers", "ray", "memory_limit_mb"}
+OF_MACHINES = {"workers", "ray", "memory_limit_mb", "checkpoint_every"}
 """Settings that do not change the result."""
 OF_SOUNDS = {"seconds", "sample_rate", "mels"}
 """Settings that mean nothing where the data are images."""
@@ -117,7 +117,8 @@ def build(
     source = open_source(config)
     plan = make_plan(config, source)
     prune_subspace.check_calibration(config, source, _wanted(config, plan))
-    folder = WorkFolder((work or out.with_name(out.name + "-work")).absolute(), force)
+    root = (work or out.with_name(out.name + "-work")).absolute()
+    folder = WorkFolder(root, force, checkpoint_s=config.checkpoint_every)
     with folder.locked(), _pool(config, folder) as pool:
         runner = Runner(folder, pool, report or Reporter(quiet=True))
         return _run(runner, config, source, plan, where=where, out=out, flags=dict(flags or {}))
@@ -143,7 +144,7 @@ def _run(
 
     def done(stage: str, text: str) -> None:
         durations[stage] = time.monotonic() - start - sum(durations.values())
-        runner.report.line(stage, text, durations[stage])
+        runner.report.line(stage, text, durations[stage], kept=not runner.made_any())
 
     start, how = time.monotonic(), source.preprocessing
     data = decode(runner, source, config.validation)

@@ -10,7 +10,8 @@ from typing import ClassVar
 
 from edvit.builder.config import BuildConfig
 from edvit.builder.jobs.artifacts import Artifact
-from edvit.builder.jobs.job import Job, Note, unkeyed
+from edvit.builder.jobs.checkpoint import Checkpoint
+from edvit.builder.jobs.job import Note, Resumable, unkeyed
 from edvit.builder.jobs.parallel import Progress
 from edvit.builder.jobs.runner import Runner
 from edvit.builder.models.family import describe
@@ -42,7 +43,7 @@ class Teacher:
 
 
 @dataclass(frozen=True)
-class Teach(Job):
+class Teach(Resumable):
     """Runs the base model over one view of the training set."""
 
     STAGE: ClassVar[str] = "teacher"
@@ -57,12 +58,19 @@ class Teach(Job):
     amp: bool | None
     device: TorchDevice = unkeyed()
 
-    def run(self, folder: Path, progress: Progress) -> Note:
+    def run_from(self, resume: Checkpoint | None, folder: Path, progress: Progress) -> Note:
         extractor = load_extractor(self.base, self.preprocessing)
         if self.rotated:
             extractor.model = to_rms(extractor.model)
         teacher.write_view(
-            extractor, self.views, self.view, folder, blocks=self.blocks, device=self.device, progress=progress
+            extractor,
+            self.views,
+            self.view,
+            folder,
+            blocks=self.blocks,
+            device=self.device,
+            checkpoint=resume,
+            progress=progress,
         )
         return {}
 
