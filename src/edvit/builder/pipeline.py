@@ -28,9 +28,9 @@ from edvit.builder.report.page import ReportData, result_rows, write_report
 from edvit.builder.stages import base as base_stage
 from edvit.builder.stages import prune_channels, prune_subspace
 from edvit.builder.stages.base import Base, weights_path
-from edvit.builder.stages.data import Data, Source, decode, default_augment, open_source, training_views
+from edvit.builder.stages.data import Data, Source, decode, default_augment, open_source, split_training, training_views
 from edvit.builder.stages.export import export, quantise
-from edvit.builder.stages.fuse import Fused, fuse_job, fusion_views
+from edvit.builder.stages.fuse import Fused, fuse_job, fusion_views, most_fusion_views
 from edvit.builder.stages.prune import Group, load_kept
 from edvit.builder.stages.recover import recover, recovery
 from edvit.builder.stages.teacher import teach
@@ -38,6 +38,7 @@ from edvit.builder.stages.test import TestResult, open_test, run_test
 from edvit.builder.subspace import rms
 from edvit.builder.train.device import TorchDevice, devices
 from edvit.builder.vit import backbone
+from edvit.builder.work_size import WorkSize, fixed_bytes, work_size
 from edvit.bundle import (
     BaseModelInfo,
     Bundle,
@@ -60,7 +61,7 @@ from edvit.units import counted
 
 REPORT = "report.html"
 LIBRARIES = ("numpy", "onnx", "onnxruntime", "timm", "torch", "torchvision")
-OF_MACHINES = {"workers", "ray", "memory_limit_mb", "checkpoint_every"}
+OF_MACHINES = {"workers", "ray", "memory_limit_mb", "checkpoint_every", "work_limit"}
 """Settings that do not change the result."""
 OF_SOUNDS = {"seconds", "sample_rate", "mels"}
 """Settings that mean nothing where the data are images."""
@@ -121,7 +122,33 @@ def build(
     folder = WorkFolder(root, force, checkpoint_s=config.checkpoint_every)
     with folder.locked(), _pool(config, folder) as pool:
         runner = Runner(folder, pool, report or Reporter(quiet=True))
-        return _run(runner, config, source, plan, where=where, out=out, flags=dict(flags or {}))
+        size = _work_size(config, source, plan, folder.capacity())
+        runner.report.note("work", size.describe())
+        return _run(runner, config, source, plan, blocks=size.blocks, where=where, out=out, flags=dict(flags or {}))
+
+
+def _work_size(config: BuildConfig, source: Source, plan: Plan, capacity: int) -> WorkSize:
+    """What the work folder will take, and which blocks sub-models follow within its limit. Raises ConfigError."""
+    train, held_out = split_training(source.train, config.validation)
+    fixed = fixed_bytes(
+        plan,
+        len(_wanted(config, plan)),
+        decoded=len(train) + len(held_out) + len(open_test(config, source.train.classes)),
+        train=len(train),
+        views=config.resolved_views,
+        feature_views=most_fusion_views(config),
+        pixels=source.preprocessing.channels * source.preprocessing.image_size**2,
+        workers=config.workers,
+    )
+    return work_size(
+        plan.base,
+        train=len(train),
+        views=config.resolved_views,
+        recovers=config.recover_epochs > 0,
+        fixed=fixed,
+        limit_gb=config.work_limit,
+        capacity=capacity,
+    )
 
 
 def _pool(config: BuildConfig, folder: WorkFolder) -> AbstractContextManager[parallel.Pool]:
@@ -136,6 +163,7 @@ def _run(
     source: Source,
     plan: Plan,
     *,
+    blocks: Sequence[int],
     where: Sequence[TorchDevice],
     out: Path,
     flags: dict[str, Any],
@@ -155,7 +183,7 @@ def _run(
     runner.report.line("partition", _describe_groups(plan, data))
 
     views = training_views(config, data)
-    taught = teach(runner, config, base, views, preprocessing=how, devices=where)
+    taught = teach(runner, config, base, views, blocks=blocks, preprocessing=how, devices=where)
     wanted, n = _wanted(config, plan), len(plan.submodels)
     pruned = prune(runner, config, data, base, wanted, source=source, device=where[0])
     _check_memory(plan, pruned, config)

@@ -109,6 +109,11 @@ class WorkFolder:
                     f"no space left on the disk {where}; free some and run again: what is finished is kept"
                 ) from None
 
+    def capacity(self) -> int:
+        """Bytes that there are for the folder: what its disk has free, and what it holds already."""
+        held = sum(path.stat().st_size for path in self.root.rglob("*") if path.is_file())
+        return held + shutil.disk_usage(self.root).free
+
     def find(self, job: Job) -> Artifact | None:
         """The job's result, if it is done and is not to be redone."""
         if self._is_forced(job):

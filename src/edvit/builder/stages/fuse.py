@@ -128,7 +128,12 @@ class Fuse(Resumable):
 
 def fusion_views(config: BuildConfig, teacher: Teacher) -> int:
     """On how many views of the training set the fusion is trained."""
-    return min(FUSION_VIEWS if config.recover_epochs < TRAINED_EPOCHS else 1, len(teacher.views))
+    return min(most_fusion_views(config), len(teacher.views))
+
+
+def most_fusion_views(config: BuildConfig) -> int:
+    """On how many views a fusion is trained where there are so many."""
+    return FUSION_VIEWS if config.recover_epochs < TRAINED_EPOCHS else 1
 
 
 def fuse_job(

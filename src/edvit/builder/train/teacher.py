@@ -23,7 +23,7 @@ from edvit.shape.vit import Architecture
 BATCH = 128
 LOGITS, FEATURES, STREAMS = "logits.npy", "features.npy", "streams.npy"
 STREAM_LIMIT_BYTES = 12 * 1024**3
-"""Disk that the streams of all views may take together; beyond, sub-models follow fewer blocks, or none."""
+"""Disk that the streams of all views may take together unless `--work-limit` says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -41,21 +41,31 @@ class TeacherView:
     streams: npt.NDArray[np.float16] | None
 
 
-def stream_blocks(architecture: AnyArchitecture, images: int, views: int) -> tuple[int, ...]:
+def stream_bytes(architecture: AnyArchitecture, images: int, views: int) -> int:
+    """Bytes of the streams after one block, on all views; 0 where there is no residual stream."""
+    if not isinstance(architecture, Architecture):
+        return 0
+    return 2 * images * views * architecture.tokens * architecture.widths.dim
+
+
+def stream_blocks(
+    architecture: AnyArchitecture, images: int, views: int, limit: int | None = STREAM_LIMIT_BYTES
+) -> tuple[int, ...]:
     """Blocks whose outputs a sub-model is to follow: the second half, but for the last one.
 
     Of the last block's output only the pooled tokens are read, and these are the feature. Where the streams would take
-    more than `STREAM_LIMIT_BYTES`, every other of them, or every third, and so on; none where there is no residual
-    stream.
+    more than `limit` bytes, every other of them, or every third, and so on; none where there is no residual stream.
     """
     if not isinstance(architecture, Architecture):
         return ()
     depth = len(architecture.widths.blocks)
     blocks = tuple(range((depth - 1) // 2, depth - 1))
-    each = 2 * images * views * architecture.tokens * architecture.widths.dim
-    if not blocks or each > STREAM_LIMIT_BYTES:
+    if limit is None or not blocks:
+        return blocks
+    each = stream_bytes(architecture, images, views)
+    if each > limit:
         return ()
-    step = math.ceil(len(blocks) / (STREAM_LIMIT_BYTES // each))
+    step = math.ceil(len(blocks) / (limit // each))
     return blocks[::-1][::step][::-1]
 
 
