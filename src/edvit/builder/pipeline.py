@@ -47,6 +47,7 @@ from edvit.bundle import (
     Manifest,
     SubModelInfo,
     check_target,
+    clear_leftovers,
     model_file,
     sha256_of,
     write_bundle,
@@ -246,6 +247,7 @@ def _run(
         return manifest
 
     bundle = write_bundle(out, fill)
+    clear_leftovers(out)
     runner.report.line("bundle", f"{bundle.path} · {REPORT} inside")
     return bundle, built
 
