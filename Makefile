@@ -55,6 +55,7 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
 	touch $@
 
+# What `make demo`, `make test` and the others make, but for $(VENV), which takes minutes to set up again.
 clean:
-	rm -rf edvit-demo edvit-work .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
+	rm -rf edvit-demo edvit-demo-work $(VENV)-lean $(VENV)-wheel .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

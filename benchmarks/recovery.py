@@ -29,6 +29,7 @@ from edvit.builder.stages.recover import recovery
 from edvit.builder.stages.teacher import teach
 from edvit.builder.train import base
 from edvit.builder.train.recover import recover, soft_loss
+from edvit.builder.train.teacher import stream_blocks
 from edvit.builder.vit.backbone import FeatureExtractor
 
 
@@ -62,7 +63,8 @@ def measure(config: BuildConfig, optimizer: Any, work: Path) -> Recovered:
     build = open_build(config, work)
     data, trained, plan = build.data, build.base, build.plan
     how, views = build.source.preprocessing, training_views(config, data)
-    taught = teach(build.runner, config, trained, views, preprocessing=how, devices=[build.device])
+    blocks = stream_blocks(plan.base, len(data.train), config.resolved_views)
+    taught = teach(build.runner, config, trained, views, blocks=blocks, preprocessing=how, devices=[build.device])
     group = Group(plan.submodels[0].classes, plan.submodels[0].architecture.widths)
     (pruned,) = prune(build.runner, config, data, trained, [group], source=build.source, device=build.device)
     mean, std = how.mean, how.std

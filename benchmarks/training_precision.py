@@ -62,7 +62,7 @@ def step_seconds(model: torch.nn.Module, images: torch.Tensor, device: TorchDevi
     labels = torch.arange(len(images)) % CLASSES
     model = copy.deepcopy(model)  # placing a model on a device may change how it computes attention
 
-    def batches(_epoch: int) -> Iterator[torch.Tensor]:
+    def batches(_epoch: int, _first: int) -> Iterator[torch.Tensor]:
         for _ in range(steps):
             yield images
 
@@ -71,7 +71,8 @@ def step_seconds(model: torch.nn.Module, images: torch.Tensor, device: TorchDevi
 
     how = Schedule(epochs=1, lr=1e-6, ema_decay=0.99)
     start = time.perf_counter()
-    train(model, batches, loss_of, steps_per_epoch=steps, schedule=how, device=device)  # type: ignore[arg-type]
+    draws = torch.Generator()
+    train(model, batches, loss_of, steps_per_epoch=steps, schedule=how, generator=draws, device=device)  # type: ignore[arg-type]
     return (time.perf_counter() - start) / steps
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edvit.bundle import MANIFEST, check_target, read_bundle, sha256_of, write_bundle
+from edvit.bundle import MANIFEST, check_target, clear_leftovers, read_bundle, sha256_of, write_bundle
 from edvit.errors import BundleError
 from edvit.fleet import local_fleet
 from tiny_bundle import write_tiny_bundle
@@ -235,3 +235,16 @@ def test_what_is_no_bundle_is_never_overwritten(tmp_path):
     assert (tmp_path / "thesis" / "chapter.tex").read_text() == "x"
     (tmp_path / "empty").mkdir()
     assert write_tiny_bundle(tmp_path / "empty").manifest.version == 1
+
+
+def test_what_a_killed_write_left_is_removed_and_nothing_else(folder):
+    half = Path(tempfile.mkdtemp(prefix=".bundle-", dir=folder.parent))
+    (half / "submodel-0.onnx").write_bytes(b"half")
+    aside = Path(tempfile.mkdtemp(prefix=".bundle-old-", dir=folder.parent))
+    shutil.copytree(folder, aside / "bundle")
+    for name in (".bundle-notes", ".bundle-12345678"):
+        (folder.parent / name).mkdir()
+        (folder.parent / name / "mine.txt").write_text("mine")
+    clear_leftovers(folder)
+    assert sorted(path.name for path in folder.parent.iterdir()) == [".bundle-12345678", ".bundle-notes", "bundle"]
+    read_bundle(folder)

@@ -1,6 +1,6 @@
 """A real build that takes seconds: a very small ViT on the digits, in two groups.
 
-`python tiny_build.py OUT` builds it with two workers, for tests that kill a build.
+`python tiny_build.py OUT` builds it with two workers and a checkpoint after every step, for tests that kill a build.
 """
 
 from __future__ import annotations
@@ -101,4 +101,4 @@ def opened(config, work, source=None):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    build(tiny_config(workers=2), Path(sys.argv[1]))
+    build(tiny_config(workers=2, checkpoint_every=0), Path(sys.argv[1]))

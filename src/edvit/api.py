@@ -35,6 +35,9 @@ def build(
         MissingExtraError: the build world is not installed.
         EdvitError: the input cannot be used, the fleet cannot hold the sub-models, or a stage failed.
     """
+    from edvit.builder.jobs.idle import sleep_while_waiting
+
+    sleep_while_waiting()
     try:
         from edvit.builder.config import BuildConfig, make_config
         from edvit.builder.jobs.progress import Reporter

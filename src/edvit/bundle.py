@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -36,6 +37,8 @@ from edvit.shape.vit import Widths
 FORMAT = "edvit-bundle"
 VERSION = 1
 MANIFEST = "manifest.json"
+_SUFFIXES = {".onnx", ".json", ".html"}
+"""Of the files in a bundle."""
 
 SHA256_PATTERN = r"^[0-9a-f]{64}$"
 
@@ -309,6 +312,14 @@ def write_bundle(target: Path, fill: Callable[[Path], Manifest]) -> Bundle:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
     return read_bundle(target)
+
+
+def clear_leftovers(target: Path) -> None:
+    """Remove what a killed `write_bundle` left beside a bundle that is there; nothing else of such a name."""
+    for folder in target.parent.glob(f".{target.name}-*"):
+        made_here = re.fullmatch(r"(old-)?\w{8}", folder.name.removeprefix(f".{target.name}-"))
+        if made_here and all(path.is_dir() or path.suffix in _SUFFIXES for path in folder.rglob("*")):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _replace(target: Path, scratch: Path) -> None:

@@ -1,5 +1,6 @@
 """Builds that are killed, as the kernel or a power cut kills them."""
 
+import io
 import resource
 import signal
 import subprocess
@@ -9,8 +10,10 @@ from functools import partial
 import psutil
 import pytest
 import torch
+from rich.console import Console
 
 import tiny_build as tiny
+from edvit.builder.jobs.progress import Reporter
 from edvit.builder.pipeline import build
 from serving import alive, wait_for
 from tiny_build import tiny_config
@@ -45,6 +48,27 @@ def test_a_build_killed_in_recovery_leaves_no_bundle_and_goes_on_from_there(tiny
     assert finished(work) == finished(tiny_build.work)
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
     assert list(work.glob(".scratch-*")) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["base", "teacher", "recover", "fuse"])
+def test_a_build_killed_within_a_stage_goes_on_from_its_checkpoint(tiny_build, tmp_path, stage):
+    torch.set_num_threads(1)
+    out, work = tmp_path / "out", tmp_path / "out-work"
+    process = subprocess.Popen([sys.executable, tiny.__file__, str(out)], stderr=subprocess.PIPE, text=True)
+    try:
+        begun = partial(work.glob, f".unfinished-{stage}-*/state.pt")
+        assert wait_for(lambda: list(begun()) or process.poll() is not None, within_s=200), f"no checkpoint in {stage}"
+    finally:
+        process.send_signal(signal.SIGKILL)
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == -signal.SIGKILL, said
+    file = io.StringIO()
+    bundle, _ = build(tiny_config(), out, report=Reporter(Console(file=file, width=200)))
+    assert bundle.digest == tiny_build.bundle.digest
+    assert "resumed from step" in file.getvalue() or stage in finished(work)
+    assert finished(work) == finished(tiny_build.work)
+    assert [path.name for path in work.glob(".*")] == [".lock"]
 
 
 @pytest.mark.slow

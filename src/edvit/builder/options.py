@@ -171,7 +171,7 @@ class PlanOptions(BaseModel):
         return {name: getattr(self, name) for name in sorted(self.model_fields_set)}
 
 
-UNRECORDED = frozenset({"workers", "ray", "memory_limit_mb"})
+UNRECORDED = frozenset({"workers", "ray", "memory_limit_mb", "checkpoint_every", "work_limit"})
 """Options that do not change what is built. A bundle does not record them, or its digest would depend on them."""
 
 
@@ -294,6 +294,18 @@ class BuildOptions(PlanOptions):
         gt=0,
         description="MB that scoring a ViT by --prune channels may take, all workers together; default: what 32 "
         "images at a time need.",
+    )
+    work_limit: Annotated[float | None, MACHINE] = Field(
+        default=None,
+        gt=0,
+        description="GB that the work folder may take; with less than is needed sub-models follow the base model in "
+        "fewer blocks. Default: half of what its disk has free, at most 12 GiB of it for what they follow.",
+    )
+    checkpoint_every: Annotated[float, MACHINE] = Field(
+        default=120.0,
+        ge=0,
+        le=300,
+        description="Seconds between two checkpoints of a stage that takes minutes, from which a killed build goes on.",
     )
     ray: Annotated[str | None, MACHINE] = Field(
         default=None,

@@ -35,9 +35,9 @@ from edvit.builder.report.verdict import Verdict, judge
 from edvit.builder.stages import base as base_stage
 from edvit.builder.stages import prune_channels, prune_subspace
 from edvit.builder.stages.base import Base, Start, weights_path
-from edvit.builder.stages.data import Data, decode, default_augment, training_views
+from edvit.builder.stages.data import Data, decode, default_augment, split_training, training_views
 from edvit.builder.stages.export import export, quantise
-from edvit.builder.stages.fuse import Fused, fuse_job, fusion_views
+from edvit.builder.stages.fuse import Fused, fuse_job, fusion_views, most_fusion_views
 from edvit.builder.stages.prune import Group, load_kept
 from edvit.builder.stages.recover import recover, recovery
 from edvit.builder.stages.source import Source, open_source
@@ -45,6 +45,7 @@ from edvit.builder.stages.teacher import teach
 from edvit.builder.stages.test import TestResult, export_base, open_test, run_test
 from edvit.builder.subspace import rms
 from edvit.builder.train.device import TorchDevice, devices
+from edvit.builder.work_size import WorkSize, fixed_bytes, work_size
 from edvit.bundle import (
     BaseModelInfo,
     Bundle,
@@ -53,6 +54,7 @@ from edvit.bundle import (
     Manifest,
     SubModelInfo,
     check_target,
+    clear_leftovers,
     model_file,
     sha256_of,
     write_bundle,
@@ -67,7 +69,7 @@ from edvit.units import counted
 
 REPORT = "report.html"
 LIBRARIES = ("numpy", "onnx", "onnxruntime", "timm", "torch", "torchvision")
-OF_MACHINES = {"workers", "ray", "memory_limit_mb"}
+OF_MACHINES = {"workers", "ray", "memory_limit_mb", "checkpoint_every", "work_limit"}
 """Settings that do not change the result."""
 OF_SOUNDS = {"seconds", "sample_rate", "mels"}
 """Settings that mean nothing where the data are images."""
@@ -128,11 +130,49 @@ def build(
     plan = make_plan(config, source)
     start = base_stage.load(config, source)
     prune_subspace.check_calibration(config, source, _wanted(config, plan))
-    folder = WorkFolder((work or out.with_name(out.name + "-work")).absolute(), force)
+    root = (work or out.with_name(out.name + "-work")).absolute()
+    folder = WorkFolder(root, force, checkpoint_s=config.checkpoint_every)
     with folder.locked(), _pool(config, folder) as pool:
         runner = Runner(folder, pool, report or Reporter(quiet=True))
-        flags = dict(flags or {})
-        return _run(runner, config, source, plan, start, where=where, out=out, flags=flags, command=command)
+        size = _work_size(config, source, plan, folder.capacity())
+        runner.report.note("work", size.describe())
+        return _run(
+            runner,
+            config,
+            source,
+            plan,
+            start,
+            blocks=size.blocks,
+            where=where,
+            out=out,
+            flags=dict(flags or {}),
+            command=command,
+        )
+
+
+def _work_size(config: BuildConfig, source: Source, plan: Plan, capacity: int) -> WorkSize:
+    """What the work folder will take, and which blocks sub-models follow within its limit. Raises ConfigError."""
+    train, held_out = split_training(source.train, config.validation)
+    seen = len(train) + (0 if source.unlabelled is None else len(source.unlabelled))
+    fixed = fixed_bytes(
+        plan,
+        len(_wanted(config, plan)),
+        decoded=seen + len(held_out) + len(source.test),
+        train=seen,
+        views=config.resolved_views,
+        feature_views=most_fusion_views(config),
+        pixels=source.preprocessing.channels * source.preprocessing.image_size**2,
+        workers=config.workers,
+    )
+    return work_size(
+        plan.base,
+        train=seen,
+        views=config.resolved_views,
+        recovers=config.recover_epochs > 0,
+        fixed=fixed,
+        limit_gb=config.work_limit,
+        capacity=capacity,
+    )
 
 
 def _pool(config: BuildConfig, folder: WorkFolder) -> AbstractContextManager[parallel.Pool]:
@@ -148,6 +188,7 @@ def _run(
     plan: Plan,
     begun: Start,
     *,
+    blocks: Sequence[int],
     where: Sequence[TorchDevice],
     out: Path,
     flags: dict[str, Any],
@@ -157,7 +198,7 @@ def _run(
 
     def done(stage: str, text: str) -> None:
         durations[stage] = time.monotonic() - start - sum(durations.values())
-        runner.report.line(stage, text, durations[stage])
+        runner.report.line(stage, text, durations[stage], kept=not runner.made_any())
 
     start, how = time.monotonic(), source.preprocessing
     data = decode(runner, source, config.validation, config.bad_files)
@@ -168,7 +209,7 @@ def _run(
     runner.report.line("partition", _describe_groups(plan, data))
 
     views = training_views(config, data)
-    taught = teach(runner, config, base, views, preprocessing=how, devices=where)
+    taught = teach(runner, config, base, views, blocks=blocks, preprocessing=how, devices=where)
     wanted, n = _wanted(config, plan), len(plan.submodels)
     pruned = prune(runner, config, data, base, wanted, source=source, device=where[0])
     _check_memory(plan, pruned, config)
@@ -242,6 +283,7 @@ def _run(
         return manifest
 
     bundle = write_bundle(out, fill)
+    clear_leftovers(out)
     runner.report.line("bundle", f"{bundle.path} · {REPORT} inside")
     return bundle, built
 

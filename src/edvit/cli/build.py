@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from edvit.builder.jobs.idle import sleep_while_waiting
 from edvit.builder.options import COMMON, DATA, MACHINE, UNRECORDED, BuildOptions, Stage
 from edvit.cli.fleet import FleetOptions
 from edvit.errors import MissingExtraError
@@ -27,6 +28,7 @@ def build(
     ] = (),
 ) -> None:
     """Build a bundle: train, partition, prune, recover, export, fuse, measure. Run again to resume."""
+    sleep_while_waiting()
     try:
         from edvit.builder.config import make_config
         from edvit.builder.jobs.progress import Reporter

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from edvit.builder.jobs.idle import sleep_while_waiting
 from edvit.cli import NaturalInt, Port
 from edvit.errors import MissingExtraError
 from edvit.units import counted
@@ -35,6 +36,7 @@ def demo(
     port: Annotated[Port, Parameter(help="HTTP port of the gateway; 0 takes a free one.")] = 0,
 ) -> None:
     """Train on digits, split over 5 devices, prune, fuse, serve with 5 device processes, evaluate over HTTP."""
+    sleep_while_waiting()
     try:
         import edvit.builder.pipeline  # noqa: F401  (asks for all of the build world)
         from edvit.builder.config import make_config

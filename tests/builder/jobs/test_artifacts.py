@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import importlib.metadata
 import json
 import signal
@@ -13,7 +14,8 @@ from typing import ClassVar
 import pytest
 
 from edvit.builder.jobs.artifacts import LIBRARIES, Artifact, WorkFolder
-from edvit.builder.jobs.job import Job, unkeyed
+from edvit.builder.jobs.checkpoint import Checkpoint
+from edvit.builder.jobs.job import Job, Resumable, unkeyed
 from edvit.errors import BuildError, ConfigError
 
 
@@ -47,6 +49,28 @@ class Follow(Job):
 
     def run(self, folder, progress):
         return {}
+
+
+@dataclass(frozen=True)
+class Count(Resumable):
+    """Counts to five, a checkpoint at each; killed, or failing, after so many steps."""
+
+    STAGE: ClassVar[str] = "recover"
+    LIBRARIES: ClassVar[tuple[str, ...]] = ()
+
+    name: str
+    stop_at: int = unkeyed()
+    error: type[BaseException] = unkeyed()
+
+    def run_from(self, resume, folder, progress):
+        state = None if resume is None else resume.load()
+        first = 0 if state is None else state["done"]
+        for step in range(first, 5):
+            if step == self.stop_at:
+                raise self.error("stopped")
+            if resume is not None:
+                resume.save({}, step + 1, 5)
+        return {"from": first}
 
 
 def job(text="", *, epochs=3, name="weights"):
@@ -142,6 +166,70 @@ def test_a_damaged_note_reads_as_not_done(tmp_path, damage):
     (made.folder / "done.json").write_bytes(damage)
     assert work.find(JOB) is None
     assert make(work, job("again")).note == {"text": "again"}
+
+
+def hidden(work):
+    return sorted(path.name for path in work.root.iterdir() if path.name.startswith("."))
+
+
+def stopped(work, name="a", step=3, error=KeyboardInterrupt):
+    with pytest.raises(error):
+        work.make(Count(name, step, error), None)
+
+
+def test_an_interrupted_job_goes_on_from_its_checkpoint_and_leaves_none(tmp_path):
+    work, again = WorkFolder(tmp_path), Count("a", None, None)
+    assert work.steps_done(again) is None
+    stopped(work)
+    assert hidden(work) == [f".unfinished-recover-{again.key}"]
+    assert work.steps_done(again) == (3, 5)
+    assert work.steps_done(Count("b", None, None)) is None
+    assert work.make(again, None).note == {"from": 3}
+    assert hidden(work) == []
+
+
+def test_a_checkpoint_of_another_job_is_not_taken(tmp_path):
+    work = WorkFolder(tmp_path)
+    stopped(work)
+    left = next(tmp_path.glob(".unfinished-*"))
+    other = Count("b", None, None)
+    left.rename(tmp_path / f".unfinished-recover-{other.key}")
+    assert work.make(other, None).note == {"from": 0}
+
+
+def test_a_stage_that_is_forced_begins_anew(tmp_path):
+    stopped(WorkFolder(tmp_path))
+    work, again = WorkFolder(tmp_path, frozenset({"recover"})), Count("a", None, None)
+    assert work.steps_done(again) is None
+    assert work.make(again, None).note == {"from": 0}
+
+
+def test_a_job_that_fails_leaves_no_checkpoint(tmp_path):
+    work = WorkFolder(tmp_path)
+    stopped(work, error=BuildError)
+    assert hidden(work) == []
+
+
+def test_a_build_that_ends_well_removes_checkpoints_of_other_settings(tmp_path):
+    work = WorkFolder(tmp_path)
+    with pytest.raises(KeyboardInterrupt), work.locked():
+        stopped(work, "mine")
+        raise KeyboardInterrupt
+    assert len(list(tmp_path.glob(".unfinished-*"))) == 1, "it is what the next build goes on from"
+    with work.locked():
+        pass
+    assert hidden(work) == [".lock"]
+
+
+def test_a_checkpoint_that_another_attempt_holds_is_left_to_it(tmp_path):
+    """On a Ray cluster a job is run again where its node is lost, and its first attempt may live on."""
+    work, again = WorkFolder(tmp_path), Count("a", None, None)
+    stopped(work)
+    left = next(tmp_path.glob(".unfinished-*"))
+    with (left / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert work.make(again, None).note == {"from": 0}
+        assert Checkpoint.steps(left) == (3, 5)
 
 
 KILLED = """

@@ -85,14 +85,15 @@ def test_mixed_precision_computes_in_bfloat16_and_keeps_float32_weights():
         seen.append(output.dtype)
         return output.float().square().mean()
 
-    def batches(_epoch):
+    def batches(_epoch, _first):
         yield torch.randn(8, 4)
 
     how = Schedule(epochs=2, lr=1e-2)
-    trained = train(model, batches, loss_of, steps_per_epoch=1, schedule=how, device=TorchDevice("cpu", mixed=True))
+    settings = {"steps_per_epoch": 1, "schedule": how, "generator": torch.Generator()}
+    trained = train(model, batches, loss_of, device=TorchDevice("cpu", mixed=True), **settings)
     assert seen == [torch.bfloat16] * 2
     assert trained.weight.dtype == torch.float32
-    train(model, batches, loss_of, steps_per_epoch=1, schedule=how)
+    train(model, batches, loss_of, **settings)
     assert seen[2:] == [torch.float32] * 2
 
 

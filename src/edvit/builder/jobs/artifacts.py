@@ -1,8 +1,8 @@
 """The work folder: every job's result under the job's key, so that a build resumes.
 
-A job fills a scratch folder that is renamed when it is whole; a killed build leaves nothing that reads as done. A key
-covers the *content* of what a job reads, so redoing one job redoes what depends on it exactly when its result has
-changed.
+A job fills a scratch folder that is renamed when it is whole; a killed build leaves nothing that reads as done. A job
+that takes minutes keeps a checkpoint in a folder of its own until its result is there. A key covers the *content* of
+what a job reads, so redoing one job redoes what depends on it exactly when its result has changed.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from edvit.builder.jobs.job import Job, Note
+from edvit.builder.jobs.checkpoint import EVERY_S, Checkpoint
+from edvit.builder.jobs.job import Job, Note, Resumable
 from edvit.builder.jobs.parallel import Progress
 from edvit.bundle import sha256_of
-from edvit.errors import NO_ROOM, BuildError, ConfigError
+from edvit.errors import NO_ROOM, BuildError, ConfigError, EdvitError
 
 LIBRARIES = ("numpy", "onnx", "onnxruntime", "onnxscript", "pillow", "timm", "torch", "torchvision")
 """Distributions whose versions are recorded beside each result."""
@@ -30,6 +31,7 @@ LIBRARIES = ("numpy", "onnx", "onnxruntime", "onnxscript", "pillow", "timm", "to
 _DONE = "done.json"
 _LOCK = ".lock"
 _SCRATCH = ".scratch-"
+_UNFINISHED = ".unfinished-"
 
 
 @dataclass(frozen=True)
@@ -57,13 +59,15 @@ class WorkFolder:
     Args:
         root: made if it is not there.
         force: names of stages whose jobs are run again even where they are done.
+        checkpoint_s: seconds between two checkpoints of a job.
 
     Raises:
         ConfigError: the folder cannot be made.
     """
 
-    def __init__(self, root: Path, force: frozenset[str] = frozenset()) -> None:
+    def __init__(self, root: Path, force: frozenset[str] = frozenset(), *, checkpoint_s: float = EVERY_S) -> None:
         self.root = root
+        self._checkpoint_s = checkpoint_s
         self._force = set(force)
         self._redone: set[str] = set()
         try:
@@ -74,6 +78,9 @@ class WorkFolder:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """For one build at a time; what a killed one left half done is removed.
+
+        Checkpoints of a killed one stay. They are removed when the block ends well: what is left then belongs to other
+        settings.
 
         Raises:
             ConfigError: another build is using the folder.
@@ -92,6 +99,8 @@ class WorkFolder:
                 self.discard(scratch)
             try:
                 yield
+                for unfinished in self.root.glob(f"{_UNFINISHED}*"):
+                    self.discard(unfinished)
             except Exception as error:
                 if not _is_disk_full(error):
                     raise
@@ -100,9 +109,14 @@ class WorkFolder:
                     f"no space left on the disk {where}; free some and run again: what is finished is kept"
                 ) from None
 
+    def capacity(self) -> int:
+        """Bytes that there are for the folder: what its disk has free, and what it holds already."""
+        held = sum(path.stat().st_size for path in self.root.rglob("*") if path.is_file())
+        return held + shutil.disk_usage(self.root).free
+
     def find(self, job: Job) -> Artifact | None:
         """The job's result, if it is done and is not to be redone."""
-        if job.STAGE in self._force and job.key not in self._redone:
+        if self._is_forced(job):
             return None
         try:
             return Artifact.read(self._folder(job))
@@ -117,10 +131,34 @@ class WorkFolder:
         """Run a job in this process and keep its result, also where it is done."""
         scratch = self.begin(job)
         try:
-            return self.commit(job, scratch, job.run(scratch, progress))
+            return self.run(job, scratch, progress)
         except BaseException:
             self.discard(scratch)
             raise
+
+    def run(self, job: Job, scratch: Path, progress: Progress) -> Artifact:
+        """Run a job into an empty scratch folder, from its checkpoint where there is one, and keep its result."""
+        if not isinstance(job, Resumable):
+            return self.commit(job, scratch, job.run(scratch, progress))
+        unfinished = self._unfinished(job)
+        if self._is_forced(job):
+            self.discard(unfinished)
+        with _held(unfinished) as mine:
+            checkpoint = Checkpoint(unfinished, job.key, every_s=self._checkpoint_s) if mine else None
+            try:
+                artifact = self.commit(job, scratch, job.run_from(checkpoint, scratch, progress))
+            except EdvitError:  # the next attempt would end the same way
+                self.discard(unfinished)
+                raise
+            if mine:
+                self.discard(unfinished)
+            return artifact
+
+    def steps_done(self, job: Job) -> tuple[int, int] | None:
+        """Steps done and steps in all of a job that a killed build has begun; None where it begins anew."""
+        if not isinstance(job, Resumable) or self._is_forced(job):
+            return None
+        return Checkpoint.steps(self._unfinished(job))
 
     def begin(self, job: Job) -> Path:
         """A scratch folder to fill for `commit`."""
@@ -150,8 +188,30 @@ class WorkFolder:
         self._redone.add(job.key)
         return artifact
 
+    def _is_forced(self, job: Job) -> bool:
+        return job.STAGE in self._force and job.key not in self._redone
+
     def _folder(self, job: Job) -> Path:
         return self.root / f"{job.STAGE}-{job.key}"
+
+    def _unfinished(self, job: Job) -> Path:
+        return self.root / f"{_UNFINISHED}{job.STAGE}-{job.key}"
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[bool]:
+    """Whether a folder, made here, is this process's alone within the block.
+
+    It is not where a job is run again on a Ray cluster while its first attempt lives on.
+    """
+    folder.mkdir(exist_ok=True)
+    with (folder / _LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True
 
 
 def _written(error: Exception) -> str:

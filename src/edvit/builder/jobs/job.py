@@ -21,6 +21,7 @@ import numpy.typing as npt
 from pydantic import BaseModel
 
 from edvit import __version__
+from edvit.builder.jobs.checkpoint import Checkpoint
 from edvit.builder.jobs.parallel import Progress
 
 Note = dict[str, Any]
@@ -67,6 +68,18 @@ class Job(ABC):
     def key(self) -> str:
         """A digest of `inputs`, 16 hex digits."""
         return hashlib.sha256(json.dumps(self.inputs(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+class Resumable(Job):
+    """A job that takes minutes and keeps checkpoints; from the last one a killed build goes on to the same result."""
+
+    def run(self, folder: Path, progress: Progress) -> Note:
+        """Without checkpoints."""
+        return self.run_from(None, folder, progress)
+
+    @abstractmethod
+    def run_from(self, resume: Checkpoint | None, folder: Path, progress: Progress) -> Note:
+        """As `run`, from the state that the checkpoint holds, if it holds one."""
 
 
 @cache

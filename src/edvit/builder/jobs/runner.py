@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from edvit.builder.jobs.artifacts import Artifact, WorkFolder
@@ -21,6 +21,18 @@ class Runner:
     work: WorkFolder
     pool: Pool
     report: Reporter
+    _made: list[Job] = field(default_factory=list, init=False)
+
+    def made_any(self) -> bool:
+        """Whether any job ran since this was last asked; otherwise every result was kept from an earlier build."""
+        made = bool(self._made)
+        self._made.clear()
+        return made
+
+    def keep(self, job: Job) -> Artifact:
+        """The result of a job that takes no time; it runs in this process, also where it is done."""
+        self._made.append(job)
+        return self.work.make(job, lambda done, total: None)
 
     def make(self, job: Job, text: str, *, line: str | None = None) -> Artifact:
         """The job's result; it runs in this process if it is not done yet.
@@ -32,6 +44,8 @@ class Runner:
         found = self.work.find(job)
         if found is not None:
             return found
+        self._made.append(job)
+        self._say_resumed([job], line or job.STAGE)
         with self.report.bar(line or job.STAGE, text) as bar:
             return self.work.make(job, bar)
 
@@ -47,6 +61,8 @@ class Runner:
         by_key = dict(zip(keys, jobs, strict=True))
         found = {key: self.work.find(job) for key, job in by_key.items()}
         todo = {key: job for key, job in by_key.items() if found[key] is None}
+        self._made.extend(todo.values())
+        self._say_resumed(list(todo.values()), line or jobs[0].STAGE)
         begun: list[_Attempt] = []
         with self.report.bar(line or jobs[0].STAGE, text) as bar:
             try:
@@ -58,6 +74,13 @@ class Runner:
                     self.work.discard(attempt.scratch)
         done = {**found, **dict(zip(todo, made, strict=True))}
         return tuple(artifact for key in keys if (artifact := done[key]) is not None)
+
+    def _say_resumed(self, jobs: Sequence[Job], line: str) -> None:
+        """From which step each job goes on that a killed build had begun."""
+        steps = [found for job in jobs if (found := self.work.steps_done(job)) is not None]
+        if steps:
+            places = "; ".join(f"step {done:,} of {total:,}" for done, total in steps)
+            self.report.note(line, f"resumed from {places}")
 
 
 @dataclass(frozen=True)
@@ -77,4 +100,4 @@ def _attempt(attempt: _Attempt, progress: Progress) -> Artifact:
         libraries = ", ".join(attempt.job.LIBRARIES)
         raise BuildError(f"a node has other versions than this machine of {libraries}; install the same on all")
     folder = Path(tempfile.mkdtemp(dir=attempt.scratch))
-    return attempt.work.commit(attempt.job, folder, attempt.job.run(folder, progress))
+    return attempt.work.run(attempt.job, folder, progress)

@@ -13,7 +13,8 @@ import torch
 from edvit.builder.config import BuildConfig
 from edvit.builder.images import ImageSet
 from edvit.builder.jobs.artifacts import Artifact
-from edvit.builder.jobs.job import Job, Note, unkeyed
+from edvit.builder.jobs.checkpoint import Checkpoint
+from edvit.builder.jobs.job import Note, Resumable, unkeyed
 from edvit.builder.jobs.parallel import Progress, torch_threads
 from edvit.builder.jobs.runner import Runner
 from edvit.builder.models import checkpoint
@@ -67,7 +68,7 @@ class Base:
 
 
 @dataclass(frozen=True)
-class TrainBase(Job):
+class TrainBase(Resumable):
     """Trains the base model.
 
     Attributes:
@@ -101,7 +102,7 @@ class TrainBase(Job):
     device: TorchDevice = unkeyed()
     threads: int = unkeyed()
 
-    def run(self, folder: Path, progress: Progress) -> Note:
+    def run_from(self, resume: Checkpoint | None, folder: Path, progress: Progress) -> Note:
         mean, std = self.preprocessing.mean, self.preprocessing.std
         with torch_threads(self.threads):
             trained = train_base(
@@ -112,6 +113,7 @@ class TrainBase(Job):
                 std=std,
                 seed=self.seed,
                 device=self.device,
+                checkpoint=resume,
                 progress=progress,
             )
             checkpoint.save_model(folder / checkpoint.WEIGHTS, trained)

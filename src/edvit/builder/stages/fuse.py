@@ -14,7 +14,8 @@ from edvit.builder.config import BuildConfig
 from edvit.builder.export import onnx_file
 from edvit.builder.images import ImageSet
 from edvit.builder.jobs.artifacts import Artifact
-from edvit.builder.jobs.job import Job, Note, unkeyed
+from edvit.builder.jobs.checkpoint import Checkpoint
+from edvit.builder.jobs.job import Note, Resumable, unkeyed
 from edvit.builder.jobs.parallel import Progress
 from edvit.builder.models.checkpoint import parse_architecture
 from edvit.builder.stages.export import FEATURES, SAMPLES, SUBMODEL_FILE, VALIDATION, load_head
@@ -72,7 +73,7 @@ class Fused:
 
 
 @dataclass(frozen=True)
-class Fuse(Job):
+class Fuse(Resumable):
     """Trains a fusion.
 
     Attributes:
@@ -98,7 +99,7 @@ class Fuse(Job):
     seed: int
     device: TorchDevice = unkeyed()
 
-    def run(self, folder: Path, progress: Progress) -> Note:
+    def run_from(self, resume: Checkpoint | None, folder: Path, progress: Progress) -> Note:
         outputs = open_views([view.folder for view in self.teacher])
         labels = np.concatenate([self.views.labels(view) for view in range(len(outputs))])
         held_out = torch.from_numpy(self._features(VALIDATION))
@@ -111,6 +112,7 @@ class Fuse(Job):
             how=self.how,
             seed=self.seed,
             device=self.device,
+            checkpoint=resume,
             progress=progress,
         )
         onnx_file.export_fusion(fusion, held_out[:SAMPLES], folder / FUSION_FILE)
@@ -126,7 +128,12 @@ class Fuse(Job):
 
 def fusion_views(config: BuildConfig, teacher: Teacher) -> int:
     """On how many views of the training set the fusion is trained."""
-    return min(FUSION_VIEWS if config.recover_epochs < TRAINED_EPOCHS else 1, len(teacher.views))
+    return min(most_fusion_views(config), len(teacher.views))
+
+
+def most_fusion_views(config: BuildConfig) -> int:
+    """On how many views a fusion is trained where there are so many."""
+    return FUSION_VIEWS if config.recover_epochs < TRAINED_EPOCHS else 1
 
 
 def fuse_job(

@@ -156,7 +156,7 @@ def prune(
     if missing:
         cuts = _cut(runner, base, images, [jobs[index] for index in missing], parts)
         for index, made in zip(missing, cuts, strict=True):
-            done[index] = runner.work.make(replace(jobs[index], made=made), lambda finished, total: None)
+            done[index] = runner.keep(replace(jobs[index], made=made))
     return tuple(artifact for artifact in done if artifact is not None)
 
 

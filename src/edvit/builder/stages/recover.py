@@ -11,7 +11,8 @@ from typing import ClassVar
 from edvit.builder.config import BuildConfig
 from edvit.builder.images import ImageSet
 from edvit.builder.jobs.artifacts import Artifact
-from edvit.builder.jobs.job import Job, Note, unkeyed
+from edvit.builder.jobs.checkpoint import Checkpoint
+from edvit.builder.jobs.job import Note, Resumable, unkeyed
 from edvit.builder.jobs.parallel import Progress
 from edvit.builder.jobs.runner import Runner
 from edvit.builder.models import checkpoint
@@ -31,7 +32,7 @@ from edvit.units import counted
 
 
 @dataclass(frozen=True)
-class Recover(Job):
+class Recover(Resumable):
     """Trains one sub-model."""
 
     STAGE: ClassVar[str] = "recover"
@@ -48,7 +49,7 @@ class Recover(Job):
     amp: bool | None
     device: TorchDevice = unkeyed()
 
-    def run(self, folder: Path, progress: Progress) -> Note:
+    def run_from(self, resume: Checkpoint | None, folder: Path, progress: Progress) -> Note:
         mean, std = self.preprocessing.mean, self.preprocessing.std
         trained = train_student(
             checkpoint.load_model(weights_path(self.pruned)),
@@ -62,6 +63,7 @@ class Recover(Job):
             std=std,
             seed=self.seed,
             device=self.device,
+            checkpoint=resume,
             progress=progress,
         )
         checkpoint.save_model(folder / checkpoint.WEIGHTS, trained)

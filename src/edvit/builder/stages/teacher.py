@@ -10,10 +10,10 @@ from typing import ClassVar
 
 from edvit.builder.config import BuildConfig
 from edvit.builder.jobs.artifacts import Artifact
-from edvit.builder.jobs.job import Job, Note, unkeyed
+from edvit.builder.jobs.checkpoint import Checkpoint
+from edvit.builder.jobs.job import Note, Resumable, unkeyed
 from edvit.builder.jobs.parallel import Progress
 from edvit.builder.jobs.runner import Runner
-from edvit.builder.models.family import describe
 from edvit.builder.stages.base import Base, load_extractor
 from edvit.builder.subspace.rms import to_rms
 from edvit.builder.train import teacher
@@ -42,7 +42,7 @@ class Teacher:
 
 
 @dataclass(frozen=True)
-class Teach(Job):
+class Teach(Resumable):
     """Runs the base model over one view of the training set."""
 
     STAGE: ClassVar[str] = "teacher"
@@ -57,12 +57,19 @@ class Teach(Job):
     amp: bool | None
     device: TorchDevice = unkeyed()
 
-    def run(self, folder: Path, progress: Progress) -> Note:
+    def run_from(self, resume: Checkpoint | None, folder: Path, progress: Progress) -> Note:
         extractor = load_extractor(self.base, self.preprocessing)
         if self.rotated:
             extractor.model = to_rms(extractor.model)
         teacher.write_view(
-            extractor, self.views, self.view, folder, blocks=self.blocks, device=self.device, progress=progress
+            extractor,
+            self.views,
+            self.view,
+            folder,
+            blocks=self.blocks,
+            device=self.device,
+            checkpoint=resume,
+            progress=progress,
         )
         return {}
 
@@ -73,14 +80,14 @@ def teach(
     base: Base,
     views: Views,
     *,
+    blocks: Sequence[int] = (),
     preprocessing: Preprocessing,
     devices: Sequence[TorchDevice],
 ) -> Teacher:
-    """The base model's outputs on the views, and its residual stream where sub-models are trained to follow it."""
+    """The base model's outputs on the views, and its residual stream after the blocks that sub-models follow."""
     count = config.resolved_views
-    blocks = teacher.stream_blocks(describe(base.model), len(views.images), count) if config.recover_epochs else ()
     jobs = [
-        Teach(base.artifact, config.rotated, preprocessing, views, view, blocks, config.amp, device)
+        Teach(base.artifact, config.rotated, preprocessing, views, view, tuple(blocks), config.amp, device)
         for view, device in zip(range(count), cycle(devices), strict=False)
     ]
-    return Teacher(runner.make_all(jobs, counted(count, "view")), blocks)
+    return Teacher(runner.make_all(jobs, counted(count, "view")), tuple(blocks))

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edvit.builder.images import ImageSet
+from edvit.builder.jobs.checkpoint import Checkpoint
 from edvit.builder.models.family import Classifier
 from edvit.builder.train.augment import Views
 from edvit.builder.train.device import CPU, TorchDevice
@@ -35,6 +36,7 @@ def train_base(
     std: tuple[float, ...],
     seed: int,
     device: TorchDevice = CPU,
+    checkpoint: Checkpoint | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Classifier:
     """Train a model on a new view of the training set each epoch and return it."""
@@ -45,9 +47,9 @@ def train_base(
     device.place(extractor)
     steps = max(1, len(views.images) // how.batch_size)
 
-    def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
         order = torch.randperm(len(labels), generator=generator).numpy()
-        for step in range(steps):
+        for step in range(first, steps):
             index = order[step * how.batch_size : (step + 1) * how.batch_size]
             yield extractor.normalise(views.batch(epoch, index, device)), labels[index]
 
@@ -56,7 +58,15 @@ def train_base(
         return F.cross_entropy(module(images), targets, label_smoothing=how.label_smoothing)
 
     kept: Classifier = train(
-        model, batches, loss_of, steps_per_epoch=steps, schedule=how.schedule, device=device, progress=progress
+        model,
+        batches,
+        loss_of,
+        steps_per_epoch=steps,
+        schedule=how.schedule,
+        generator=generator,
+        device=device,
+        checkpoint=checkpoint,
+        progress=progress,
     )
     return kept
 

@@ -57,6 +57,16 @@ class TorchDevice:
         with torch.device(self.name), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             yield
 
+    def random_states(self) -> list[Tensor]:
+        """States of torch's global generators that draw there, uint8 each."""
+        return [torch.get_rng_state(), *([] if self.name == "cpu" else [torch.cuda.get_rng_state(self.name)])]
+
+    def restore_random(self, states: Sequence[Tensor]) -> None:
+        """Take up what `random_states` gave."""
+        torch.set_rng_state(states[0])
+        for state in states[1:]:
+            torch.cuda.set_rng_state(state, self.name)
+
     @property
     def exact(self) -> TorchDevice:
         """The same without mixed precision."""

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edvit.builder.jobs.checkpoint import Checkpoint
 from edvit.builder.train.device import CPU, TorchDevice
 from edvit.builder.train.recover import label_loss, soft_loss
 from edvit.builder.train.training import Schedule, train
@@ -110,6 +111,7 @@ def train_fusion(
     how: FusionTraining,
     seed: int,
     device: TorchDevice = CPU,
+    checkpoint: Checkpoint | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Fusion:
     """Train a fusion on frozen features.
@@ -121,6 +123,7 @@ def train_fusion(
         heads: each sub-model's, over all classes.
         hidden: width of the hidden layer.
         device: where it trains, in float32.
+        checkpoint: as for `train`.
     """
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
@@ -130,11 +133,13 @@ def train_fusion(
     features, labels = seen.features, seen.labels
     steps = max(1, len(features) // how.batch_size)
 
-    def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
         order = torch.randperm(len(features), generator=generator)
         for step in range(steps):
             index = order[step * how.batch_size : (step + 1) * how.batch_size]
-            yield index, draw_present(len(index), len(heads), how.drop, generator)
+            present = draw_present(len(index), len(heads), how.drop, generator)
+            if step >= first:
+                yield index, present
 
     def loss_of(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         index, present = batch
@@ -153,8 +158,10 @@ def train_fusion(
         loss_of,
         steps_per_epoch=steps,
         schedule=how.schedule,
+        generator=generator,
         judge=judge,
         device=device.exact,
+        checkpoint=checkpoint,
         progress=progress,
     )
     if not isinstance(trained, Fusion):

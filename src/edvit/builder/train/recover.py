@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edvit.builder.jobs.checkpoint import Checkpoint
 from edvit.builder.models.family import Classifier
 from edvit.builder.subspace.rotation import of_vectors
 from edvit.builder.train.augment import UNLABELLED, Views
@@ -119,6 +120,7 @@ def recover(
     std: tuple[float, ...],
     seed: int,
     device: TorchDevice = CPU,
+    checkpoint: Checkpoint | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Classifier:
     """Train a pruned model and return it; its head scores all classes, as the base model's does.
@@ -133,6 +135,7 @@ def recover(
         mean: per channel, on a scale of 0 to 1.
         std: per channel, on a scale of 0 to 1.
         device: where it trains.
+        checkpoint: as for `train`.
     """
     torch.manual_seed(seed)
     # An order of each sub-model's own, so that they do not all learn the same images last.
@@ -141,11 +144,11 @@ def recover(
     student = Student(FeatureExtractor(model, mean, std), classes, rotation, blocks)
     steps = max(1, len(views.images) // how.batch_size)
 
-    def batches(epoch: int) -> Iterator[Lesson]:
+    def batches(epoch: int, first: int) -> Iterator[Lesson]:
         view = epoch % len(teacher)
         outputs, own_labels = teacher[view], own_or_other(views.labels(view), classes)
         order = torch.randperm(len(views.images), generator=generator).numpy()
-        for step in range(steps):
+        for step in range(first, steps):
             index = order[step * how.batch_size : (step + 1) * how.batch_size]
             yield Lesson(
                 views.batch(view, index, device),
@@ -174,8 +177,10 @@ def recover(
         loss_of,
         steps_per_epoch=steps,
         schedule=how.schedule,
+        generator=generator,
         opt=how.optimizer,
         device=device,
+        checkpoint=checkpoint,
         progress=progress,
     )
     if not isinstance(trained, Student):

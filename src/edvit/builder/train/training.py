@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from timm.optim import create_optimizer_v2
@@ -14,6 +14,7 @@ from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 from torch import nn
 
+from edvit.builder.jobs.checkpoint import Checkpoint, State
 from edvit.builder.train.device import CPU, TorchDevice
 from edvit.builder.train.muon import AdaMuon
 from edvit.errors import BuildError
@@ -41,25 +42,30 @@ class Schedule:
 
 def train(
     model: nn.Module,
-    batches: Callable[[int], Iterator[Batch]],
+    batches: Callable[[int, int], Iterator[Batch]],
     loss_of: Callable[[nn.Module, Batch], torch.Tensor],
     *,
     steps_per_epoch: int,
     schedule: Schedule,
+    generator: torch.Generator,
     opt: Optimizer = "adamw",
     judge: Callable[[nn.Module], float] | None = None,
     device: TorchDevice = CPU,
+    checkpoint: Checkpoint | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> nn.Module:
     """Train `model` in place and return what to keep: the model itself, or its moving average.
 
     Args:
-        batches: yields the batches of an epoch, given its number.
+        batches: yields the batches of an epoch, given its number and the first step to yield; an epoch that is
+            interrupted goes on there, from the generator's state at its beginning.
         loss_of: scalar loss of a batch.
+        generator: what `batches` draws from.
         opt: the optimiser.
         judge: loss on held-out data, of a model in evaluation mode; what it finds least after any epoch is kept, in
             place of the last.
         device: where it trains; batches are moved there, and what is kept comes back to the CPU.
+        checkpoint: where its state is kept, and taken from if there is one; the result is the same to the last bit.
         progress: called with steps done and steps in all.
 
     Raises:
@@ -83,27 +89,88 @@ def train(
         t_in_epochs=False,
     )
     ema = ModelEmaV3(model, decay=schedule.ema_decay, use_warmup=True) if schedule.ema_decay else None
-    step, least, kept = 0, math.inf, model
-    scheduler.step_update(step)
-    for epoch in range(schedule.epochs):
-        model.train()
-        for batch in batches(epoch):
+    now = model if ema is None else ema.module
+    training = _Training(model, optimizer, now, generator, device, best=now)
+    if checkpoint is not None and (state := checkpoint.load()) is not None:
+        training.restore(state)
+        progress(training.step, total)
+    scheduler.step_update(training.step)
+    for epoch in range(training.epoch, schedule.epochs):
+        training.begin(epoch)
+        for batch in batches(epoch, training.step - epoch * steps_per_epoch):
             with device.autocast():
                 loss = loss_of(model, device.move(batch))
             if not torch.isfinite(loss):
-                raise BuildError(f"training diverged at step {step} of {total}: try a smaller learning rate")
+                raise BuildError(f"training diverged at step {training.step} of {total}: try a smaller learning rate")
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(model.parameters(), schedule.clip_grad)
             optimizer.step()
-            step += 1
-            scheduler.step_update(step)
+            training.step += 1
+            scheduler.step_update(training.step)
             if ema is not None:
-                ema.update(model, step=step)
-            progress(step, total)
-        now = model if ema is None else ema.module
-        if judge is None:
-            kept = now
-        elif (found := judge(now.eval())) < least:
-            least, kept = found, copy.deepcopy(now)
-    return kept.cpu().eval()
+                ema.update(model, step=training.step)
+            progress(training.step, total)
+            if checkpoint is not None and checkpoint.due:
+                checkpoint.save(training.state(), training.step, total)
+        if judge is not None and (found := judge(now.eval())) < training.least:
+            training.least, training.best = found, copy.deepcopy(now)
+    return (now if judge is None else training.best).cpu().eval()
+
+
+@dataclass
+class _Training:
+    """All that changes while a model trains.
+
+    Attributes:
+        now: what would be kept now: the model, or its moving average.
+        generator: what batches are drawn from.
+        best: what a judge has liked best so far.
+        least: its loss.
+        epoch: the epoch that runs.
+        drawn: the generator's state at its beginning.
+        step: steps done in all epochs.
+    """
+
+    model: nn.Module
+    optimizer: Any
+    now: nn.Module
+    generator: torch.Generator
+    device: TorchDevice
+    best: nn.Module
+    least: float = math.inf
+    epoch: int = 0
+    drawn: torch.Tensor | None = None
+    step: int = 0
+
+    def begin(self, epoch: int) -> None:
+        """An epoch begins."""
+        self.epoch, self.drawn = epoch, self.generator.get_state()
+        self.model.train()
+
+    def state(self) -> State:
+        """A view of everything that the rest of the training depends on."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "now": None if self.now is self.model else self.now.state_dict(),
+            "best": None if self.best is self.now else self.best.state_dict(),
+            "least": self.least,
+            "epoch": self.epoch,
+            "drawn": self.drawn,
+            "step": self.step,
+            "random": self.device.random_states(),
+        }
+
+    def restore(self, state: State) -> None:
+        """Become what `state` was taken from."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if state["now"] is not None:
+            self.now.load_state_dict(state["now"])
+        if state["best"] is not None:
+            self.best = copy.deepcopy(self.now)
+            self.best.load_state_dict(state["best"])
+        self.least, self.epoch, self.step = state["least"], state["epoch"], state["step"]
+        self.generator.set_state(state["drawn"])
+        self.device.restore_random(state["random"])
