@@ -480,6 +480,7 @@ def report_data(built: Built, manifest: Manifest, made: Made, durations: Mapping
         },
         pruned_by=_describe_pruner(built.config),
         made=made,
+        inputs=(_describe_data(built.config, built.source, built.data), _describe_base(built.source, built.base)),
         seeds={"seed": built.config.seed},
         durations_s=durations,
     )

@@ -145,6 +145,7 @@ def realistic() -> ReportData:
         confusion=confusion,
         kept=kept,
         pruned_by="channels, by fisher-kl",
+        inputs=("parts · validation: 2 of 9 groups of --split-by",),
         seeds={"build": 0, "groups": 0},
         measured_on="ONNX Runtime, one thread, median of 200 images",
         durations_s={"base": 412.0, "recover": 1820.5, "export": 4.2},
@@ -301,6 +302,7 @@ def test_plan_pruning_and_provenance(full):
     text = "".join(page.text)
     for part in (
         "fisher-kl",
+        "validation: 2 of 9 groups of --split-by",
         "recover.learning_rate",
         "0.0005",
         "1.0.31",
@@ -342,6 +344,7 @@ def test_hostile_names_stay_text(tmp_path):
         measured_on="<u>",
         made=Made(datetime(2026, 1, 1, tzinfo=timezone.utc), "<b>CPU</b>", "edvit build '<script>'"),
         verdict=Verdict("unknown", "<i>", ("<b>",)),
+        inputs=("<b>",),
     )
     path = tmp_path / "report.html"
     write_report(path, data)

@@ -65,6 +65,8 @@ class ReportData:
     pruned_by: str | None = None
     """How, e.g. `channels, by fisher-kl`."""
     made: Made | None = None
+    inputs: tuple[str, ...] = ()
+    """What a reader should know of the data and of the base model's weights: how they were split, what was left out."""
     seeds: Mapping[str, int] = field(default_factory=dict)
     durations_s: Mapping[str, float] = field(default_factory=dict)
     """Seconds per build stage."""
