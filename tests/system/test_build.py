@@ -24,12 +24,14 @@ def finished(work):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_build_killed_in_recovery_leaves_no_bundle_and_goes_on_from_there(tiny_build, tmp_path):
     torch.set_num_threads(1)
     out, work = tmp_path / "out", tmp_path / "out-work"
     process = subprocess.Popen([sys.executable, tiny.__file__, str(out)], stderr=subprocess.PIPE, text=True)
     try:
-        assert wait_for(lambda: list(work.glob("recover-*")) or process.poll() is not None, within_s=200)
+        found = wait_for(lambda: list(work.glob("recover-*")) or process.poll() is not None, within_s=600)
+        assert found, "no sub-model was recovered"
         workers = psutil.Process(process.pid).children(recursive=True)
     finally:
         process.send_signal(signal.SIGKILL)
@@ -51,6 +53,7 @@ def test_a_build_killed_in_recovery_leaves_no_bundle_and_goes_on_from_there(tiny
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("stage", ["base", "teacher", "recover", "fuse"])
 def test_a_build_killed_within_a_stage_goes_on_from_its_checkpoint(tiny_build, tmp_path, stage):
     torch.set_num_threads(1)
@@ -58,7 +61,7 @@ def test_a_build_killed_within_a_stage_goes_on_from_its_checkpoint(tiny_build, t
     process = subprocess.Popen([sys.executable, tiny.__file__, str(out)], stderr=subprocess.PIPE, text=True)
     try:
         begun = partial(work.glob, f".unfinished-{stage}-*/state.pt")
-        assert wait_for(lambda: list(begun()) or process.poll() is not None, within_s=200), f"no checkpoint in {stage}"
+        assert wait_for(lambda: list(begun()) or process.poll() is not None, within_s=600), f"no checkpoint in {stage}"
     finally:
         process.send_signal(signal.SIGKILL)
         _, said = process.communicate(timeout=30)
