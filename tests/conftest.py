@@ -9,6 +9,15 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_configure(config):
+    """No example of hypothesis fails for being slow: the machine may be busy."""
+    if config.pluginmanager.hasplugin("hypothesispytest"):  # `make lean` has none
+        from hypothesis import settings
+
+        settings.register_profile("busy", deadline=None)
+        settings.load_profile("busy")
+
+
 @pytest.fixture(scope="session")
 def tiny_build(tmp_path_factory):
     """`tiny_build.TinyBuild`, built once for all pytest workers."""

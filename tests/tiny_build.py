@@ -18,8 +18,9 @@ from edvit.builder.jobs.artifacts import WorkFolder
 from edvit.builder.jobs.parallel import Processes
 from edvit.builder.jobs.progress import Reporter
 from edvit.builder.jobs.runner import Runner
+from edvit.builder.models.family import family_of
 from edvit.builder.pipeline import Built, build
-from edvit.builder.stages.base import Base, load, train
+from edvit.builder.stages.base import Base, Start, load, train
 from edvit.builder.stages.data import Data, decode
 from edvit.builder.stages.source import Source, open_source
 from edvit.builder.train.device import TorchDevice, devices
@@ -91,12 +92,18 @@ class Opened:
     device: TorchDevice
 
 
-def opened(config, work, source=None):
+def untrained(config, source):
+    """A base model as it is drawn; with `--base-epochs 0` a build would refuse it."""
+    torch.manual_seed(config.seed)
+    return Start(family_of(source.model).create(source.architecture), knows=False, digest=None)
+
+
+def opened(config, work, source=None, start=load):
     """The first two stages; what the folder `work` has of them is not made again."""
     runner, source, device = runner_of(work), source or open_source(config), devices(config.device, config.amp)[0]
-    start = load(config, source)
+    begun = start(config, source)
     data = decode(runner, source, config.validation)
-    return Opened(runner, source, data, train(runner, config, source, data, start=start, device=device), device)
+    return Opened(runner, source, data, train(runner, config, source, data, start=begun, device=device), device)
 
 
 if __name__ == "__main__":

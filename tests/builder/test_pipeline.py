@@ -423,8 +423,7 @@ def test_a_damaged_test_image_is_told_before_any_training_and_nothing_is_lost_by
 
     bad.write_bytes(whole)
     bundle, _ = build(folder_config(root), out)
-    # Of the test stage, the scores and the base in ONNX.
-    assert redone(before, stages(tmp_path / "out-work")) == ["data", "test", "test"]
+    assert redone(before, stages(tmp_path / "out-work")) == ["data", "test"]
     assert bundle.manifest.data.classes == ("class-0", "class-1")
     assert (bundle.manifest.data.train, bundle.manifest.data.validation, bundle.manifest.data.test) == (10, 2, 12)
 
@@ -455,5 +454,7 @@ def test_settings_and_versions_are_recorded(tiny_build):
 def test_the_manifest_records_every_setting_resolved(tiny_build):
     config = tiny_build.bundle.manifest.config
     open_ones = {name for name, value in config.items() if value is None}
-    assert open_ones == {"background", "data_root", "split_by", "weights"}
+    assert open_ones == {
+        "background", "class_names", "data_root", "mean", "pool", "split_by", "std", "unlabeled", "weights"
+    }  # fmt: skip
     assert "criterion" not in config, "nothing is scored"

@@ -64,8 +64,11 @@ def refused(edvit, tmp_path):
         (["--devices", "2", "--data", "cifar10"], "--data-root"),
         (["--devices", "2", "--model", "vit_digit_patch4_8"], "did you mean vit_digits_patch4_8"),
         (["--devices", "2", "--model", "vit_tiny_patch16_223"], "did you mean vit_tiny_patch16_224"),
-        (["--devices", "2", "--model", "swin_tiny_patch4_window7_224"], "cannot be split: it is a SwinTransformer"),
-        (["--devices", "2", "--model", "convnext_tiny"], "cannot be split: it is a ConvNeXt"),
+        (
+            ["--devices", "2", "--model", "swin_tiny_patch4_window7_224"],
+            "its class in timm is SwinTransformer",
+        ),
+        (["--devices", "2", "--model", "convnext_tiny"], "cannot be split: its class in timm is ConvNeXt"),
         (["--devices", "2", "--img-size", "9"], "no multiple of vit_digits_patch4_8's patch of 4 pixels; use 8 or 12"),
         (["--devices", "2", "--channels", "2"], "--channels: Input should be 1 or 3"),
         ([], "give either --fleet or --devices"),

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 import edvit
-from edvit.builder.models.weights import check_weights
+from edvit.builder.models.origin import find_weights
 from free_port import free_endpoint
 from waiting import eventually
 
@@ -90,7 +90,7 @@ def test_its_way_to_weights_gives_a_file_that_a_build_reads(tmp_path):
     assert program != line
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True, timeout=280)
     name = command("build")[command("build").index("--weights") + 1]
-    assert check_weights(tmp_path / name) is None
+    assert find_weights(tmp_path / name).files == (tmp_path / name,)
 
 
 @pytest.mark.slow

@@ -150,6 +150,12 @@ def test_a_new_head_is_trained_or_refused(folder, tmp_path):
     assert accuracy(folder, tmp_path / "work", tmp_path / "ten.safetensors", base_epochs=30, base_lr=3e-3) > 0.5
 
 
+def test_a_new_model_is_trained_or_refused(folder):
+    config = config_of(folder, base_epochs=0)
+    with pytest.raises(ConfigError, match="--base-epochs 0 leaves a model without weights as it was drawn"):
+        load(config, open_source(config))
+
+
 def test_less_than_the_checkpoint_says_is_refused(folder, weights, tmp_path):
     state = load_file(weights)
     torch.manual_seed(0)

@@ -18,7 +18,7 @@ from edvit.errors import ConfigError, DataError, MissingExtraError, ModelError
 from edvit.inputs.audio import Spectrogram
 from named_sets import write_idx
 from sounds import encoded, tone
-from tiny_build import opened, runner_of, tiny_config
+from tiny_build import opened, runner_of, tiny_config, untrained
 
 torch.set_num_threads(1)
 
@@ -39,7 +39,7 @@ def prepared(root, **settings):
     """The first three stages over an image folder, in a work folder that stays."""
     known = {"data": f"imagefolder:{root}", "channels": 1, "base_epochs": 0, "views": 1}
     config = tiny_config(**{**known, **settings})
-    build = opened(config, root.parent / "work")
+    build = opened(config, root.parent / "work", start=untrained)
     views = stage.training_views(config, build.data)
     how = build.source.preprocessing
     taught = teach(build.runner, config, build.base, views, preprocessing=how, devices=[build.device])
@@ -347,7 +347,7 @@ def test_images_without_labels_are_seen_by_the_views_alone(root, tmp_path):
     rng = np.random.default_rng(7)
     for i in range(5):
         Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(frames / f"{i}.png")
-    settings = {"data": f"imagefolder:{root}", "channels": 1, "base_epochs": 0, "views": 1}
+    settings = {"data": f"imagefolder:{root}", "channels": 1, "base_epochs": 1, "views": 1}
     config = tiny_config(unlabeled=frames, **settings)
     build = opened(config, tmp_path / "work")
     plain = opened(tiny_config(**settings), tmp_path / "work")

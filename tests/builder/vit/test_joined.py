@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import calibration_images
 from edvit.builder.export.onnx_file import export_submodel
 from edvit.builder.models.checkpoint import load_model, save_model
+from edvit.builder.models.origin import find_weights
 from edvit.builder.models.weights import load_weights
 from edvit.builder.subspace.cut import CutGroup, cut
 from edvit.builder.subspace.rms import to_rms
@@ -79,11 +80,17 @@ def test_a_weights_file_gives_timms_logits(tmp_path):
     torch.manual_seed(0)
     theirs = timm.create_model(NAMES["distilled"], num_classes=CLASSES).eval()
     save_file(theirs.state_dict(), tmp_path / "w.safetensors")
-    model, head_kept = load_weights(tmp_path / "w.safetensors", NAMES["distilled"], classes=CLASSES)
+    model, head_kept = load_weights(
+        find_weights(tmp_path / "w.safetensors"),
+        backbone.describe(backbone.template(NAMES["distilled"], classes=CLASSES)),
+    )
     assert head_kept
     with torch.no_grad():
         torch.testing.assert_close(model.eval()(images()), theirs(images()), atol=1e-5, rtol=1e-5)
-    other, head_kept = load_weights(tmp_path / "w.safetensors", NAMES["distilled"], classes=CLASSES + 1)
+    other, head_kept = load_weights(
+        find_weights(tmp_path / "w.safetensors"),
+        backbone.describe(backbone.template(NAMES["distilled"], classes=CLASSES + 1)),
+    )
     assert not head_kept
     assert torch.equal(other.reg_token, theirs.dist_token)
 

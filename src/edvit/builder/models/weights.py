@@ -70,7 +70,7 @@ def load_weights(
 
 def has_fc_norm(origin: Origin) -> bool:
     """Whether the last norm of a checkpoint stands after the pooling of the tokens. Raises WeightsError."""
-    return any(name.rpartition("fc_norm.")[1] for name in read_weights(origin.files))
+    return any("fc_norm." in name for name in read_weights(origin.files))
 
 
 def head_order(names: Sequence[str], classes: Sequence[str], source: str) -> HeadOrder | None:

@@ -29,7 +29,7 @@ from edvit.builder.train.device import TorchDevice
 from edvit.builder.train.training import Schedule
 from edvit.builder.vit.backbone import FeatureExtractor
 from edvit.bundle import sha256_of
-from edvit.errors import WeightsError
+from edvit.errors import ConfigError, WeightsError
 from edvit.inputs.preprocess import Preprocessing
 from edvit.plan.cost import model_cost
 from edvit.shape.any import AnyArchitecture
@@ -127,9 +127,12 @@ def load(config: BuildConfig, source: Source) -> Start:
 
     Raises:
         WeightsError: as `load_weights`; or the head is new, and nothing is to train it.
+        ConfigError: the model is new, and nothing is to train it.
     """
     origin = source.origin
     torch.manual_seed(config.seed)
+    if origin is None and config.base_epochs == 0:
+        raise ConfigError("--base-epochs 0 leaves a model without weights as it was drawn; give --weights, or epochs")
     if origin is None:
         return Start(family_of(source.model).create(source.architecture), knows=False, digest=None)
     model, knows = load_weights(origin, source.architecture, source.order)
