@@ -271,6 +271,11 @@ class BuildOptions(PlanOptions):
         description="Strength of the views' augmentation, relative to that of the base model's training; default: "
         "1.75 from 16 epochs of recovery on, 1 below.",
     )
+    class_weights: Annotated[Literal["balanced"] | None, TRAINING] = Field(
+        default=None,
+        description="balanced: the base model and the fusion learn as much from each class, however few its images; "
+        "default: from each image.",
+    )
     batch_size: Annotated[int, TRAINING] = Field(default=64, ge=2, description="Images in a training step.")
     baseline: Annotated[bool, TRAINING, Parameter(negative="--no-baseline")] = Field(
         default=True, description="Also build N = 1: one sub-model of the same widths for all classes, to compare."

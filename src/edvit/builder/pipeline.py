@@ -35,7 +35,7 @@ from edvit.builder.report.verdict import Verdict, judge
 from edvit.builder.stages import base as base_stage
 from edvit.builder.stages import prune_channels, prune_subspace
 from edvit.builder.stages.base import Base, Start, weights_path
-from edvit.builder.stages.data import Data, decode, default_augment, split_training, training_views
+from edvit.builder.stages.data import Data, class_weights, decode, default_augment, split_training, training_views
 from edvit.builder.stages.export import export, quantise
 from edvit.builder.stages.fuse import Fused, fuse_job, fusion_views, most_fusion_views
 from edvit.builder.stages.prune import Group, load_kept
@@ -242,6 +242,7 @@ def _run(
             count,
             validation=data.validation,
             hidden=plan.fusion_hidden,
+            class_weights=class_weights(config, data),
             seed=config.seed,
             device=where[0],
         )

@@ -14,6 +14,8 @@ from timm.models import save_for_hf
 from edvit.builder.models import checkpoint
 from edvit.builder.stages.base import load, weights_path
 from edvit.builder.stages.source import open_source
+from edvit.builder.train.base import accuracy as accuracy_of
+from edvit.builder.train.base import logits_of
 from edvit.errors import ConfigError, WeightsError
 from tiny_build import opened, tiny_config
 from vit_variants import NAMES, make
@@ -197,3 +199,22 @@ def test_class_names_that_say_nothing(content, message, folder, weights, tmp_pat
 def test_options_that_go_together(settings, message, folder):
     with pytest.raises(ConfigError, match=message):
         config_of(folder, **settings)
+
+
+def test_balanced_classes_find_the_rare_one(folder, tmp_path):
+    """Two classes of nearly the same brightness, of which one is rare."""
+    rng, root = np.random.default_rng(3), tmp_path / "rare"
+    for split, images in (("train", {"common": 120, "rare": 8}), ("test", {"common": 2, "rare": 2})):
+        for name, count in images.items():
+            (root / split / name).mkdir(parents=True)
+            for index in range(count):
+                pixels = (120 if name == "common" else 132) + rng.normal(0, 6, (1, 1, 3)) + np.zeros((8, 8, 3))
+                Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / split / name / f"{index}.png")
+
+    def recall(**settings):
+        config = config_of(root, base_epochs=30, base_lr=3e-3, validation=0.3, **settings)
+        build = opened(config, tmp_path / "work")
+        rare = build.data.train.take(build.data.train.of_classes([1]))
+        return accuracy_of(logits_of(build.base.extractor, rare), rare)
+
+    assert recall(class_weights="balanced") > recall()

@@ -358,3 +358,16 @@ def test_images_without_labels_are_seen_by_the_views_alone(root, tmp_path):
     assert len(views.images) == len(plain.data.train) + 5
     assert (views.labels(0)[-5:] == UNLABELLED).all()
     assert "5 without labels" in build.data.notes
+
+
+def test_balanced_class_weights(root, tmp_path):
+    """n / (classes x images of the class): every class weighs the same in sum."""
+    for extra in range(10, 40):
+        shutil.copy(root / "train" / "a" / "0.png", root / "train" / "a" / f"{extra}.png")
+    config = tiny_config(data=f"imagefolder:{root}", channels=1, class_weights="balanced")
+    build = opened(config, tmp_path / "work", start=untrained)
+    weights = np.array(stage.class_weights(config, build.data))
+    counts = np.bincount(build.data.train.labels)
+    assert counts[0] > counts[1]
+    np.testing.assert_allclose(weights * counts, len(build.data.train) / 2)
+    assert stage.class_weights(tiny_config(), build.data) is None

@@ -218,3 +218,11 @@ def test_every_loss_counts(taught, off):
     all_of_them = recovered(taught, (0, 1), Recovery(**short))
     without = recovered(taught, (0, 1), Recovery(**short, **{off: 0.0}))
     assert not torch.equal(all_of_them.cls_token, without.cls_token)
+
+
+def test_label_loss_weighs_classes():
+    scores, labels = torch.randn(6, 3), torch.tensor([0, 1, 2, UNLABELLED, 1, 1])
+    weights = torch.tensor([2.0, 0.5, 1.0])
+    found = label_loss(scores, labels, 0.0, weights)
+    picked = scores.log_softmax(dim=1)[[0, 1, 2, 4, 5], labels[labels != UNLABELLED]]
+    torch.testing.assert_close(found, -(picked * weights[labels[labels != UNLABELLED]]).sum() / 6)

@@ -20,7 +20,7 @@ from edvit.builder.jobs.runner import Runner
 from edvit.builder.models import checkpoint
 from edvit.builder.models.family import Classifier, describe, family_of
 from edvit.builder.models.weights import load_weights
-from edvit.builder.stages.data import Data, augmentation
+from edvit.builder.stages.data import Data, augmentation, class_weights
 from edvit.builder.stages.question import QuestionBase, questioned
 from edvit.builder.stages.source import Source
 from edvit.builder.train.augment import Views
@@ -157,7 +157,7 @@ def train(
     how_seen, model = source.preprocessing, start.model
     # The matrix products of a very small model are too small to share out between threads.
     threads = 1 if model_cost(describe(model)).flops < SMALL_FLOPS else torch.get_num_threads()
-    how = base_training(config, source, len(data.train), knows=start.knows)
+    how = base_training(config, source, data, knows=start.knows)
     head = None if source.order is None else source.order.rows
     if how.schedule.epochs == 0 and source.origin is not None:
         asked = QuestionBase(
@@ -193,15 +193,14 @@ def train(
     return Base(artifact, extractor.model, extractor)
 
 
-def base_training(config: BuildConfig, source: Source, images: int, *, knows: bool) -> BaseTraining:
+def base_training(config: BuildConfig, source: Source, data: Data, *, knows: bool) -> BaseTraining:
     """How the base model is trained.
 
     Args:
-        images: training images.
         knows: whether its weights know the classes already.
     """
     scratch = source.origin is None
-    default = SCRATCH_EPOCHS if scratch else 0 if knows else fine_tune_epochs(images, config.batch_size)
+    default = SCRATCH_EPOCHS if scratch else 0 if knows else fine_tune_epochs(len(data.train), config.batch_size)
     return BaseTraining(
         Schedule(
             epochs=default if config.base_epochs is None else config.base_epochs,
@@ -211,6 +210,7 @@ def base_training(config: BuildConfig, source: Source, images: int, *, knows: bo
             layer_decay=None if scratch or is_convnet(source.model) else 0.75,
         ),
         batch_size=32 if scratch else config.batch_size,
+        class_weights=class_weights(config, data),
     )
 
 

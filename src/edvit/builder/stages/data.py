@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
+from sklearn.utils.class_weight import compute_class_weight
 
 from edvit.builder import images
 from edvit.builder.config import BuildConfig
@@ -197,6 +198,15 @@ def split_training(given: LabelledImages, share: float) -> tuple[npt.NDArray[np.
     if chosen is None:
         return images.split_validation(labels, share)
     return np.setdiff1d(np.arange(len(labels)), chosen), chosen
+
+
+def class_weights(config: BuildConfig, data: Data) -> tuple[float, ...] | None:
+    """What a training image of each class counts, by scikit-learn's rule; None: all the same."""
+    if config.class_weights is None:
+        return None
+    labels = data.train.labels
+    weights = compute_class_weight(config.class_weights, classes=np.arange(len(data.classes)), y=labels)
+    return tuple(weights.tolist())
 
 
 def augmentation(config: BuildConfig) -> Augmentation:

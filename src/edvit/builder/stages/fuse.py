@@ -144,9 +144,13 @@ def fuse_job(
     *,
     validation: ImageSet,
     hidden: int,
+    class_weights: tuple[float, ...] | None,
     seed: int,
     device: TorchDevice,
 ) -> Fuse:
     """The job that trains a fusion on the features over the first `count` views."""
-    how = FusionTraining(Schedule(epochs=FUSION_EPOCHS, lr=1e-3, weight_decay=0.05, warmup_epochs=1.0, ema_decay=0.999))
+    how = FusionTraining(
+        Schedule(epochs=FUSION_EPOCHS, lr=1e-3, weight_decay=0.05, warmup_epochs=1.0, ema_decay=0.999),
+        class_weights=class_weights,
+    )
     return Fuse(tuple(exported), teacher.views[:count], views, validation, hidden, how, seed, device)

@@ -25,6 +25,8 @@ class BaseTraining:
     schedule: Schedule
     batch_size: int = 64
     label_smoothing: float = 0.1
+    class_weights: tuple[float, ...] | None = None
+    """What an image of each class counts; None: 1."""
 
 
 def train_base(
@@ -45,6 +47,7 @@ def train_base(
     labels = torch.from_numpy(views.images.labels)
     extractor = FeatureExtractor(model, mean, std)
     device.place(extractor)
+    weights = None if how.class_weights is None else device.move(torch.tensor(how.class_weights))
     steps = max(1, len(views.images) // how.batch_size)
 
     def batches(epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -55,7 +58,7 @@ def train_base(
 
     def loss_of(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         images, targets = batch
-        return F.cross_entropy(module(images), targets, label_smoothing=how.label_smoothing)
+        return F.cross_entropy(module(images), targets, weight=weights, label_smoothing=how.label_smoothing)
 
     kept: Classifier = train(
         model,

@@ -99,6 +99,8 @@ class FusionTraining:
     logits_weight: float = 1.0
     temperature: float = 2.0
     label_smoothing: float = 0.1
+    class_weights: tuple[float, ...] | None = None
+    """What an image of each class counts; None: 1."""
 
 
 def train_fusion(
@@ -131,6 +133,7 @@ def train_fusion(
     fusion.start(seen.features, heads)
     seen, held_out, teacher_logits = device.move((seen, held_out, teacher_logits))
     features, labels = seen.features, seen.labels
+    weights = None if how.class_weights is None else device.move(torch.tensor(how.class_weights))
     steps = max(1, len(features) // how.batch_size)
 
     def batches(epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -144,13 +147,13 @@ def train_fusion(
     def loss_of(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         index, present = batch
         scores = module(features[index], present)
-        loss = label_loss(scores, labels[index], how.label_smoothing)
+        loss = label_loss(scores, labels[index], how.label_smoothing, weights)
         return loss + how.logits_weight * soft_loss(scores, teacher_logits[index], how.temperature)
 
     @torch.inference_mode()
     def judge(module: nn.Module) -> float:
         present = torch.ones(len(held_out.labels), len(heads), device=device.name)
-        return F.cross_entropy(module(held_out.features, present), held_out.labels).item()
+        return F.cross_entropy(module(held_out.features, present), held_out.labels, weight=weights).item()
 
     trained = train(
         fusion,

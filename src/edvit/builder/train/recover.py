@@ -189,9 +189,15 @@ def recover(
     return recovered
 
 
-def label_loss(scores: Tensor, labels: Tensor, smoothing: float) -> Tensor:
-    """Cross-entropy of `[batch, classes]`, summed over images that have a label, over the number of all images."""
-    total = F.cross_entropy(scores, labels, label_smoothing=smoothing, reduction="sum", ignore_index=UNLABELLED)
+def label_loss(scores: Tensor, labels: Tensor, smoothing: float, weights: Tensor | None = None) -> Tensor:
+    """Cross-entropy of `[batch, classes]`, summed over images that have a label, over the number of all images.
+
+    Args:
+        weights: of each class, float32 `[classes]`; None: 1.
+    """
+    total = F.cross_entropy(
+        scores, labels, weight=weights, label_smoothing=smoothing, reduction="sum", ignore_index=UNLABELLED
+    )
     return total / len(scores)
 
 
