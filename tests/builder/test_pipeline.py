@@ -455,6 +455,7 @@ def test_the_manifest_records_every_setting_resolved(tiny_build):
     config = tiny_build.bundle.manifest.config
     open_ones = {name for name, value in config.items() if value is None}
     assert open_ones == {
-        "background", "class_names", "class_weights", "data_root", "mean", "pool", "split_by", "std", "unlabeled", "weights"
+        "background", "class_names", "class_weights", "data_root", "mean", "pool", "split_by", "std", "unlabeled",
+        "weights",
     }  # fmt: skip
     assert "criterion" not in config, "nothing is scored"
