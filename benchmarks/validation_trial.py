@@ -12,7 +12,7 @@ from edvit.builder.jobs.parallel import Processes
 from edvit.builder.jobs.progress import Reporter
 from edvit.builder.jobs.runner import Runner
 from edvit.builder.pipeline import make_plan
-from edvit.builder.stages.base import Base, train
+from edvit.builder.stages.base import Base, load, train
 from edvit.builder.stages.data import Data, decode
 from edvit.builder.stages.source import Source, open_source
 from edvit.builder.train.device import TorchDevice, devices
@@ -69,5 +69,5 @@ def open_build(config: BuildConfig, work: Path) -> Opened:
     source, device = open_source(config), devices(config.device, config.amp)[0]
     runner = Runner(WorkFolder(work), Processes(config.workers), Reporter(quiet=True))
     data = decode(runner, source, config.validation)
-    base = train(runner, config, source, data, device)
+    base = train(runner, config, source, data, start=load(config, source), device=device)
     return Opened(runner, source, data, base, make_plan(config, source), device)

@@ -29,7 +29,7 @@ from edvit.builder.models.family import describe
 from edvit.builder.options import COMMON, MACHINE, MODEL, TRAINING, Augment, BuildOptions, DeviceKind
 from edvit.builder.pipeline import Built, build
 from edvit.builder.report.timing import median_s
-from edvit.builder.stages.base import Base, train
+from edvit.builder.stages.base import Base, load, train
 from edvit.builder.stages.data import Data, decode
 from edvit.builder.stages.source import Source, open_source
 from edvit.builder.train.device import devices
@@ -175,9 +175,10 @@ class Workshop:
         folder = WorkFolder((self.out / "work").absolute())
         source = open_source(config)
         runner = Runner(folder, Processes(config.workers), self.report)
+        start, device = load(config, source), devices(config.device, config.amp)[0]
         with folder.locked():
             data = decode(runner, source, config.validation)
-            base = train(runner, config, source, data, devices(config.device, config.amp)[0])
+            base = train(runner, config, source, data, start=start, device=device)
             return Whole(config, source, data, base)
 
     @cached_property
