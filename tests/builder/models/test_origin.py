@@ -173,8 +173,21 @@ def test_names_of_something_else_say_nothing():
 
 
 def test_names_of_some_classes_are_refused():
-    with pytest.raises(WeightsError, match=r"2 of the data's 3 classes are not among them \(elk, gnu\)"):
+    with pytest.raises(WeightsError, match=r"names 5 outputs, and not elk, gnu of the data's 3 classes"):
         head_order(LABELS, ["cat", "elk", "gnu"], "config.json")
+
+
+def test_names_that_differ_in_case_alone_are_told_apart_where_they_are_exact():
+    assert head_order(["A", "a", "b_c"], ["a", "A", "b c"], "x").rows == (1, 0, 2)
+
+
+@pytest.mark.parametrize(
+    ("names", "classes"),
+    [(["a", "b", "a"], ["a", "b"]), (["A", "a", "b"], ["aa", "b"]), (["a-b", "c"], ["a b", "a_b"])],
+)
+def test_a_name_that_is_there_twice_is_refused(names, classes):
+    with pytest.raises(WeightsError, match="which output is which|and not aa"):
+        head_order(names, classes, "names.txt")
 
 
 def test_as_many_names_as_outputs(tmp_path):

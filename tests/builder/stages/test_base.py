@@ -83,7 +83,7 @@ def test_classes_in_torchvisions_order_are_refused_and_named(folder, weights, tm
 def test_class_names_put_them_right(folder, weights, tmp_path):
     other = reordered(weights, tmp_path / "w.safetensors", AS_SORTED)
     names = tmp_path / "names.txt"
-    names.write_text("\n".join(AS_SORTED), encoding="utf-8")
+    names.write_text("\r\n".join(AS_SORTED), encoding="utf-8-sig")
     assert accuracy(folder, tmp_path / "work", other, class_names=names) == accuracy(folder, tmp_path / "w2", weights)
 
 

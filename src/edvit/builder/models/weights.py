@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -86,17 +87,28 @@ def head_order(names: Sequence[str], classes: Sequence[str], source: str) -> Hea
         None where no class is among the names: they are of something else, such as synsets.
 
     Raises:
-        WeightsError: some of the classes are among the names and some are not.
+        WeightsError: some of the classes are among the names and some are not, or one is there twice.
     """
-    position = {_plain(name): index for index, name in reversed(list(enumerate(names)))}
-    rows = tuple(position[_plain(name)] for name in classes if _plain(name) in position)
-    missing = [name for name in classes if _plain(name) not in position]
-    if rows and missing:
+    outputs: dict[str, list[int]] = defaultdict(list)
+    for index, name in enumerate(names):
+        outputs[_plain(name)].append(index)
+    found = {name: outputs[_plain(name)] for name in classes if _plain(name) in outputs}
+    exact = {name: [index for index in rows if names[index] == name] or rows for name, rows in found.items()}
+    missing = [name for name in classes if name not in found]
+    if found and missing:
         raise WeightsError(
-            f"{source} names {len(names)} outputs, and {len(missing)} of the data's {len(classes)} classes are not "
-            f"among them ({shorten(missing)}); give --class-names FILE with the data's names, in the outputs' order"
+            f"{source} names {len(names)} outputs, and not {shorten(missing)} of the data's {len(classes)} classes; "
+            "give --class-names FILE with the data's names, in the outputs' order"
         )
-    return HeadOrder(source, len(names), rows) if rows else None
+    several = [name for name, rows in exact.items() if len(rows) > 1]
+    rows = [rows[0] for rows in exact.values()]
+    if several or len(set(rows)) < len(rows):
+        same = several or [name for name in classes if rows.count(exact[name][0]) > 1]
+        raise WeightsError(
+            f"{source}: which output is which of the classes is not clear for {shorten(same)}; give --class-names FILE "
+            "with the class of each output, none of them twice"
+        )
+    return HeadOrder(source, len(names), tuple(rows)) if rows else None
 
 
 def _plain(name: str) -> str:

@@ -136,7 +136,9 @@ def _order(config: BuildConfig, facts: Facts, classes: tuple[str, ...]) -> HeadO
     if path is None:
         return None if facts.classes is None else head_order(facts.classes, classes, facts.source)
     try:
-        names = [line.strip() for line in path.expanduser().read_text(encoding="utf-8").splitlines() if line.strip()]
+        names = [
+            line.strip() for line in path.expanduser().read_text(encoding="utf-8-sig").splitlines() if line.strip()
+        ]
     except (OSError, UnicodeDecodeError) as error:
         raise WeightsError(f"{path}: cannot be read as UTF-8 text ({type(error).__name__})") from None
     order = head_order(names, classes, str(path))
