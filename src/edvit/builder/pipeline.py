@@ -521,8 +521,10 @@ def _describe_base(source: Source, base: Base) -> str:
     text = f"{source.model} · {how} · {note['validation']:.1%} on validation"
     if source.origin is None:
         return text
-    order = "as the data's" if source.order is None else f"by {source.order.source}"
-    return f"{text} · head's classes {order}, mean and deviation of {source.statistics}"
+    named = "" if source.origin.facts.classes is None else f", as {source.origin.facts.source} names others"
+    order = f"as the data's{named}" if source.order is None else f"by {source.order.source}"
+    head = "new head" if note["new_head"] else f"head's classes {order}"
+    return f"{text} · {head}, mean and deviation of {source.statistics}"
 
 
 def _describe_groups(plan: Plan, data: Data) -> str:

@@ -183,10 +183,10 @@ def test_names_that_differ_in_case_alone_are_told_apart_where_they_are_exact():
 
 @pytest.mark.parametrize(
     ("names", "classes"),
-    [(["a", "b", "a"], ["a", "b"]), (["A", "a", "b"], ["aa", "b"]), (["a-b", "c"], ["a b", "a_b"])],
+    [(["a", "b", "a"], ["a", "b"]), (["A", "A", "b"], ["a", "b"]), (["a-b", "c"], ["a b", "a_b"])],
 )
 def test_a_name_that_is_there_twice_is_refused(names, classes):
-    with pytest.raises(WeightsError, match="which output is which|and not aa"):
+    with pytest.raises(WeightsError, match="which output is which of the classes is not clear for a"):
         head_order(names, classes, "names.txt")
 
 

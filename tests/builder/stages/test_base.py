@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+import shutil
 
 import numpy as np
 import pytest
@@ -150,6 +152,17 @@ def test_a_new_head_is_trained_or_refused(folder, tmp_path):
         config = config_of(folder, weights=tmp_path / "ten.safetensors", base_epochs=0)
         load(config, open_source(config))  # before anything is decoded
     assert accuracy(folder, tmp_path / "work", tmp_path / "ten.safetensors", base_epochs=30, base_lr=3e-3) > 0.5
+
+
+def test_heads_are_those_that_the_config_says(folder, weights, tmp_path):
+    """No tensor tells how many there are."""
+    shutil.copy(weights, tmp_path / "model.safetensors")
+    config = {"model_type": "vit", "hidden_size": 24, "image_size": 8, "patch_size": 4, "num_attention_heads": 6}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(WeightsError, match=r"config\.json says 6 heads, and vit_test_plain has 3"):
+        open_source(config_of(folder, weights=tmp_path))
+    with pytest.raises(ConfigError, match=r"config\.json names no model of timm's; give --model"):
+        open_source(config_of(folder, weights=tmp_path, model=None))
 
 
 def test_a_new_model_is_trained_or_refused(folder):

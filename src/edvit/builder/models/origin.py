@@ -49,6 +49,7 @@ class Facts:
         mean: per channel, on a scale of 0 to 1.
         std: likewise.
         interpolation: how its images were resized.
+        heads: of each block's attention; tensors do not tell.
         pool: how it pools its tokens, as `edvit.shape.vit.Pool` names it; other words where it cannot be split.
         accuracy: top-1 accuracy that was measured when it was saved, 0 to 1.
     """
@@ -60,6 +61,7 @@ class Facts:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     interpolation: Interpolation | None = None
+    heads: int | None = None
     pool: str | None = None
     accuracy: float | None = None
 
@@ -183,6 +185,7 @@ class _TimmConfig(BaseModel):
 class _TransformersConfig(BaseModel):
     model_type: Literal["vit", "deit", "dinov2", "dinov2_with_registers", "vit_mae"]
     hidden_size: int = 768
+    num_attention_heads: int = 12
     patch_size: int = 16
     image_size: int = 224
     hidden_act: str = "gelu"
@@ -257,6 +260,7 @@ def _of_transformers(given: str, config: _TransformersConfig, processor: _Proces
         mean=mean,
         std=std,
         interpolation=None if processor is None else _RESAMPLE.get(processor.resample or 0),
+        heads=config.num_attention_heads,
         pool=config.pool(),
     )
 

@@ -21,6 +21,8 @@ SURE = 0.001
 """Largest p-value at which an explanation counts as found: there are several, and a build stops for it."""
 WORTH = 0.05
 """Smallest gain in accuracy for which it does."""
+EXPLAINED = 0.5
+"""Accuracy that another order of classes has to reach: below, something else is wrong."""
 CLAIMED = 0.2
 """How far a model may be below the accuracy that its checkpoint says."""
 

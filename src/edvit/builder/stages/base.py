@@ -82,6 +82,7 @@ class TrainBase(Resumable):
         seed: of its initial weights and the order of the images.
         amp: whether mixed precision was asked for; None: it follows from the machine.
         model: with the weights that it starts from.
+        new_head: whether these had no head for the classes.
         device: what trains.
         threads: of PyTorch. Another number gives other roundings, which is no reason to train for an hour again.
     """
@@ -99,6 +100,7 @@ class TrainBase(Resumable):
     seed: int
     amp: bool | None
     model: Classifier = unkeyed()
+    new_head: bool = unkeyed()
     device: TorchDevice = unkeyed()
     threads: int = unkeyed()
 
@@ -119,7 +121,12 @@ class TrainBase(Resumable):
             checkpoint.save_model(folder / checkpoint.WEIGHTS, trained)
             logits = logits_of(FeatureExtractor(trained, mean, std), self.validation, device=self.device)
         schedule = self.how.schedule
-        return {"validation": accuracy(logits, self.validation), "epochs": schedule.epochs, "lr": schedule.lr}
+        return {
+            "validation": accuracy(logits, self.validation),
+            "new_head": self.new_head,
+            "epochs": schedule.epochs,
+            "lr": schedule.lr,
+        }
 
 
 def load(config: BuildConfig, source: Source) -> Start:
@@ -185,6 +192,7 @@ def train(
         seed=config.seed,
         amp=config.amp,
         model=model,
+        new_head=not start.knows,
         device=device,
         threads=threads,
     )

@@ -104,7 +104,7 @@ class QuestionBase(Job):
         """What else the weights may have been trained with, in words, and what the model then predicts."""
         how = self.preprocessing
         order = question.other_order(predicted, self.images.labels, len(self.classes))
-        if order is not None:
+        if order is not None and (order[predicted] == self.images.labels).mean() >= question.EXPLAINED:
             yield (
                 (
                     "if the outputs of its head stand for other classes: "

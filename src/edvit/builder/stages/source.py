@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from edvit.builder.config import BuildConfig
 from edvit.builder.models.family import family_of
-from edvit.builder.models.origin import Facts, Origin, find_weights, pretrained_weights
+from edvit.builder.models.origin import CONFIG, Facts, Origin, find_weights, pretrained_weights
 from edvit.builder.models.weights import HeadOrder, has_fc_norm, head_order
 from edvit.errors import ConfigError, DataError, WeightsError
 from edvit.fleet import first_problem
@@ -20,7 +20,7 @@ from edvit.inputs.datasets.images import Files, shorten
 from edvit.inputs.datasets.unlabelled import read_unlabelled
 from edvit.inputs.preprocess import Preprocessing
 from edvit.shape.any import AnyArchitecture
-from edvit.shape.vit import Pool
+from edvit.shape.vit import Architecture, Pool
 
 DEFAULT_MODELS = {"digits": "vit_digits_patch4_8"}
 
@@ -72,6 +72,8 @@ def open_source(config: BuildConfig) -> Source:
             part.check_decodable()
     facts = Facts() if origin is None else origin.facts
     name = config.model or facts.model or DEFAULT_MODELS.get(config.data)
+    if name is None and origin is not None and facts.source == CONFIG:
+        raise ConfigError(f"{origin.given}: {CONFIG} names no model of timm's; give --model")
     if name is None:
         raise DataError(f"--data {config.data} needs a --model, such as deit_tiny_patch16_224")
     channels = config.channels or channels_of(config.data)
@@ -86,6 +88,8 @@ def open_source(config: BuildConfig) -> Source:
         pool=pool,
         fc_norm=None if origin is None or pool in (None, "token", "token+avg") else has_fc_norm(origin),
     )
+    if origin is not None and isinstance(shape, Architecture) and facts.heads not in (None, shape.heads):
+        raise WeightsError(f"{origin.given}: {facts.source} says {facts.heads} heads, and {name} has {shape.heads}")
     # Weights of one name that are loaded under another of the same shape still want their own mean and deviation.
     learnt = facts.model or name
     known = family_of(learnt).input(learnt)
