@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.utils.class_weight import compute_class_weight
 
 from edvit.builder import images
 from edvit.builder.config import BuildConfig
@@ -204,6 +203,8 @@ def class_weights(config: BuildConfig, data: Data) -> tuple[float, ...] | None:
     """What a training image of each class counts, by scikit-learn's rule; None: all the same."""
     if config.class_weights is None:
         return None
+    from sklearn.utils.class_weight import compute_class_weight  # brings an OpenMP library of its own
+
     labels = data.train.labels
     weights = compute_class_weight(config.class_weights, classes=np.arange(len(data.classes)), y=labels)
     return tuple(weights.tolist())
