@@ -38,7 +38,7 @@ FORMAT = "edvit-bundle"
 VERSION = 1
 MANIFEST = "manifest.json"
 _SUFFIXES = {".onnx", ".json", ".html"}
-"""Of the files in a bundle."""
+"""Endings of the files in a bundle."""
 
 SHA256_PATTERN = r"^[0-9a-f]{64}$"
 

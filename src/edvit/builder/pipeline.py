@@ -18,18 +18,28 @@ import numpy as np
 
 from edvit import __version__
 from edvit.builder.config import BuildConfig
+from edvit.builder.describe import (
+    describe_base,
+    describe_data,
+    describe_groups,
+    describe_pruner,
+    describe_submodels,
+    describe_test,
+    describe_timing,
+    describe_widths,
+)
 from edvit.builder.jobs import parallel, ray_cluster
 from edvit.builder.jobs.artifacts import Artifact, WorkFolder
 from edvit.builder.jobs.progress import Reporter
 from edvit.builder.jobs.runner import Runner
 from edvit.builder.models.checkpoint import read_architecture
-from edvit.builder.models.family import VIT, vit_widths
+from edvit.builder.models.family import VIT
 from edvit.builder.report import mistakes
 from edvit.builder.report.latency import Latency, measure_latencies
 from edvit.builder.report.machine import cpu
 from edvit.builder.report.page import Made, ReportData, write_report
 from edvit.builder.report.rows import class_rows, latency_rows, result_rows
-from edvit.builder.report.statistics import Difference, Share
+from edvit.builder.report.statistics import Difference
 from edvit.builder.report.training import Training
 from edvit.builder.report.verdict import Verdict, judge
 from edvit.builder.stages import base as base_stage
@@ -64,8 +74,7 @@ from edvit.plan import make
 from edvit.plan.cost import model_cost
 from edvit.plan.keep import format_keep
 from edvit.plan.plan import Plan
-from edvit.shape.conv import FilterWidths
-from edvit.units import counted
+from edvit.runtime.source import what
 
 REPORT = "report.html"
 LIBRARIES = ("numpy", "onnx", "onnxruntime", "timm", "torch", "torchvision")
@@ -202,18 +211,18 @@ def _run(
 
     start, how = time.monotonic(), source.preprocessing
     data = decode(runner, source, config.validation, config.bad_files)
-    done("data", _describe_data(config, source, data))
+    done("data", describe_data(config, source, data))
 
     base = base_stage.train(runner, config, source, data, start=begun, device=where[0])
-    done("base", _describe_base(source, base))
-    runner.report.line("partition", _describe_groups(plan, data))
+    done("base", describe_base(source, base))
+    runner.report.line("partition", describe_groups(plan, data))
 
     views = training_views(config, data)
     taught = teach(runner, config, base, views, blocks=blocks, preprocessing=how, devices=where)
     wanted, n = _wanted(config, plan), len(plan.submodels)
     pruned = prune(runner, config, data, base, wanted, source=source, device=where[0])
     _check_memory(plan, pruned, config)
-    done("prune", _describe_widths(plan, config))
+    done("prune", describe_widths(plan, config))
 
     recovered = recover(
         runner,
@@ -228,7 +237,7 @@ def _run(
         amp=config.amp,
         devices=where,
     )
-    done("recover", _describe_submodels(n, len(wanted) > n, config, runner.pool))
+    done("recover", describe_submodels(n, len(wanted) > n, config, runner.pool))
 
     count = fusion_views(config, taught)
     exported = export(runner, recovered, views, count, validation=data.validation, preprocessing=how, devices=where)
@@ -271,8 +280,8 @@ def _run(
         devices=[submodel.device for submodel in plan.submodels],
         baseline=baseline,
     )
-    done("test", _describe_test(test, _noun(source)))
-    verdict = _judge(test, n, _noun(source))
+    done("test", describe_test(test, what(source.preprocessing)))
+    verdict = _judge(test, n, what(source.preprocessing))
     runner.report.line("verdict", " ".join((verdict.text, *verdict.remarks)))
 
     built = Built(config, source, data, base, plan, fused, baseline, test, latencies, verdict, mixed=where[0].mixed)
@@ -468,7 +477,7 @@ def report_data(built: Built, manifest: Manifest, made: Made, durations: Mapping
         split_gain=Difference.of(correct["fused"], correct["n1"]) if "n1" in correct else None,
         classes=class_rows(classes, test.labels, correct),
         latencies=latency_rows(manifest, built.latencies),
-        measured_on=_describe_timing(built, made),
+        measured_on=describe_timing(made, what(built.source.preprocessing), built.config.precision),
         mistakes=tuple(
             mistakes.describe(test.fused[i], int(test.labels[i]), test.images.pixels(slice(i, i + 1))[0])
             for i in mistakes.most_confident(test.fused, test.labels)
@@ -479,9 +488,9 @@ def report_data(built: Built, manifest: Manifest, made: Made, durations: Mapping
             submodel.id: load_kept(artifact)
             for submodel, artifact in zip(built.plan.submodels, fused.pruned, strict=True)
         },
-        pruned_by=_describe_pruner(built.config),
+        pruned_by=describe_pruner(built.config),
         made=made,
-        inputs=(_describe_data(built.config, built.source, built.data), _describe_base(built.source, built.base)),
+        inputs=(describe_data(built.config, built.source, built.data), describe_base(built.source, built.base)),
         seeds={"seed": built.config.seed},
         durations_s=durations,
     )
@@ -497,90 +506,3 @@ def _trainings(built: Built) -> Iterator[Training]:
     if built.baseline is not None:
         yield Training.of("N = 1", built.baseline.recovered[0].note, images)
         yield Training.of("N = 1, its fusion", built.baseline.fusion.note, images)
-
-
-# --- what a person reads -----------------------------------------------------------------------------------
-
-
-def _describe_data(config: BuildConfig, source: Source, data: Data) -> str:
-    how = source.preprocessing
-    sounds = "" if how.spectrogram is None else f"{how.spectrogram.seconds:g} s of sound as "
-    return " · ".join(
-        (
-            config.data,
-            f"{counted(len(data.classes), 'class', 'es')}, {sounds}{how.image_size}×{how.image_size}, "
-            f"{len(data.train):,} train / {len(data.validation):,} validation",
-            *data.notes,
-        )
-    )
-
-
-def _describe_base(source: Source, base: Base) -> str:
-    note = base.artifact.note
-    how = counted(note["epochs"], "epoch") if note["epochs"] else "as given"
-    text = f"{source.model} · {how} · {note['validation']:.1%} on validation"
-    if source.origin is None:
-        return text
-    named = "" if source.origin.facts.classes is None else f", as {source.origin.facts.source} names others"
-    order = f"as the data's{named}" if source.order is None else f"by {source.order.source}"
-    head = "new head" if note["new_head"] else f"head's classes {order}"
-    return f"{text} · {head}, mean and deviation of {source.statistics}"
-
-
-def _describe_groups(plan: Plan, data: Data) -> str:
-    sizes = sorted({len(submodel.classes) for submodel in plan.submodels})
-    per_group = " or ".join(str(size) for size in sizes)
-    return f"{counted(len(data.classes), 'class', 'es')} in {counted(len(plan.submodels), 'group')} of {per_group}"
-
-
-def _describe_pruner(config: BuildConfig) -> str:
-    if not config.rotated:
-        return f"channels, by {config.resolved_criterion}"
-    fitted = ", widths fitted" if config.resolved_widths == "fitted" else ""
-    return f"subspace{fitted}" + "".join(f", without {step}" for step in config.without)
-
-
-def _describe_widths(plan: Plan, config: BuildConfig) -> str:
-    old, new = plan.base.widths, plan.submodels[0].architecture.widths
-    limit = "no dearer than " if config.resolved_widths == "fitted" else ""
-    ratio = model_cost(plan.base).params / max(submodel.cost.params for submodel in plan.submodels)
-    if isinstance(old, FilterWidths) and isinstance(new, FilterWidths):
-        widths = f"filters {min(old.filters)}–{max(old.filters)}→{min(new.filters)}–{max(new.filters)}"
-    else:
-        old, new = vit_widths(old), vit_widths(new)
-        widths = (
-            f"d {old.dim}→{new.dim}, heads {old.blocks[0].heads}×{old.blocks[0].head_dim}→"
-            f"{new.blocks[0].heads}×{new.blocks[0].head_dim}, FFN {old.blocks[0].hidden}→{new.blocks[0].hidden}"
-        )
-    return f"by {_describe_pruner(config)} · {limit}{widths} · {ratio:.1f}× smaller"
-
-
-def _describe_submodels(count: int, with_baseline: bool, config: BuildConfig, pool: parallel.Pool) -> str:
-    more = ", and one for all classes to compare" if with_baseline else ""
-    epochs = counted(config.recover_epochs, "epoch")
-    return f"{counted(count, 'sub-model')}{more} · {epochs}, {pool.describe()}"
-
-
-def _describe_timing(built: Built, made: Made) -> str:
-    return (
-        f"Measured on {made.cpu}, one thread, one {_noun(built.source)} at a time, all models in turns: the base in "
-        f"fp32, sub-models in ONNX Runtime {built.config.precision}. Fused is the device that takes longest with all "
-        "its sub-models, and the fusion, without a network; N = 1 is its one sub-model and its fusion."
-    )
-
-
-def _describe_test(test: TestResult, noun: str) -> str:
-    names = (("fused", "fused"), ("base", "base"), ("n1", "N = 1 at the same width"))
-    correct = test.correct()
-    accuracies = ", ".join(f"{name} {_in_words(Share.of(correct[key]))}" for key, name in names if key in correct)
-    return f"{counted(len(test.labels), f'test {noun}')} · {accuracies}"
-
-
-def _in_words(share: Share) -> str:
-    """The accuracy and its interval: `99.2% (97.6–99.7)`."""
-    low, high = share.interval
-    return f"{share.correct / share.images:.1%} ({100 * low:.1f}–{100 * high:.1f})"
-
-
-def _noun(source: Source) -> str:
-    return "image" if source.preprocessing.spectrogram is None else "sound"

@@ -37,7 +37,7 @@ class Latency:
 
     @classmethod
     def of(cls, seconds: Seconds) -> Latency:
-        """Of `[rounds]`."""
+        """The quartiles of the seconds that each round took, `[rounds]`."""
         return cls(*(float(value) for value in np.quantile(seconds, QUARTILES)))
 
 

@@ -12,7 +12,7 @@ Correct = npt.NDArray[np.bool_]
 """Whether a model's answer to each image is its label, `[n]`."""
 
 CONFIDENCE = 0.95
-"""Of every interval."""
+"""Share of such intervals that hold the true value, for every interval here."""
 ALPHA = 1 - CONFIDENCE
 """A difference is shown where its p is below this."""
 
