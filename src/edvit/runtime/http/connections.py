@@ -188,7 +188,7 @@ class Followed:
             return
         connection = self._connections.of(scope)
         if connection is not None:
-            connection.turn("body")
+            connection.turn("body" if _has_body(scope) else "answer")
         begun = False
 
         async def receive_and_note() -> Message:
@@ -212,6 +212,11 @@ class Followed:
             await _say_that_it_ends(send)
         if connection is not None:
             connection.turn("idle")
+
+
+def _has_body(scope: Scope) -> bool:
+    names = {name.lower() for name, _ in scope["headers"]}
+    return not names.isdisjoint((b"content-length", b"transfer-encoding"))
 
 
 _ENDING = b'{"error":{"code":"unavailable","message":"the gateway is ending: ask again when it has started again"}}'

@@ -99,6 +99,8 @@ class Decoders:
     def close(self) -> None:
         """End every process. A file that is being decoded is given up."""
         self._parent.close()
+        while self._idle:
+            self._idle.pop().end()
 
     def _is_suspect(self, client: str) -> bool:
         return self._suspects.get(client, 0.0) > time.monotonic()
@@ -110,7 +112,7 @@ class Decoders:
 
     def _decode_quickly(self, data: bytes) -> UInt8 | None:
         """None: it takes longer, or more memory, than a small file may."""
-        decoder = self._idle.pop()
+        decoder = self._idle.pop() if self._idle else self._parent.start(QUICK)
         try:
             return self._array(decoder.ask(data, QUICK_S))
         except (CostlyFileError, TooLargeError, _LostError):
@@ -118,8 +120,8 @@ class Decoders:
         finally:
             if decoder.is_lost or decoder.files >= FILES_OF_A_PROCESS:
                 decoder.end()
-                decoder = self._parent.start(QUICK)
-            self._idle.append(decoder)
+            else:
+                self._idle.append(decoder)
 
     def _decode_thoroughly(self, data: bytes) -> UInt8:
         decoder = self._parent.start(THOROUGH)
@@ -208,9 +210,12 @@ class _Parent:
         ours, theirs = socket.socketpair()
         for end in (ours, theirs):  # a small file and its array fit
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, QUICK_BYTES)
-        with theirs:
-            pid = self._tell(order.message(), theirs)
-        return _Decoder(self, pid, ours)
+        try:
+            with theirs:
+                return _Decoder(self, self._tell(order.message(), theirs), ours)
+        except EdvitError:
+            ours.close()
+            raise
 
     def end(self, pid: int) -> int:
         try:
