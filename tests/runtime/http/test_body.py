@@ -12,6 +12,7 @@ from edvit.inputs.audio import Spectrogram
 from edvit.inputs.preprocess import Preprocessing
 from edvit.runtime.http.body import FILE, NPY, read_array, read_npy, to_npy
 from edvit.runtime.wire.messages import MAX_BATCH
+from hostile_files import npy_header
 
 HOW = Preprocessing(image_size=4, channels=3, mean=(0.0,) * 3, std=(1.0,) * 3)
 IMAGE = np.arange(48, dtype=np.uint8).reshape(3, 4, 4)
@@ -21,11 +22,6 @@ def npy(array, **options):
     buffer = io.BytesIO()
     np.save(buffer, array, **options)
     return buffer.getvalue()
-
-
-def header(text):
-    """The beginning of an array's file, with this in place of its header."""
-    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
 
 
 @given(arrays(np.uint8, st.sampled_from([(3, 4, 4), (1, 3, 4, 4), (5, 3, 4, 4)])))
@@ -63,9 +59,9 @@ def test_both_header_versions_are_read():
         (npy(IMAGE).replace(b"(3, 4, 4)", b"(3, 4, x)"), r"not a \.npy array"),
         (npy(IMAGE).replace(b"(3, 4, 4)", b"(-3,-4,4)"), "shape is"),
         (npy(IMAGE).replace(b"(3, 4, 4), ", b"(True, 4, 4)"), r"not a \.npy array"),
-        (header(b"(" * 9_000), r"not a \.npy array"),
-        (header(b"[" * 900), r"not a \.npy array"),
-        (header(b"'shape': (" * 90), r"not a \.npy array"),
+        (npy_header(b"(" * 9_000), r"not a \.npy array"),
+        (npy_header(b"[" * 900), r"not a \.npy array"),
+        (npy_header(b"'shape': (" * 90), r"not a \.npy array"),
     ],
 )
 def test_a_bad_array_is_refused_in_one_line(data, message):

@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 STARTUP_S = 10.0
-BACKLOG = 64
-"""Connections that are accepted at a time, at most. Each has a handle before it can be refused."""
+BACKLOG = 128
+"""Connections that the system keeps until they are accepted."""
+ACCEPTED_AT_ONCE = 8
+"""Connections that are accepted in one round of the event loop; each has a handle some rounds before it is refused."""
 CLOSE_S = 1.0
 """How long `close` lets requests that are under way go on, at most."""
 
@@ -69,7 +71,7 @@ class HttpServer:
             self._requests,
             http=protocol_for(connections),
             ws="none",
-            backlog=BACKLOG,
+            backlog=ACCEPTED_AT_ONCE,
             log_level="error",
             access_log=False,
             lifespan="off",
@@ -86,6 +88,7 @@ class HttpServer:
         self._thread.start()
         for _ in range(int(STARTUP_S / 0.01)):
             if self._server.started:
+                self._bound.listen(BACKLOG)  # uvicorn has one number for both, and has set the other
                 return self
             if not self._thread.is_alive():
                 break
