@@ -126,6 +126,13 @@ class SlowUploadError(UserError):
     http_status = 408
 
 
+class TooManyRequestsError(UserError):
+    """One client asks more of the gateway than its share while others wait."""
+
+    code = "too-many-requests"
+    http_status = 429
+
+
 class MissingExtraError(UserError):
     """A command needs an optional part of the package that is not installed."""
 
@@ -172,13 +179,6 @@ class OverloadedError(ServiceError):
     """More is asked of the gateway than it can work on."""
 
     code = "overloaded"
-
-
-class TooManyRequestsError(ServiceError):
-    """One client asks more of the gateway than its share while others wait."""
-
-    code = "too-many-requests"
-    http_status = 429
 
 
 class MemoryLimitError(ServiceError):

@@ -7,7 +7,7 @@ from contextlib import suppress
 from io import BytesIO
 from typing import NamedTuple
 
-from anyio import fail_after, move_on_after
+from anyio import fail_after, move_on_after, sleep
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
@@ -32,6 +32,9 @@ DRAIN_BYTES = 100_000_000
 DRAIN_S = 5.0
 """The rest of a refused body is read and thrown away, up to so many bytes and seconds. Otherwise the client would see a
 broken pipe instead of the refusal."""
+
+DRAIN_PAUSE_S = 0.005
+"""Seconds between two chunks of it, for which other requests have the event loop."""
 
 FORM = "multipart/form-data"
 
@@ -99,6 +102,7 @@ async def _drain(stream: AsyncIterator[bytes]) -> None:
             drained += len(chunk)
             if drained > DRAIN_BYTES:
                 return
+            await sleep(DRAIN_PAUSE_S)
 
 
 async def _read(stream: AsyncIterator[bytes], content_type: str, room: Held) -> Upload:
