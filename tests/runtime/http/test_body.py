@@ -71,6 +71,14 @@ def test_a_bad_array_is_refused_in_one_line(data, message):
     assert caught.value.http_status == 400
 
 
+def test_a_truth_value_is_no_size():
+    grey = HOW.model_copy(update={"channels": 1})
+    data = npy(IMAGE[:1])
+    assert read_npy(data, grey).shape == (1, 4, 4)
+    with pytest.raises(ImageError, match=r"not a \.npy array"):
+        read_npy(data.replace(b"(1, 4, 4), }   ", b"(True, 4, 4), }"), grey)
+
+
 def test_a_header_that_claims_a_huge_array_allocates_nothing():
     lying = npy(IMAGE[None]).replace(b"(1, 3, 4, 4), }       ", b"(9999999999, 3, 4, 4)}")
     with pytest.raises(ImageError, match="truncated"):

@@ -9,8 +9,8 @@ from edvit.runtime.http.places import Places
 class Crowd:
     """Requests that hold their places until they are told to go; says who got one, in order."""
 
-    def __init__(self, at_once, waiting):
-        self.places = Places(at_once, waiting)
+    def __init__(self, at_once, waiting, a_client=None):
+        self.places = Places(at_once, waiting, a_client)
         self.got = []
         self.refused = []
         self.leave = asyncio.Semaphore(0)
@@ -60,6 +60,17 @@ async def test_turns_go_round():
     await them.come("aaabbbc")
     await them.go(5)
     assert them.got == list("aaabcbb")
+
+
+@crowd
+async def test_one_client_never_has_all_places():
+    them = Crowd(3, 10, a_client=2)
+    await them.come("aaaa")
+    assert them.got == list("aa")
+    await them.come("b")
+    assert them.got == list("aab")
+    await them.go(5)
+    assert them.got == list("aabaa")
 
 
 @crowd

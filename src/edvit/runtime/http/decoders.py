@@ -31,7 +31,7 @@ QUICK_BYTES = 524_288
 QUICK_S = 10.0
 """Seconds for a small file, however busy the machine is."""
 
-QUICK = Order(nice=0, memory_bytes=64_000_000, cpu_s=0.5, limits=Limits(memory_bytes=24_000_000, work=12_000_000))
+QUICK = Order(nice=0, memory_bytes=64_000_000, cpu_s=0.2, limits=Limits(memory_bytes=24_000_000, work=12_000_000))
 """What the decoder of a small file may use; a file that takes more is decoded by a process of its own."""
 
 THOROUGH_S = 30.0
@@ -40,7 +40,9 @@ THOROUGH_S = 30.0
 THOROUGH = Order(nice=19, memory_bytes=200_000_000, cpu_s=5, limits=Limits(memory_bytes=160_000_000, work=500_000_000))
 """What the decoder of any other file may use."""
 
-QUICK_PROCESSES = 2
+QUICK_PROCESSES, QUICK_PROCESSES_OF_A_CLIENT = 3, 2
+"""Processes that decode small files; and how many of them work for one client at a time."""
+
 FILES_OF_A_PROCESS = 500
 """A process that decodes small files is replaced after so many, whatever memory the libraries have lost by then."""
 
@@ -68,7 +70,7 @@ class Decoders:
         self._how = how
         self._parent = _Parent(how)
         self._idle = [self._parent.start(QUICK) for _ in range(QUICK_PROCESSES)]
-        self._quick = Places(QUICK_PROCESSES, WAITING)
+        self._quick = Places(QUICK_PROCESSES, WAITING, QUICK_PROCESSES_OF_A_CLIENT)
         self._thorough = Places(1, WAITING)
         self._threads: CapacityLimiter | None = None
         self._suspects: dict[str, float] = {}

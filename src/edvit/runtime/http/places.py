@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -16,11 +16,14 @@ class Places:
     Args:
         at_once: requests that have a place at a time.
         waiting: requests that wait for one, at most, over all clients.
+        a_client: places that one client has at a time, at most; None: any number.
     """
 
-    def __init__(self, at_once: int, waiting: int) -> None:
+    def __init__(self, at_once: int, waiting: int, a_client: int | None = None) -> None:
         self._free = at_once
         self._most_waiting = waiting
+        self._a_client = a_client or at_once
+        self._held: Counter[str] = Counter()
         self._queues: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
         """Client -> its waiting requests, oldest first; the client whose turn is next comes first."""
 
@@ -33,14 +36,21 @@ class Places:
             TooManyRequestsError: too many requests wait, and this client has more than its share of them: at once, or
                 when another client's request takes the place of this one in the queue.
         """
-        if self._free > 0:
-            self._free -= 1
+        if self._free > 0 and self._has_share(client):  # then nobody waits who has a share
+            self._take(client)
         else:
             await self._turn(client)
         try:
             yield
         finally:
-            self._give_back()
+            self._give_back(client)
+
+    def _has_share(self, client: str) -> bool:
+        return self._held[client] < self._a_client
+
+    def _take(self, client: str) -> None:
+        self._free -= 1
+        self._held[client] += 1
 
     async def _turn(self, client: str) -> None:
         if sum(map(len, self._queues.values())) >= self._most_waiting:
@@ -51,7 +61,7 @@ class Places:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
-                self._give_back()
+                self._give_back(client)
             else:
                 self._forget(client, turn)
             raise
@@ -68,15 +78,19 @@ class Places:
         self._forget(greedy, turn)
         turn.set_exception(_too_many())
 
-    def _give_back(self) -> None:
-        if not self._queues:
-            self._free += 1
+    def _give_back(self, client: str) -> None:
+        self._free += 1
+        self._held[client] -= 1
+        if not self._held[client]:
+            del self._held[client]
+        following = next((name for name in self._queues if self._has_share(name)), None)
+        if following is None:
             return
-        client, queue = next(iter(self._queues.items()))
-        turn = queue[0]
-        self._forget(client, turn)
-        if client in self._queues:
-            self._queues.move_to_end(client)
+        turn = self._queues[following][0]
+        self._forget(following, turn)
+        if following in self._queues:
+            self._queues.move_to_end(following)
+        self._take(following)
         turn.set_result(None)
 
     def _forget(self, client: str, turn: asyncio.Future[None]) -> None:
