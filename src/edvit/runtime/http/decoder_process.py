@@ -1,6 +1,6 @@
 """The processes that decode uploads: what runs in them. `decoders.py` starts them and talks to them.
 
-One parent imports the libraries and then only forks: a decoder begins within milliseconds, and shares the parent's
+One parent imports the libraries and then only forks: a decoder imports nothing, and shares the parent's
 memory until it writes to it. The parent decodes nothing, so no upload can harm it.
 """
 
