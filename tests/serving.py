@@ -45,7 +45,8 @@ class Served:
         self.devices = {}
         for child in psutil.Process(process.pid).children(recursive=True):
             command = child.cmdline()
-            self.devices[command[command.index("--name") + 1]] = child
+            if "--name" in command:
+                self.devices[command[command.index("--name") + 1]] = child
 
     def stop(self, number=signal.SIGTERM, within_s=10.0):
         """Send a signal, wait for the end; returns (exit code, seconds it took)."""
@@ -53,6 +54,17 @@ class Served:
         self.process.send_signal(number)
         code = self.process.wait(within_s)
         return code, time.monotonic() - start
+
+    def memory_bytes(self):
+        """Memory of the gateway with what decodes for it; what processes share is counted once."""
+        gateway = psutil.Process(self.process.pid)
+        devices = {child.pid for child in self.devices.values()}
+        total = 0
+        for process in [gateway, *gateway.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.pid not in devices:
+                    total += process.memory_full_info().pss
+        return total
 
     def left_over(self):
         """Names of the devices that still run."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 
@@ -11,4 +12,13 @@ def eventually(condition, timeout_s=20.0):
     while not (value := condition()):
         assert time.monotonic() < until, "it did not happen in time"
         time.sleep(0.01)
+    return value
+
+
+async def eventually_async(condition, timeout_s=20.0):
+    """As `eventually`, within an event loop."""
+    until = time.monotonic() + timeout_s
+    while not (value := condition()):
+        assert time.monotonic() < until, "it did not happen in time"
+        await asyncio.sleep(0.01)
     return value

@@ -112,11 +112,25 @@ class TooLargeError(ImageError):
     http_status = 413
 
 
+class CostlyFileError(ImageError):
+    """Decoding a request's file takes longer than what is accepted."""
+
+    code = "too-costly"
+    http_status = 422
+
+
 class SlowUploadError(UserError):
     """The body of a request did not arrive in time."""
 
     code = "slow-upload"
     http_status = 408
+
+
+class TooManyRequestsError(UserError):
+    """One client asks more of the gateway than its share while others wait."""
+
+    code = "too-many-requests"
+    http_status = 429
 
 
 class MissingExtraError(UserError):
@@ -159,6 +173,12 @@ class UnavailableError(ServiceError):
     """No device, gateway or peer is there to answer."""
 
     code = "unavailable"
+
+
+class OverloadedError(ServiceError):
+    """More is asked of the gateway than it can work on."""
+
+    code = "overloaded"
 
 
 class MemoryLimitError(ServiceError):

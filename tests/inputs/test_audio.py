@@ -7,7 +7,16 @@ from hypothesis import strategies as st
 
 from edvit.errors import MissingExtraError, SoundError, TooLargeError, UnsupportedMediaError
 from edvit.inputs import audio
-from edvit.inputs.audio import Spectrogram, decode_clip, duration_and_rate, log_mel, mel_filters, read_clip, to_grey
+from edvit.inputs.audio import (
+    BYTES_A_SAMPLE,
+    Spectrogram,
+    decode_clip,
+    duration_and_rate,
+    log_mel,
+    mel_filters,
+    read_clip,
+    to_grey,
+)
 from edvit.inputs.preprocess import Preprocessing, decode_file
 from sounds import encoded, tone
 
@@ -129,6 +138,13 @@ def test_too_many_samples_are_refused_before_they_are_decoded(monkeypatch):
     monkeypatch.setattr(audio, "MAX_SAMPLES", 30_000)
     with pytest.raises(TooLargeError, match="32,000 samples"):
         decode_clip(encoded(np.zeros((40_000, 2), np.float32)), HOW)
+
+
+def test_the_memory_of_a_clip_is_known_from_the_header():
+    data = encoded(np.zeros((40_000, 2), np.float32))
+    assert len(read_clip(data, HOW, 32_000 * BYTES_A_SAMPLE).samples)
+    with pytest.raises(TooLargeError, match="32,000 samples, over 31,999: send a shorter one"):
+        read_clip(data, HOW, 31_999 * BYTES_A_SAMPLE)
 
 
 def test_without_the_extra_there_is_a_hint(monkeypatch):

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from edvit.errors import ImageError, TooLargeError, UnsupportedMediaError
+from edvit.errors import CostlyFileError, ImageError, TooLargeError, UnsupportedMediaError
 from edvit.inputs import formats
 from edvit.inputs.datasets.folder import IMAGES
 from edvit.inputs.formats import FORMATS
-from edvit.inputs.preprocess import MAX_PIXELS, Preprocessing, decode_image, image_to_array, read_file
+from edvit.inputs.preprocess import MAX_PIXELS, Limits, Preprocessing, decode_image, image_to_array, read_file
 
 RGB = Preprocessing(image_size=16, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
 GREY = Preprocessing(image_size=16, channels=1, mean=(0.5,), std=(0.5,))
@@ -251,3 +251,56 @@ def test_damage_anywhere_ends_in_an_array_or_an_image_error(data):
         assert decode_image(bytes(damaged), RGB).shape == RGB.shape
     except ImageError as error:
         assert "\n" not in str(error)
+
+
+# --- limits by the header ----------------------------------------------------------------------------------
+
+FEW = Limits(memory_bytes=1_000_000, work=1_000_000)
+
+
+@pytest.mark.parametrize(
+    ("data", "size"),
+    [
+        (encode(Image.new("RGB", (500, 500))), "1"),
+        (encode(Image.new("L", (1000, 1000))), None),
+        (encode(Image.fromarray(np.zeros((400, 400), np.uint16))), "1"),
+        (encode(Image.fromarray(np.zeros((350, 350), np.uint16))), None),
+        (encode(Image.new("RGB", (400, 500)), "WEBP"), "2"),
+        (encode(Image.new("RGB", (900, 900)), "JPEG"), None),  # decoded at an eighth of its size
+        (encode(Image.new("RGB", (500, 500)), "JPEG", progressive=True), "2"),
+    ],
+    ids=["rgb", "grey", "16-bit", "16-bit-smaller", "webp", "jpeg", "progressive"],
+)
+def test_the_memory_of_pixels_and_their_bits_is_known_from_the_header(data, size):
+    limits = Limits(memory_bytes=1_000_000 if size != "1" else 999_999, work=10**9)
+    if size is None:
+        assert read_file(data, RGB, limits).array.shape == RGB.shape
+        return
+    with pytest.raises(TooLargeError, match=r"pixels takes .* MB, over 1 MB: send a smaller one"):
+        read_file(data, RGB, limits)
+
+
+def repeated_scans(count):
+    data = encode(Image.new("RGB", (64, 64)), "JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    return data[:-2] + data[last:-2] * count + data[-2:]
+
+
+def test_a_jpeg_of_many_scans_is_refused_by_everyone():
+    with pytest.raises(CostlyFileError, match="scans, over 100: save it as a baseline JPEG"):
+        decode_image(repeated_scans(2000), RGB)
+    assert decode_image(repeated_scans(20), RGB).shape == RGB.shape
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        encode(Image.new("L", (1100, 1000))),
+        b"P3\n110 100\n255\n" + b"1 2 3 " * 11_000,
+    ],
+    ids=["pixels", "text"],
+)
+def test_work_is_known_from_the_header(data):
+    assert decode_image(data, RGB).shape == RGB.shape
+    with pytest.raises(CostlyFileError, match="takes too long"):
+        read_file(data, RGB, FEW._replace(memory_bytes=10**9))

@@ -30,6 +30,9 @@ Float64 = npt.NDArray[np.float64]
 MAX_SAMPLES = 50_000_000
 """A clip that takes more samples, over all of its channels, is refused before it is decoded."""
 
+BYTES_A_SAMPLE = 12
+"""What reading a clip takes for each of its samples: as it is decoded, its level, and what is between."""
+
 SILENT = 1e-3
 """Loudest sample, of full scale, of a clip that counts as silent: -60 dB."""
 FULL_SCALE = 0.999
@@ -168,12 +171,12 @@ class Clip:
     clipped: bool
 
 
-def read_clip(data: bytes, how: Spectrogram) -> Clip:
-    """Decode the middle of a sound file, `how.samples` long.
+def read_clip(data: bytes, how: Spectrogram, memory_bytes: int | None = None) -> Clip:
+    """Decode the middle of a sound file, `how.samples` long, in about `memory_bytes` at most where they are given.
 
     Raises:
         UnsupportedMediaError: the bytes are no sound file.
-        TooLargeError: the part of it that is needed has more than `MAX_SAMPLES` samples.
+        TooLargeError: the part of it that is needed has too many samples, at `BYTES_A_SAMPLE` each.
         SoundError: the sound is empty, truncated or damaged.
         MissingExtraError: libsndfile or soxr are not installed.
     """
@@ -184,11 +187,14 @@ def read_clip(data: bytes, how: Spectrogram) -> Clip:
         if frames <= 0:
             raise SoundError("the sound has no samples")
         needed = min(frames, int(np.ceil(how.seconds * rate)))
-        if needed * channels > MAX_SAMPLES:
-            raise TooLargeError(f"the clip has {needed * channels:,} samples, over {MAX_SAMPLES:,}: send a shorter one")
+        most = MAX_SAMPLES if memory_bytes is None else min(MAX_SAMPLES, memory_bytes // BYTES_A_SAMPLE)
+        if needed * channels > most:
+            raise TooLargeError(f"the clip has {needed * channels:,} samples, over {most:,}: send a shorter one")
         try:
             file.seek((frames - needed) // 2)
             sound = file.read(needed, dtype="float32", always_2d=True)
+        except MemoryError:
+            raise
         except Exception:  # libsndfile has one error for many kinds of damage
             raise SoundError("the sound is damaged: it cannot be decoded") from None
     if len(sound) < needed:

@@ -8,14 +8,14 @@ from __future__ import annotations
 import io
 import warnings
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
-from edvit.errors import ImageError, TooLargeError, UnsupportedMediaError
+from edvit.errors import CostlyFileError, ImageError, TooLargeError, UnsupportedMediaError
 from edvit.inputs import formats
 from edvit.inputs.audio import Spectrogram, log_mel, read_clip, to_grey
 
@@ -41,8 +41,33 @@ class Decoded:
 MAX_PIXELS = 50_000_000
 """Images with more pixels are refused before they are decoded."""
 
-_TIMES_THE_MEMORY = {"JPEG2000": 2}
-"""How much more memory a format's decoder takes for a pixel than others: so many times fewer pixels are decoded."""
+MAX_SCANS = 100
+"""JPEG files with more scans are refused before they are decoded: each passes over every pixel. Encoders write ten."""
+
+
+class Limits(NamedTuple):
+    """What decoding one file may take, judged by the file's header.
+
+    Attributes:
+        memory_bytes: of the decoded pixels or samples, with what the file's decoder needs beside them.
+        work: pixels or samples, times how often the decoder passes over each.
+    """
+
+    memory_bytes: int
+    work: int
+
+
+LIMITS = Limits(memory_bytes=600_000_000, work=MAX_PIXELS * MAX_SCANS)
+"""For files of a user's own, as a build decodes them."""
+
+_BYTES_OF_MODE = {"1": 1, "L": 1, "P": 1, "I;16": 8, "I;16B": 8, "I;16L": 8, "I": 12}
+"""Bytes a pixel while an image of a Pillow mode is brought to 8 bits; other modes have 4."""
+_TIMES_THE_MEMORY = {"JPEG2000": 5, "WEBP": 3, "HEIF": 3, "AVIF": 3, "GIF": 2}
+"""How much more memory a format's decoder takes for a pixel than the decoded pixel itself; others: 1."""
+_PASSES = {"JPEG2000": 10, "AVIF": 5, "HEIF": 5, "WEBP": 3}
+"""How much longer a format's decoder takes for a pixel than that of PNG."""
+_PASSES_OF_PLAIN_TEXT = 100
+"""The same of a PPM, PGM or PBM file whose pixels are written as decimal numbers."""
 
 _BITS_PER_SAMPLE = 258
 """TIFF's tag."""
@@ -92,7 +117,8 @@ def image_to_array(image: Image.Image, how: Preprocessing) -> UInt8:
         ImageError: the pixels are numbers on no known scale.
     """
     white = _deep_white(image)  # asked first: the turned copy no longer knows its file's format
-    image = ImageOps.exif_transpose(image)
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # else it would be copied, and so would its memory
+        image = ImageOps.exif_transpose(image)
     if white is not None:
         image = Image.fromarray(_to_8_bits(np.asarray(image), white))
     if how.background is not None and image.has_transparency_data:
@@ -101,7 +127,9 @@ def image_to_array(image: Image.Image, how: Preprocessing) -> UInt8:
         image = image.convert(
             "RGBA"
         )  # Pillow warns where such a palette is converted at once; the colours are the same
-    image = image.convert("L" if how.channels == 1 else "RGB")
+    mode = "L" if how.channels == 1 else "RGB"
+    if image.mode != mode:
+        image = image.convert(mode)
     if image.size != (how.image_size, how.image_size):
         image = ImageOps.fit(image, (how.image_size, how.image_size), method=_RESAMPLE[how.interpolation])
     array = np.asarray(image, dtype=np.uint8)
@@ -128,23 +156,26 @@ def _deep_white(image: Image.Image) -> int | None:
 
 def _to_8_bits(deep: npt.NDArray[Any], white: int) -> UInt8:
     """0..`white` to 0..255, rounded; Pillow's own conversion takes everything over 255 for white."""
-    return ((deep.astype(np.uint32) * 255 + white // 2) // white).astype(np.uint8)
+    shallow = np.empty(deep.shape, dtype=np.uint8)
+    for row, into in zip(deep, shallow, strict=True):  # row by row, or the intermediate values would fill the memory
+        into[:] = (row.astype(np.uint32) * 255 + white // 2) // white
+    return shallow
 
 
-def decode_file(data: bytes, how: Preprocessing) -> UInt8:
+def decode_file(data: bytes, how: Preprocessing, limits: Limits = LIMITS) -> UInt8:
     """Decode a file of the kind that `how` takes to `[channels, size, size]`, uint8.
 
     Raises:
         ImageError: as `decode_image`, or as `read_clip`.
     """
-    return read_file(data, how).array
+    return read_file(data, how, limits).array
 
 
-def read_file(data: bytes, how: Preprocessing) -> Decoded:
+def read_file(data: bytes, how: Preprocessing, limits: Limits = LIMITS) -> Decoded:
     """Decode a file as `decode_file` does, and remark on it."""
     if how.spectrogram is None:
-        return read_image(data, how)
-    clip = read_clip(data, how.spectrogram)
+        return read_image(data, how, limits)
+    clip = read_clip(data, how.spectrogram, limits.memory_bytes)
     grey = to_grey(log_mel(clip.samples, how.spectrogram), how.spectrogram)
     told = {SILENT: clip.silent, CLIPPED: clip.clipped, rate_remark(clip.rate): True}
     return Decoded(spectrogram_to_array(grey, how), tuple(remark for remark, holds in told.items() if holds))
@@ -174,23 +205,62 @@ def decode_image(data: bytes, how: Preprocessing) -> UInt8:
 
     Raises:
         UnsupportedMediaError: the bytes are no such image, or one that needs a package that is not installed.
-        TooLargeError: the image has more than `MAX_PIXELS` pixels; half of them in JPEG 2000.
+        TooLargeError: the image has more than `MAX_PIXELS` pixels, or decoding it takes too much memory.
+        CostlyFileError: the image has more than `MAX_SCANS` scans, or decoding it takes too long.
         ImageError: the image is truncated or damaged, its pixels are on no known scale, or there are no bytes.
     """
     return read_image(data, how).array
 
 
-def read_image(data: bytes, how: Preprocessing) -> Decoded:
-    """Decode an image file as `decode_image` does, and remark on it."""
+def read_image(data: bytes, how: Preprocessing, limits: Limits = LIMITS) -> Decoded:
+    """Decode an image file as `decode_image` does, within `limits`, and remark on it."""
     image = open_image(data)
     try:
+        scans = _scans(data) if image.format == "JPEG" else 1
+        _check_work(image, data, scans, limits.work)
+        coefficients = _coefficient_bytes(image) if scans > 1 else 0
         image.draft("RGB" if how.channels == 3 else "L", (how.image_size, how.image_size))
+        _check_memory(image, coefficients, limits.memory_bytes)
         image.load()
         return Decoded(image_to_array(image, how), (TRANSPARENT,) if _is_transparent(image) else ())
     except ImageError:
         raise
+    except MemoryError:
+        raise TooLargeError("decoding the image takes too much memory: send a smaller one") from None
     except Exception:
         raise ImageError("the image is truncated or damaged: it cannot be decoded") from None
+
+
+def _scans(data: bytes) -> int:
+    """How many scans a JPEG file has. A scan's data cannot hold its marker, other segments hold few of them."""
+    return data.count(b"\xff\xda")
+
+
+def _check_work(image: Image.Image, data: bytes, scans: int, most: int) -> None:
+    """Raises CostlyFileError where decoding takes more than `most` pixels times passes."""
+    if scans > MAX_SCANS:
+        raise CostlyFileError(f"the JPEG file has {scans:,} scans, over {MAX_SCANS}: save it as a baseline JPEG")
+    passes = max(scans, _PASSES.get(image.format or "", 1))
+    if data[:2] in (b"P1", b"P2", b"P3"):
+        passes = _PASSES_OF_PLAIN_TEXT
+    if image.width * image.height * passes > most:
+        raise CostlyFileError("decoding the image takes too long: send a smaller one, or as PNG or baseline JPEG")
+
+
+def _coefficient_bytes(image: Image.Image) -> int:
+    """What libjpeg keeps of an image in several scans, bytes: 16 bits a sample, whatever size it is decoded at."""
+    return 2 * image.width * image.height * len(image.getbands())
+
+
+def _check_memory(image: Image.Image, coefficients: int, most: int) -> None:
+    """Raises TooLargeError where the decoded pixels take more than `most` bytes beside the coefficients."""
+    a_pixel = _BYTES_OF_MODE.get(image.mode, 4) * _TIMES_THE_MEMORY.get(image.format or "", 1)
+    needed = image.width * image.height * a_pixel + coefficients
+    if needed > most:
+        raise TooLargeError(
+            f"decoding the image of {image.width}x{image.height} pixels takes {needed / 1e6:,.0f} MB, "
+            f"over {most / 1e6:,.0f} MB: send a smaller one"
+        )
 
 
 def open_image(data: bytes) -> Image.Image:
@@ -210,7 +280,8 @@ def open_image(data: bytes) -> Image.Image:
             if isinstance(error, UnidentifiedImageError):
                 raise UnsupportedMediaError(f"not an image file: send {', '.join(known[:-1])} or {known[-1]}") from None
             raise ImageError("the image is damaged: it cannot be decoded") from None
-    most = MAX_PIXELS // _TIMES_THE_MEMORY.get(image.format or "", 1)
-    if image.width * image.height > most:
-        raise TooLargeError(f"the image is {image.width}x{image.height}, over {most:,} pixels: send a smaller one")
+    if image.width * image.height > MAX_PIXELS:
+        raise TooLargeError(
+            f"the image is {image.width}x{image.height}, over {MAX_PIXELS:,} pixels: send a smaller one"
+        )
     return image

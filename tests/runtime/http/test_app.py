@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edvit.errors import DeadlineError, UnavailableError
+from edvit.errors import DeadlineError, OverloadedError, UnavailableError
 from edvit.inputs.preprocess import decode_image
 from edvit.runtime.gateway.reconcile import DeviceStatus
 from edvit.runtime.http import app as http
@@ -154,6 +154,7 @@ def test_health_answers_while_every_worker_is_busy(serve, bundle, predictor):
 
 
 def test_too_many_requests_at_once_are_refused_until_some_are_done(serve, bundle, predictor, monkeypatch):
+    monkeypatch.setattr(http, "WORKERS", 1)
     monkeypatch.setattr(http, "MAX_REQUESTS", 1)
     begun, release = threading.Event(), threading.Event()
 
@@ -168,8 +169,10 @@ def test_too_many_requests_at_once_are_refused_until_some_are_done(serve, bundle
         pending = pool.submit(first.predict_array, IMAGE)
         try:
             assert begun.wait(30)
-            with pytest.raises(UnavailableError, match="try again in a moment"):
+            with pytest.raises(OverloadedError, match="try again in a moment"):
                 second.predict_array(IMAGE)
+            refused = httpx.post(url + "/predict", content=png(), headers={"content-type": "image/png"})
+            assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
         finally:
             release.set()
         expected = pending.result()
@@ -185,19 +188,27 @@ def begin_upload(url):
     return connection
 
 
-def test_uploads_that_stall_are_told_so_and_give_their_places_back(serve, predictor, monkeypatch):
-    monkeypatch.setattr(http, "MAX_REQUESTS", 2)
-    monkeypatch.setattr(upload, "BODY_S", 0.2)
+def test_uploads_that_stall_take_no_place_and_are_told_so(serve, predictor, monkeypatch):
+    monkeypatch.setattr(http, "WORKERS", 1)
+    monkeypatch.setattr(http, "MAX_REQUESTS", 1)
     url = serve()
+    with begin_upload(url), begin_upload(url), Client(url) as client:
+        assert client.predict_array(IMAGE).index == predictor.predict(IMAGE[None]).indices[0]
+    monkeypatch.setattr(upload, "BODY_S", 0.2)
     for stalled in [begin_upload(url), begin_upload(url)]:
         with stalled, stalled.makefile("rb") as answer:
             told = answer.read().decode()  # to the end of the connection
         assert told.startswith("HTTP/1.1 408 ")
         assert '"code":"slow-upload"' in told
         assert "did not arrive within 0.2 s" in told
-    monkeypatch.undo()
-    with Client(url) as client:
-        assert client.predict_array(IMAGE).index == predictor.predict(IMAGE[None]).indices[0]
+
+
+def test_absence_of_devices_is_told_apart_from_overload(serve, bundle):
+    headers = {"content-type": "image/png"}
+    url = serve(Failing(bundle, UnavailableError("nobody there")))
+    response = httpx.post(url + "/predict", content=png(), headers=headers)
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "unavailable")
+    assert response.headers["retry-after"] == "5"
 
 
 @pytest.mark.parametrize("announced", [1_000, 30_000_000], ids=["accepted", "refused"])

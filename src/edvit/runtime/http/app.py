@@ -5,10 +5,8 @@ Its routes live on one router, so that another protocol can be mounted beside it
 
 from __future__ import annotations
 
-import asyncio
-import io
 import time
-import wave
+import weakref
 from functools import partial
 from typing import Any, Literal, Protocol
 
@@ -16,13 +14,12 @@ import anyio.to_thread
 from anyio import CapacityLimiter
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi_offline import FastAPIOffline
-from PIL import Image
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from edvit.bundle import Manifest
-from edvit.errors import EdvitError, SlowUploadError, UnavailableError
-from edvit.inputs.preprocess import Preprocessing, UInt8, decode_file
+from edvit.errors import EdvitError, OverloadedError, SlowUploadError
+from edvit.inputs.preprocess import UInt8
 from edvit.runtime.gateway.reconcile import DeviceStatus
 from edvit.runtime.http.answers import (
     AnswerTimings,
@@ -34,15 +31,20 @@ from edvit.runtime.http.answers import (
     Predicted,
     PredictedBatch,
 )
-from edvit.runtime.http.body import NPY, read_images
-from edvit.runtime.http.upload import MAX_BODY_BYTES, Upload, discard_body, read_upload
+from edvit.runtime.http.body import NPY
+from edvit.runtime.http.places import Places
+from edvit.runtime.http.upload import MAX_BODY_BYTES
+from edvit.runtime.http.uploads import Uploads, client_of
 from edvit.runtime.prediction import Prediction
 
 WORKERS = 16
 """Requests worked on at once; each mostly waits for devices. More wait their turn, without blocking `/health`."""
 
-MAX_REQUESTS = 64
-"""Predictions under way or waiting; more are refused, or their bodies would fill the memory."""
+MAX_REQUESTS = 80
+"""Predictions under way or waiting; more are refused, those of the client first that has the most."""
+
+RETRY_AFTER_S = {429: 1, 503: 5, OverloadedError.code: 1}
+"""Seconds after which to ask again, by an error's status or code: too much is over sooner than a device is back."""
 
 
 class Predictor(Protocol):
@@ -54,10 +56,14 @@ class Predictor(Protocol):
 
 
 def create_app(predictor: Predictor, manifest: Manifest) -> FastAPI:
-    """The application. Thread-safe as far as `predictor` is."""
+    """The application. Thread-safe as far as `predictor` is.
+
+    Raises:
+        MissingExtraError: what decodes the files that the model takes is not installed.
+    """
     from edvit import __version__
 
-    _warm_up(manifest.preprocessing)
+    uploads = Uploads(manifest.preprocessing)
     # A fleet's network need not reach the internet, where FastAPI's own page has its script from.
     app = FastAPIOffline(
         redoc_url=None,
@@ -65,42 +71,29 @@ def create_app(predictor: Predictor, manifest: Manifest) -> FastAPI:
         version=__version__,
         description="Predictions by a fleet of edge devices.",
     )
-    app.include_router(_router(predictor, manifest))
+    app.include_router(_router(predictor, manifest, uploads))
+    weakref.finalize(app, uploads.close)
     app.add_exception_handler(EdvitError, _on_edvit_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(Exception, _on_defect)
     return app
 
 
-def _warm_up(how: Preprocessing) -> None:
-    """Decoders are loaded when they are first needed: not while a user waits; and where one is missing, say so now."""
-    file = io.BytesIO()
-    if how.spectrogram is None:
-        Image.new("RGB", (8, 8)).save(file, format="JPEG")
-    else:
-        with wave.open(file, "wb") as sound:
-            sound.setparams((1, 2, how.spectrogram.sample_rate, 0, "NONE", ""))
-            sound.writeframes(bytes(1000))
-    decode_file(file.getvalue(), how)
-
-
-def _router(predictor: Predictor, manifest: Manifest) -> APIRouter:
+def _router(predictor: Predictor, manifest: Manifest, uploads: Uploads) -> APIRouter:
     router = APIRouter(responses={"4XX": {"model": ErrorAnswer}, "5XX": {"model": ErrorAnswer}})
     workers = CapacityLimiter(WORKERS)
-    places = asyncio.Semaphore(MAX_REQUESTS)
+    places = Places(WORKERS, MAX_REQUESTS - WORKERS)
 
     @router.post("/predict", response_model=Predicted | PredictedBatch, openapi_extra=_request_body(manifest))
     async def predict(request: Request) -> Response:
         """Classify one image or sound, or a batch given as an array."""
-        if places.locked():
-            await discard_body(request)
-            raise UnavailableError(f"{MAX_REQUESTS} requests are waiting already: try again in a moment")
-        async with places:
-            upload = await read_upload(request)
-            start = time.perf_counter()
-            # One hop to a worker thread for all of it: decoding and waiting for devices would stall the event loop.
-            work = partial(_predict, predictor, manifest, upload, start)
-            return _json(await anyio.to_thread.run_sync(work, limiter=workers))
+        client = client_of(request)
+        async with uploads.read(request, client) as (images, is_batch, start), places.place(client):
+            decoded = time.perf_counter()
+            # One hop to a worker thread: waiting for devices would stall the event loop.
+            work = partial(predictor.predict, images)
+            prediction = await anyio.to_thread.run_sync(work, limiter=workers, abandon_on_cancel=True)
+            return _json(_answer(prediction, is_batch, start, decoded))
 
     @router.get("/health", response_model=HealthAnswer)
     async def health() -> Response:
@@ -119,10 +112,7 @@ def _router(predictor: Predictor, manifest: Manifest) -> APIRouter:
 # --- POST /predict -----------------------------------------------------------------------------------------
 
 
-def _predict(predictor: Predictor, manifest: Manifest, upload: Upload, start: float) -> Predicted | PredictedBatch:
-    images, is_batch = read_images(upload.data, upload.media_type, manifest.preprocessing)
-    decoded = time.perf_counter()
-    prediction = predictor.predict(images)
+def _answer(prediction: Prediction, is_batch: bool, start: float, decoded: float) -> Predicted | PredictedBatch:
     timings = AnswerTimings(
         total_ms=_ms(time.perf_counter() - start),
         decode_ms=_ms(decoded - start),
@@ -196,6 +186,9 @@ def _error(status: int, code: str, message: str) -> Response:
 async def _on_edvit_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, EdvitError)
     response = _error(error.http_status, error.code, str(error))
+    retry_after_s = RETRY_AFTER_S.get(error.code, RETRY_AFTER_S.get(error.http_status))
+    if retry_after_s is not None:
+        response.headers["retry-after"] = str(retry_after_s)
     if isinstance(error, SlowUploadError):
         response.headers["connection"] = "close"  # the rest of the body may still come, and is no new request
     return response

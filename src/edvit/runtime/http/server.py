@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 STARTUP_S = 10.0
+BACKLOG = 128
+"""Connections that the system keeps until they are accepted."""
+ACCEPTED_AT_ONCE = 8
+"""Connections that are accepted in one round of the event loop; each has a handle some rounds before it is refused."""
 CLOSE_S = 1.0
 """How long `close` lets requests that are under way go on, at most."""
 
@@ -33,7 +37,7 @@ def bind(host: str, port: int) -> socket.socket:
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
-        bound.listen(128)
+        bound.listen(BACKLOG)
     except OSError as error:
         bound.close()
         if error.errno == errno.EADDRINUSE:
@@ -59,8 +63,15 @@ class HttpServer:
         host, port = bound.getsockname()[:2]
         reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
         self.url = f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
+        from edvit.runtime.http.connections import Connections, Followed, most_connections, protocol_for
+
+        connections = Connections(most_connections())
+        self._requests = Followed(app, connections)
         config = uvicorn.Config(
-            app,
+            self._requests,
+            http=protocol_for(connections),
+            ws="none",
+            backlog=ACCEPTED_AT_ONCE,
             log_level="error",
             access_log=False,
             lifespan="off",
@@ -77,6 +88,7 @@ class HttpServer:
         self._thread.start()
         for _ in range(int(STARTUP_S / 0.01)):
             if self._server.started:
+                self._bound.listen(BACKLOG)  # uvicorn has one number for both, and has set the other
                 return self
             if not self._thread.is_alive():
                 break
@@ -84,7 +96,8 @@ class HttpServer:
         raise UnavailableError(f"the HTTP server at {self.url} did not start")
 
     def close(self) -> None:
-        """Stop listening, let requests under way end, cut off what takes longer than `CLOSE_S`."""
+        """Stop listening, let requests under way end, answer those that take longer than `CLOSE_S` with 503."""
+        self._requests.end(CLOSE_S)
         self._server.should_exit = True
         if self._thread.is_alive():
             self._thread.join(CLOSE_S)

@@ -7,20 +7,20 @@ from contextlib import suppress
 from io import BytesIO
 from typing import NamedTuple
 
-from anyio import fail_after, move_on_after
+from anyio import fail_after, move_on_after, sleep
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
 from edvit.errors import ImageError, SlowUploadError, TooLargeError
 from edvit.runtime.http.body import FILE, NPY
+from edvit.runtime.http.room import Held
 
 MAX_BODY_BYTES = 20_000_000
 """Larger request bodies are refused."""
 
 BODY_S = 30.0
-"""Seconds that a whole body may take. Each holds one of the gateway's places, and a client that stops in mid-body would
-hold it for ever. The largest body needs 5.3 Mbit/s."""
+"""Seconds that a whole body may take. The largest body needs 5.3 Mbit/s."""
 
 MAX_FIELDS = 8
 """How many other parts a form may have beside its file."""
@@ -32,6 +32,9 @@ DRAIN_BYTES = 100_000_000
 DRAIN_S = 5.0
 """The rest of a refused body is read and thrown away, up to so many bytes and seconds. Otherwise the client would see a
 broken pipe instead of the refusal."""
+
+DRAIN_PAUSE_S = 0.005
+"""Seconds between two chunks of it, for which other requests have the event loop."""
 
 FORM = "multipart/form-data"
 
@@ -49,22 +52,32 @@ class Upload(NamedTuple):
     media_type: str
 
 
-async def read_upload(request: Request) -> Upload:
+def announced_bytes(request: Request) -> int:
+    """How long the body says it is; the most that it may be where it does not say."""
+    announced = request.headers.get("content-length", "")
+    return int(announced) if announced.isdecimal() else MAX_BODY_BYTES
+
+
+async def read_upload(request: Request, room: Held | None = None) -> Upload:
     """Read the body of a request: a form with one file, or the file itself.
+
+    Args:
+        request: none of its body has been read yet.
+        room: is told how much has arrived, and may end the reading where others need it.
 
     Raises:
         TooLargeError: the body is, or says that it is, over `MAX_BODY_BYTES`.
-        SlowUploadError: it did not arrive within `BODY_S`.
+        SlowUploadError: it did not arrive within `BODY_S`, or others waited for it.
         ImageError: the form is malformed or has no file, or the connection closed before the end of the body.
     """
-    announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced) > MAX_BODY_BYTES:
+    if announced_bytes(request) > MAX_BODY_BYTES:
         await discard_body(request)
         raise _too_large()
+    room = room or Held()
     stream = request.stream()
     try:
-        with fail_after(BODY_S):
-            return await _read(stream, request.headers.get("content-type", ""))
+        with fail_after(BODY_S), room.reading():
+            return await _read(stream, request.headers.get("content-type", ""), room)
     except TimeoutError:
         raise SlowUploadError(
             f"the body did not arrive within {BODY_S:g} s: send a smaller file, or over a faster link"
@@ -89,14 +102,16 @@ async def _drain(stream: AsyncIterator[bytes]) -> None:
             drained += len(chunk)
             if drained > DRAIN_BYTES:
                 return
+            await sleep(DRAIN_PAUSE_S)
 
 
-async def _read(stream: AsyncIterator[bytes], content_type: str) -> Upload:
+async def _read(stream: AsyncIterator[bytes], content_type: str, room: Held) -> Upload:
     media_type = content_type.partition(";")[0].strip().lower()
     whole, form, size = BytesIO(), None, 0
     try:
         async for chunk in stream:
             size += len(chunk)
+            room.received = size
             if size > MAX_BODY_BYTES:
                 raise _too_large()
             if media_type != FORM:

@@ -1,0 +1,233 @@
+"""Connections to the HTTP server: how many there may be, and how long they may stay without a request.
+
+A server that has too many closes one that waits, of the address that has the most, and takes the new one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeAlias
+
+from anyio import CancelScope
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+MOST = 512
+"""Connections, where the process may have enough handles for them."""
+
+OTHER_HANDLES = 150
+"""Handles that are left for everything else: devices, files, connections that are accepted only to be closed."""
+
+HEADER_S = 10.0
+"""Seconds from the first byte of a request, or from the connection, to the end of its headers."""
+
+LOOK_S = 0.5
+"""Seconds between two looks at how long connections have been waiting."""
+
+POLL_S = 0.01
+
+Address: TypeAlias = tuple[str, int]
+
+REFUSAL = (
+    b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\n"
+    b"content-type: application/json\r\ncontent-length: %d\r\n\r\n%s"
+)
+_BODY = b'{"error":{"code":"overloaded","message":"too many connections are open: try again in a moment"}}'
+
+
+def most_connections() -> int:
+    """How many connections the process has handles for."""
+    handles = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return MOST if handles == resource.RLIM_INFINITY else max(16, min(MOST, handles - OTHER_HANDLES))
+
+
+@dataclass(eq=False)
+class Connection:
+    """One open connection.
+
+    Attributes:
+        transport: to close it.
+        address: of the client.
+        since: when it was opened, the first byte of a request came, or a body began; seconds of the monotonic clock.
+        state: `header`: a request is to come or its headers are incomplete; `idle`: it had requests, and is kept for
+            more; `body`: the body of a request arrives; `answer`: the request is worked on.
+    """
+
+    transport: asyncio.Transport
+    address: Address
+    since: float = field(default_factory=time.monotonic)
+    state: str = "header"
+
+    def turn(self, state: str) -> None:
+        self.state, self.since = state, time.monotonic()
+
+
+class Connections:
+    """The connections of one server, all within its event loop."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._open: dict[Address, Connection] = {}
+        self._watching = False
+
+    def opened(self, transport: asyncio.Transport) -> Connection | None:
+        """A new connection; None where it is refused, because none of the others can be closed."""
+        peer = transport.get_extra_info("peername")
+        connection = Connection(transport, peer[:2])
+        self._watch()
+        if len(self._open) >= self._most and not self._close_one():
+            transport.write(REFUSAL % (len(_BODY), _BODY))
+            transport.close()
+            return None
+        self._open[connection.address] = connection
+        return connection
+
+    def closed(self, connection: Connection) -> None:
+        if self._open.get(connection.address) is connection:
+            del self._open[connection.address]
+
+    def of(self, scope: Scope) -> Connection | None:
+        """The connection that a request came over."""
+        client = scope.get("client")
+        return None if client is None else self._open.get((client[0], client[1]))
+
+    def _close_one(self) -> bool:
+        """Close the connection that waits longest, of the address that has the most."""
+        waiting = [one for one in self._open.values() if one.state != "answer"]
+        if not waiting:
+            return False
+        of_host = Counter(one.address[0] for one in self._open.values())
+        order = {"idle": 0, "header": 1, "body": 2}
+        victim = min(waiting, key=lambda one: (-of_host[one.address[0]], order[one.state], one.since))
+        self._abort(victim)
+        return True
+
+    def _abort(self, connection: Connection) -> None:
+        del self._open[connection.address]
+        connection.transport.abort()
+
+    def _watch(self) -> None:
+        if not self._watching:
+            self._watching = True
+            asyncio.get_running_loop().call_later(LOOK_S, self._look)
+
+    def _look(self) -> None:
+        late = time.monotonic() - HEADER_S
+        for connection in list(self._open.values()):
+            if connection.state == "header" and connection.since < late:
+                self._abort(connection)
+        self._watching = False
+        if self._open:
+            self._watch()
+
+
+def protocol_for(connections: Connections) -> type[asyncio.Protocol]:
+    """uvicorn's protocol, whose connections are counted."""
+
+    class CountedProtocol(H11Protocol):
+        connection: Connection | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self.connection = connections.opened(transport)
+
+        def data_received(self, data: bytes) -> None:
+            if self.connection is None:
+                return  # it is refused, and being closed
+            if self.connection.state == "idle":
+                self.connection.turn("header")
+            super().data_received(data)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            if self.connection is not None:
+                connections.closed(self.connection)
+            super().connection_lost(exc)
+
+    return CountedProtocol
+
+
+class Followed:
+    """An ASGI application whose requests are followed: each tells its connection how far it is.
+
+    Requests can be ended all at once, each with an answer.
+    """
+
+    def __init__(self, app: ASGIApp, connections: Connections) -> None:
+        self._app = app
+        self._connections = connections
+        self._under_way: set[CancelScope] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ending = False
+
+    def end(self, within_s: float) -> None:
+        """Refuse new requests, and end those that are still under way after so many seconds; from another thread."""
+        self._ending = True
+        until = time.monotonic() + within_s
+        while self._under_way and time.monotonic() < until:
+            time.sleep(POLL_S)
+        if self._loop is not None and self._under_way:
+            self._loop.call_soon_threadsafe(self._cancel)
+
+    def _cancel(self) -> None:
+        for request in list(self._under_way):
+            request.cancel()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        self._loop = asyncio.get_running_loop()
+        if self._ending:
+            await _say_that_it_ends(send)
+            return
+        connection = self._connections.of(scope)
+        if connection is not None:
+            connection.turn("body" if _has_body(scope) else "answer")
+        begun = False
+
+        async def receive_and_note() -> Message:
+            message = await receive()
+            if connection is not None and not message.get("more_body", False):
+                connection.turn("answer")
+            return message
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        with CancelScope() as under_way:
+            self._under_way.add(under_way)
+            try:
+                await self._app(scope, receive_and_note, send_and_note)
+            finally:
+                self._under_way.discard(under_way)
+        if under_way.cancelled_caught and not begun:
+            await _say_that_it_ends(send)
+        if connection is not None:
+            connection.turn("idle")
+
+
+def _has_body(scope: Scope) -> bool:
+    names = {name.lower() for name, _ in scope["headers"]}
+    return not names.isdisjoint((b"content-length", b"transfer-encoding"))
+
+
+_ENDING = b'{"error":{"code":"unavailable","message":"the gateway is ending: ask again when it has started again"}}'
+
+
+async def _say_that_it_ends(send: Send) -> None:
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(_ENDING)).encode()),
+        (b"retry-after", b"5"),
+        (b"connection", b"close"),
+    ]
+    await send({"type": "http.response.start", "status": 503, "headers": headers})
+    await send({"type": "http.response.body", "body": _ENDING})
