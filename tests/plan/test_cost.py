@@ -125,10 +125,13 @@ def test_bytes_in_int8_are_those_of_quantised_matrices():
     block = BlockWidths(heads=2, head_dim=16, hidden=64)
     one = vit(widths=Widths(dim=32, blocks=(block,)))
     in_fp32, in_int8 = costs.model_cost(one), costs.model_cost(one, "int8")
-    # qkv 32 x 96, proj 32 x 32, FFN 32 x 64 and 64 x 32: a byte in place of four; five more for each output.
-    weights, outputs = 32 * 96 + 32 * 32 + 2 * 32 * 64, 96 + 32 + 64 + 32
-    assert in_fp32.weight_bytes - in_int8.weight_bytes == 3 * weights - 5 * outputs
-    assert in_fp32.peak_memory_bytes - in_int8.peak_memory_bytes == 3 * weights - 5 * outputs
+    # Patches of 16 x 16 pixels in three colours to 32, qkv 32 x 96, proj 32 x 32, FFN 32 x 64 and 64 x 32.
+    weights, outputs = 3 * 16 * 16 * 32 + 32 * 96 + 32 * 32 + 2 * 32 * 64, 32 + 96 + 32 + 64 + 32
+    others = in_fp32.params - weights
+    # A byte a weight; a scale and a zero point for each output, three bytes in the file and five in memory.
+    assert in_int8.weight_bytes == weights + 3 * outputs + 2 * others
+    loaded = weights + 5 * outputs + 4 * others
+    assert in_fp32.peak_memory_bytes - in_int8.peak_memory_bytes == in_fp32.weight_bytes - loaded
     assert (in_int8.params, in_int8.flops) == (in_fp32.params, in_fp32.flops)
 
 

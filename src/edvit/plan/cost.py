@@ -53,8 +53,9 @@ def model_cost(architecture: AnyArchitecture, precision: Precision = "fp32") -> 
 
     Args:
         architecture: with `classes=0` for a sub-model as it is exported (it ends at its feature).
-        precision: of the weights. In int8 the matrices of a ViT's blocks take a byte a weight, and a scale (fp32) and
-            a zero point (int8) for each output; embeddings, biases, norms and convolutions stay in fp32.
+        precision: of the weights. In int8 a ViT's matrices take a byte a weight, and a scale and a zero point (int8)
+            for each output; scales, position embeddings, biases, norms and convolutions take two bytes in the file,
+            and four once it is loaded.
     """
     input_bytes = architecture.channels * architecture.image_size**2
     if isinstance(architecture, ConvArchitecture):
@@ -63,14 +64,18 @@ def model_cost(architecture: AnyArchitecture, precision: Precision = "fp32") -> 
     else:
         params, flops = vit_params(architecture), vit_flops(architecture)
         activation_bytes = peak_activation_bytes(architecture)
-    weight_bytes = 4 * params
-    if precision == "int8" and not isinstance(architecture, ConvArchitecture):
-        weight_bytes -= sum(3 * inputs * outputs - 5 * outputs for inputs, outputs in _matrices(architecture))
+    weight_bytes = loaded_bytes = 4 * params
+    if precision == "int8":
+        matrices = [] if isinstance(architecture, ConvArchitecture) else list(_matrices(architecture))
+        whole = sum(inputs * outputs for inputs, outputs in matrices)
+        scales = sum(outputs for _, outputs in matrices)
+        weight_bytes = whole + 3 * scales + 2 * (params - whole)
+        loaded_bytes = whole + 5 * scales + 4 * (params - whole)
     return Cost(
         params=params,
         flops=flops,
         weight_bytes=weight_bytes,
-        peak_memory_bytes=weight_bytes + activation_bytes,
+        peak_memory_bytes=loaded_bytes + activation_bytes,
         input_bytes=input_bytes,
         feature_bytes=architecture.feature_dim * ACTIVATION_BYTES,
     )
@@ -120,6 +125,7 @@ def _block_params(architecture: Architecture, block: BlockWidths) -> int:
 def _matrices(architecture: Architecture) -> Iterator[tuple[int, int]]:
     """Inputs and outputs of every matrix that is quantised; of a sub-model, which has no head."""
     dim = architecture.widths.dim
+    yield architecture.channels * architecture.patch_size**2, dim
     if _mixes(architecture):
         yield dim, dim
     for block in architecture.widths.blocks:

@@ -10,10 +10,11 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from onnx import TensorProto
 from torch import nn
 
 from edvit.builder.export import onnx_file as export
-from edvit.builder.export.onnx_file import TOLERANCE, export_fusion, export_submodel, quantise_submodel
+from edvit.builder.export.onnx_file import FEWEST_HALVED, TOLERANCE, export_fusion, export_submodel, quantise_submodel
 from edvit.builder.train.fusion import Fusion
 from edvit.builder.vit import backbone, importance, surgery
 from edvit.builder.vit.backbone import FeatureExtractor
@@ -204,10 +205,30 @@ def test_int8_keeps_features_close(exported, tmp_path, variant):
     assert error == pytest.approx(float(moved.mean()), rel=1e-4)
     assert 0 < error < 0.15
     kinds = {tensor.data_type for tensor in onnx.load(str(path)).graph.initializer if len(tensor.dims) == 2}
-    assert onnx.TensorProto.INT8 in kinds
+    assert TensorProto.INT8 in kinds
     assert path.stat().st_size != size
     assert [file.name for file in tmp_path.iterdir()] == ["submodel.onnx"]
     assert run(path, image=pixels(1)).shape == (1, before.shape[1]), "any batch"
+
+
+def test_int8_stores_other_constants_in_two_bytes(exported, tmp_path):
+    path = Path(shutil.copy(exported("plain"), tmp_path / "submodel.onnx"))
+    quantise_submodel(path, pixels(6))
+    constants = onnx.load(str(path)).graph.initializer
+    wide = [onnx.numpy_helper.to_array(constant) for constant in constants if constant.data_type == TensorProto.FLOAT]
+    narrow = [constant.name for constant in constants if constant.data_type == TensorProto.FLOAT16]
+    assert "model.pos_embed_half" in narrow
+    for values in wide:  # too few to be worth an operator, or values that float16 does not hold
+        half = np.abs(values.astype(np.float16) - values).max()
+        assert values.size < FEWEST_HALVED or half > 2**-10 * np.abs(values).max()
+
+
+def test_int8_quantises_the_patch_embedding(exported, tmp_path):
+    path = Path(shutil.copy(exported("plain"), tmp_path / "submodel.onnx"))
+    assert "Conv" not in {node.op_type for node in onnx.load(str(path)).graph.node}
+    quantise_submodel(path, pixels(6))
+    kinds = {constant.name: constant.data_type for constant in onnx.load(str(path)).graph.initializer}
+    assert [kinds[name] for name in kinds if "patch_embed" in name and name.endswith("quantized")] == [TensorProto.INT8]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])

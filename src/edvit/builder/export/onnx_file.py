@@ -26,6 +26,8 @@ from edvit.runtime.engine.session import open_session
 TOLERANCE = 1e-4
 """Largest difference between PyTorch's output and ONNX Runtime's that is let through, relative to the largest value of
 the output where that is above 1: features are not normalised, and float32 rounds in proportion to them."""
+FEWEST_HALVED = 32
+"""Constants of fewer values are not worth the operator that widens them."""
 QUANTISATION_LIMIT = 0.3
 """Largest relative distance between features of int8 and of fp32 that is let through."""
 
@@ -68,11 +70,38 @@ def quantise_submodel(path: Path, images: Tensor) -> float:
     finally:
         logging.disable(logging.NOTSET)
     whole.unlink()
+    _halve(path)
     moved = np.linalg.norm(_features(path, images) - before, axis=1) / np.linalg.norm(before, axis=1)
     error = float(moved.mean())
     if not error <= QUANTISATION_LIMIT:  # also where it is NaN
         raise BuildError(f"in int8 a sub-model's features move by {error:.0%} of their length; use --precision fp32")
     return error
+
+
+def _halve(path: Path) -> None:
+    """Store what stayed float32, as biases, scales and position embeddings, in two bytes; a session widens it again.
+
+    Constants that float16 cannot hold stay as they are: too large ones, and such as the scales of an embedding of
+    pixels, which are too small.
+    """
+    model = onnx.load(str(path))
+    casts = []
+    for constant in list(model.graph.initializer):
+        values = onnx.numpy_helper.to_array(constant)
+        if values.dtype != np.float32 or values.size < FEWEST_HALVED:
+            continue
+        with np.errstate(over="ignore"):
+            half = values.astype(np.float16)
+        if not np.abs(half - values).max() <= 2**-10 * np.abs(values).max():
+            continue
+        name = constant.name
+        constant.CopyFrom(onnx.numpy_helper.from_array(half, f"{name}_half"))
+        casts.append(onnx.helper.make_node("Cast", [f"{name}_half"], [name], to=onnx.TensorProto.FLOAT))
+    nodes = [*casts, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    del model.graph.value_info[:]  # shapes between operators, which a session works out for itself
+    onnx.save(model, str(path))
 
 
 def _features(path: Path, images: Tensor) -> npt.NDArray[np.float32]:

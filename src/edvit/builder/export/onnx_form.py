@@ -136,19 +136,42 @@ class _RmsNorm(nn.Module):
 
 
 class _Folded(FeatureExtractor):
-    """Its patch embedding takes images on a scale of 0 to 255."""
+    """Its patch embedding takes images as they are, on a scale of 0 to 255."""
 
     def normalise(self, image: Tensor) -> Tensor:
-        return image.float()
+        return image
+
+
+class _Patches(nn.Module):
+    """timm's patch embedding as a product, uint8 `[batch, channels, H, W]` to `[batch, tokens, dim]`.
+
+    Pixels are put in order while they are bytes. In int8 a product is quantised, and a convolution is not.
+
+    Args:
+        embed: timm's.
+        mean, std: of the pixels that it expects, on a scale of 0 to 1.
+    """
+
+    def __init__(self, embed: Any, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.grid, self.patch = embed.grid_size, embed.patch_size
+        weight = embed.proj.weight / std
+        bias = -(weight * mean).sum(dim=(1, 2, 3))
+        if embed.proj.bias is not None:
+            bias = bias + embed.proj.bias
+        dim = len(weight)
+        self.proj = nn.Linear(weight[0].numel(), dim)
+        self.proj.weight = nn.Parameter((weight / 255).reshape(dim, -1).detach())
+        self.proj.bias = nn.Parameter(bias.detach())
+
+    def forward(self, image: Tensor) -> Tensor:
+        (rows, columns), (height, width), channels = self.grid, self.patch, image.shape[1]
+        patches = image.view(-1, channels, rows, height, columns, width).permute(0, 2, 4, 1, 3, 5)
+        embedded: Tensor = self.proj(patches.reshape(-1, channels * height * width).float())
+        return embedded.view(-1, rows * columns, embedded.shape[-1])
 
 
 def _folded(extractor: FeatureExtractor) -> _Folded:
-    """`W ((x / 255 - mean) / std) + b` is a convolution of `x`; the projection of the copied extractor is changed."""
-    projection = extractor.model.patch_embed.proj
-    weight = projection.weight / extractor.std
-    bias = -(weight * extractor.mean).sum(dim=(1, 2, 3))
-    if projection.bias is not None:
-        bias = bias + projection.bias
-    projection.weight = nn.Parameter((weight / 255).detach())
-    projection.bias = nn.Parameter(bias.detach())
+    """`W ((x / 255 - mean) / std) + b` is a product of `x`; the model of the copied extractor is changed."""
+    extractor.model.patch_embed = _Patches(extractor.model.patch_embed, extractor.mean, extractor.std)
     return _Folded(extractor.model, extractor.mean.flatten().tolist(), extractor.std.flatten().tolist())
