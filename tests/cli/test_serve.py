@@ -61,7 +61,7 @@ def test_the_announcement_says_what_to_try(bundle):
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"alive": False, "submodels": ()}, "gone"),
+        ({"state": "offline", "submodels": ()}, "gone"),
         ({"problem": "too little memory"}, "too little memory"),
         ({"submodels": (0,)}, "loading"),
         ({}, "ready with sub-model 0, 2"),
@@ -70,7 +70,7 @@ def test_the_announcement_says_what_to_try(bundle):
             {"name": "pi-9", "planned": (), "submodels": (), "in_fleet": False},
             "not a device of this bundle (it has pi-1, pi-2)",
         ),
-        ({"alive": False, "in_fleet": False}, "gone"),
+        ({"state": "offline", "in_fleet": False}, "gone"),
     ],
 )
 def test_state_line(changes, line):

@@ -57,11 +57,11 @@ class Deadline:
                 self._learned[size] = learned_s(taken)
 
 
-def learned_s(taken: deque[float]) -> float:
-    """The deadline that follows from what answers took, seconds."""
+def learned_s(taken: deque[float], floor_s: float = FLOOR_S) -> float:
+    """How long to wait, by what was waited for before, seconds."""
     ordered = sorted(taken)
     p99 = ordered[math.ceil(0.99 * len(ordered)) - 1]
-    return min(max(FACTOR * p99, FLOOR_S), LONGEST_S)
+    return min(max(FACTOR * p99, floor_s), LONGEST_S)
 
 
 def _size(batch: int) -> int:

@@ -12,6 +12,7 @@ import wave
 from functools import partial
 from typing import Any, Literal, Protocol
 
+import anyio
 import anyio.to_thread
 from anyio import CapacityLimiter
 from fastapi import APIRouter, FastAPI, Request, Response
@@ -21,7 +22,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from edvit.bundle import Manifest
-from edvit.errors import EdvitError, SlowUploadError, UnavailableError
+from edvit.errors import DeadlineError, EdvitError, SlowUploadError, UnavailableError
 from edvit.inputs.preprocess import Preprocessing, UInt8, decode_file
 from edvit.runtime.gateway.reconcile import DeviceStatus
 from edvit.runtime.http.answers import (
@@ -44,11 +45,19 @@ WORKERS = 16
 MAX_REQUESTS = 64
 """Predictions under way or waiting; more are refused, or their bodies would fill the memory."""
 
+NAMED_STRANGERS = 20
+"""Devices outside the fleet that `/fleet` names."""
+
 
 class Predictor(Protocol):
     """What the API serves; a `Gateway` is one."""
 
-    def predict(self, images: UInt8) -> Prediction: ...
+    @property
+    def longest_s(self) -> float:
+        """No prediction may take longer, seconds."""
+        ...
+
+    def predict(self, images: UInt8, *, since: float | None = None) -> Prediction: ...
 
     def devices(self) -> tuple[DeviceStatus, ...]: ...
 
@@ -100,7 +109,15 @@ def _router(predictor: Predictor, manifest: Manifest) -> APIRouter:
             start = time.perf_counter()
             # One hop to a worker thread for all of it: decoding and waiting for devices would stall the event loop.
             work = partial(_predict, predictor, manifest, upload, start)
-            return _json(await anyio.to_thread.run_sync(work, limiter=workers))
+            try:
+                # Only the wait for a worker can be cut off; the rest keeps to the deadline by itself.
+                with anyio.fail_after(predictor.longest_s):
+                    answer = await anyio.to_thread.run_sync(work, limiter=workers)
+            except TimeoutError:
+                raise DeadlineError(
+                    f"every worker was busy for {predictor.longest_s:g} s: try again in a moment"
+                ) from None
+            return _json(answer)
 
     @router.get("/health", response_model=HealthAnswer)
     async def health() -> Response:
@@ -122,7 +139,7 @@ def _router(predictor: Predictor, manifest: Manifest) -> APIRouter:
 def _predict(predictor: Predictor, manifest: Manifest, upload: Upload, start: float) -> Predicted | PredictedBatch:
     images, is_batch = read_images(upload.data, upload.media_type, manifest.preprocessing)
     decoded = time.perf_counter()
-    prediction = predictor.predict(images)
+    prediction = predictor.predict(images, since=start)
     timings = AnswerTimings(
         total_ms=_ms(time.perf_counter() - start),
         decode_ms=_ms(decoded - start),
@@ -135,6 +152,7 @@ def _predict(predictor: Predictor, manifest: Manifest, upload: Upload, start: fl
             predictions=prediction.images,
             degraded=prediction.degraded,
             missing=prediction.missing,
+            missing_classes=prediction.missing_classes,
             timings=timings,
         )
     (answer,) = prediction.answers
@@ -157,11 +175,17 @@ def health_of(manifest: Manifest, devices: tuple[DeviceStatus, ...]) -> HealthAn
         status = "ready"
     elif len(missing) == len(manifest.submodels):
         status = "not-ready"
-    return HealthAnswer(status=status, submodels=len(manifest.submodels), missing=missing)
+    return HealthAnswer(
+        status=status,
+        submodels=len(manifest.submodels),
+        missing=missing,
+        missing_classes=manifest.classes_of(missing),
+    )
 
 
 def fleet_of(manifest: Manifest, devices: tuple[DeviceStatus, ...]) -> FleetAnswer:
     """What each device holds and should hold."""
+    strangers = [device.name for device in devices if not device.in_fleet]
     return FleetAnswer(
         name=manifest.plan.fleet.name,
         classes=manifest.data.classes,
@@ -169,6 +193,7 @@ def fleet_of(manifest: Manifest, devices: tuple[DeviceStatus, ...]) -> FleetAnsw
             DeviceAnswer(
                 name=device.name,
                 online=device.alive,
+                state=device.state,
                 submodels=device.submodels,
                 planned=device.planned,
                 memory_bytes=device.memory_bytes,
@@ -177,7 +202,10 @@ def fleet_of(manifest: Manifest, devices: tuple[DeviceStatus, ...]) -> FleetAnsw
                 problem=device.problem,
             )
             for device in devices
+            if device.in_fleet
         ),
+        strangers=tuple(strangers[:NAMED_STRANGERS]),
+        strangers_count=len(strangers),
     )
 
 
