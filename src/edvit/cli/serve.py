@@ -40,7 +40,7 @@ def serve(
         PositiveFloat | None,
         Parameter(
             help="Seconds within which a request is answered, once its body is here. Default: four times the 99th "
-            "percentile of the last answers, from 0.25 to 2.",
+            "percentile of the last answers, from 0.5 to 2.",
         ),
     ] = None,
     strict: Annotated[bool, Parameter(help="Refuse requests that cannot be answered with every sub-model.")] = False,

@@ -5,8 +5,8 @@ import time
 import pytest
 
 from edvit.runtime.gateway import silence
-from edvit.runtime.gateway.deadline import ENOUGH, EVERY, FACTOR
-from edvit.runtime.gateway.silence import PATIENCE_FLOOR_S, GivenUpError, Silence
+from edvit.runtime.gateway.deadline import ENOUGH, EVERY, FACTOR, FLOOR_S
+from edvit.runtime.gateway.silence import GivenUpError, Silence
 from edvit.runtime.wire.transport import Replies
 
 
@@ -62,7 +62,7 @@ def test_a_device_that_answers_others_is_not_given_up(clock):
     regular(watch, clock, 0.01)
     watch.asked(["pi-1"], 1, replies())
     for _ in range(100):
-        clock.now += PATIENCE_FLOOR_S - 0.01
+        clock.now += FLOOR_S - 0.01
         watch.heard("pi-1")
         assert watch.give_up() == ()
 
@@ -71,9 +71,9 @@ def test_a_batch_may_take_longer(clock):
     watch = Silence()
     regular(watch, clock, 0.01)
     watch.asked(["pi-1"], 10, replies())
-    clock.now += 9 * PATIENCE_FLOOR_S
+    clock.now += 9 * FLOOR_S
     assert watch.give_up() == ()
-    clock.now += 2 * PATIENCE_FLOOR_S
+    clock.now += 2 * FLOOR_S
     assert watch.give_up() == ("pi-1",)
 
 

@@ -8,7 +8,7 @@ from collections import deque
 
 LONGEST_S = 2.0
 """The deadline until enough answers are known, and the longest one that is learned."""
-FLOOR_S = 0.25
+FLOOR_S = 0.5
 FACTOR = 4.0
 """A learned deadline is so many times the 99th percentile of the last answers."""
 WINDOW = 512
@@ -57,11 +57,11 @@ class Deadline:
                 self._learned[size] = learned_s(taken)
 
 
-def learned_s(taken: deque[float], floor_s: float = FLOOR_S) -> float:
+def learned_s(taken: deque[float]) -> float:
     """How long to wait, by what was waited for before, seconds."""
     ordered = sorted(taken)
     p99 = ordered[math.ceil(0.99 * len(ordered)) - 1]
-    return min(max(FACTOR * p99, floor_s), LONGEST_S)
+    return min(max(FACTOR * p99, FLOOR_S), LONGEST_S)
 
 
 def _size(batch: int) -> int:

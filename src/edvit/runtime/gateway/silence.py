@@ -16,9 +16,6 @@ from edvit.errors import DeadlineError
 from edvit.runtime.gateway.deadline import ENOUGH, EVERY, WINDOW, learned_s
 from edvit.runtime.wire.transport import Failure, Replies
 
-PATIENCE_FLOOR_S = 0.5
-"""No device is given up for a shorter silence."""
-
 
 class GivenUpError(DeadlineError):
     """The device has fallen silent; whoever waits for it need not wait any longer."""
@@ -72,7 +69,7 @@ class Silence:
             device.since = now
             device.heard += 1
             if device.heard >= ENOUGH and device.heard % EVERY == 0:
-                device.patience_s = learned_s(device.gaps, PATIENCE_FLOOR_S)
+                device.patience_s = learned_s(device.gaps)
 
     def ended(self, replies: Replies) -> None:
         """Nobody waits for these any more."""
