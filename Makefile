@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
 
-.PHONY: demo test slow lean wheel lint format docs clean setup
+.PHONY: demo test slow test-system lean wheel lint format docs clean setup
 .DEFAULT_GOAL := demo
 
 demo: setup
@@ -17,6 +17,10 @@ test: setup
 
 slow: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow
+
+# Devices and gateways that hang, die and meet, as real processes; `make slow` runs these too.
+test-system: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal tests/system/faults
 
 # The run-time world alone, in an environment without torch.
 lean:

@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "shape": {"errors"},
     "inputs": {"errors", "units"},
     "plan": {*CONTRACTS, "shape"},
-    "runtime": {*CONTRACTS, "shape", "inputs"},
+    "runtime": {*CONTRACTS, "shape", "inputs", "plan"},
     "builder": {*CONTRACTS, "shape", "inputs", "plan", "runtime"},
     "cli": {*CONTRACTS, "shape", "inputs", "plan", "runtime", "builder"},
 }

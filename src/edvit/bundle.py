@@ -20,7 +20,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -169,6 +169,11 @@ class Manifest(_Strict):
 
     def submodel(self, submodel_id: int) -> SubModelInfo:
         return self.submodels[submodel_id]
+
+    def classes_of(self, submodels: Iterable[int]) -> tuple[str, ...]:
+        """Names of the classes in the groups of these sub-models, in the order of the classes' indices."""
+        indices = sorted(index for submodel in submodels for index in self.submodels[submodel].classes)
+        return tuple(self.data.classes[index] for index in indices)
 
     def metric(self, name: str, split: str = "test") -> float | None:
         """Value of a metric, None where it was not measured."""

@@ -13,12 +13,20 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """A full disk, a quota, the process's own limit: of a write that nothing in this program could have made succeed."""
 
 
+def printable(text: str) -> str:
+    """The text with everything escaped that a terminal would obey: control characters, line ends, directions."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class EdvitError(Exception):
-    """Root of the tree. Raise a subclass."""
+    """Root of the tree. Raise a subclass. Its message is one line, whatever a peer or a file put into it."""
 
     code = "internal"
     http_status = 500
     exit_code = 1
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 # --- what the user gave ------------------------------------------------------------------------------------
@@ -162,6 +170,12 @@ class WireError(ServiceError):
     http_status = 502
 
 
+class VersionError(WireError):
+    """A peer speaks another version of the wire protocol."""
+
+    code = "wire-version"
+
+
 class DeadlineError(ServiceError):
     """An answer did not come in time."""
 
@@ -179,6 +193,12 @@ class OverloadedError(ServiceError):
     """More is asked of the gateway than it can work on."""
 
     code = "overloaded"
+
+
+class FleetTakenError(ServiceError):
+    """Another gateway is in charge of the fleet, with another bundle."""
+
+    code = "fleet-taken"
 
 
 class MemoryLimitError(ServiceError):

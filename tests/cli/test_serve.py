@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from edvit.cli.serve import announcement, check_fleet, device_commands, reachable, state_line
-from edvit.errors import ConfigError
+from edvit.cli.serve import announcement, check_fleet, device_commands, reachable, report_changes, state_line
+from edvit.errors import ConfigError, FleetTakenError
 from edvit.fleet import Device, Fleet
 from edvit.runtime.gateway.reconcile import DeviceStatus
 from tiny_bundle import write_tiny_bundle
@@ -61,7 +61,7 @@ def test_the_announcement_says_what_to_try(bundle):
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"alive": False, "submodels": ()}, "gone"),
+        ({"state": "offline", "submodels": ()}, "gone"),
         ({"problem": "too little memory"}, "too little memory"),
         ({"submodels": (0,)}, "loading"),
         ({}, "ready with sub-model 0, 2"),
@@ -70,7 +70,7 @@ def test_the_announcement_says_what_to_try(bundle):
             {"name": "pi-9", "planned": (), "submodels": (), "in_fleet": False},
             "not a device of this bundle (it has pi-1, pi-2)",
         ),
-        ({"alive": False, "in_fleet": False}, "gone"),
+        ({"state": "offline", "in_fleet": False}, "gone"),
     ],
 )
 def test_state_line(changes, line):
@@ -103,3 +103,12 @@ def test_a_missing_extra_is_named(edvit, bundle, monkeypatch, command, module):
     code, out, err = edvit(*[bundle.path if word == "BUNDLE" else word for word in command])
     assert (code, out) == (2, "")
     assert err == 'edvit: this command needs the serve extra: pip install "edvit[serve]"\n'
+
+
+def test_a_gateway_of_a_fleet_that_is_taken_ends():
+    class Refused:
+        def check_lease(self):
+            raise FleetTakenError("the fleet is served by the gateway on pc-1")
+
+    with pytest.raises(FleetTakenError, match="pc-1"):
+        report_changes(Refused())

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from edvit.errors import ConfigError, InfeasibleError
 from edvit.fleet import Device, Fleet, local_fleet
-from edvit.plan.greedy import assign, place
+from edvit.plan.greedy import assign, mend, place
 from edvit.plan.keep import smallest_keep
 from edvit.plan.partition import partition
 from edvit.plan.plan import Demand
@@ -343,3 +343,24 @@ def test_info_is_what_the_bundle_records():
     assert [line.device for line in info.placed] == [submodel.device for submodel in plan.submodels]
     assert info.latency_s == plan.latency_s
     assert math.isclose(sum(line.energy_j for line in info.placed), sum(load.energy_j for load in plan.loads))
+
+
+@given(st.integers(1, 6), st.integers(2, 5), st.randoms(use_true_random=False))
+def test_mending_moves_only_what_is_homeless_and_keeps_to_memory(count, size, chance):
+    demands = [Demand(i, chance.randint(1, 9) * 1_000_000, 1000) for i in range(count)]
+    devices = tuple(Device.model_validate({"name": f"d{i}", "memory_mb": chance.randint(5, 20)}) for i in range(size))
+    fleet = Fleet(name="f", devices=devices)
+    planned = {i: f"d{chance.randrange(size)}" for i in range(count)}
+    here = [device for device in devices if chance.random() < 0.6]
+    names = {device.name for device in here}
+    homeless = {i for i, name in planned.items() if name not in names}
+    moved = mend(demands, fleet, here, planned=planned, homeless=homeless, moved={})
+    assert set(moved) <= homeless
+    assert set(moved.values()) <= names
+    for device in here:
+        used = sum(demands[i].memory_bytes for i, name in moved.items() if name == device.name)
+        stays = sum(demands[i].memory_bytes for i, name in planned.items() if name == device.name)
+        assert used == 0 or used + stays <= device.memory_bytes
+    # Asked again, nothing moves; and once all are back, nothing is away from home.
+    assert mend(demands, fleet, here, planned=planned, homeless=homeless, moved=moved) == moved
+    assert mend(demands, fleet, devices, planned=planned, homeless=set(), moved=moved) == {}

@@ -150,8 +150,14 @@ def test_malformed_messages_are_refused_and_the_process_lives_on(fleet, bundle):
     transport = fleet.transport()
     gateway = fleet.gateway(transport=transport)
     key = INFER.key(fleet="local", submodel="*", device="dev-1")
-    good = InferRequest(shape=(1, 3, 16, 16), bundle=bundle.digest, deadline_s=5.0).model_dump_json().encode()
-    encoded = InferRequest(shape=(1, 3, 16, 16), encoding="jpeg", encoded_bytes=9, bundle=bundle.digest, deadline_s=5.0)
+    good = (
+        InferRequest(request="0" * 16, shape=(1, 3, 16, 16), bundle=bundle.digest, deadline_s=5.0)
+        .model_dump_json()
+        .encode()
+    )
+    encoded = InferRequest(
+        request="0" * 16, shape=(1, 3, 16, 16), encoding="jpeg", encoded_bytes=9, bundle=bundle.digest, deadline_s=5.0
+    )
     attacks = [
         encode(encoded, b"not JPEG!"),
         Packet(b"", b""),

@@ -8,9 +8,10 @@ tied in energy are told apart by who is done first, and who else is pruned when 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from types import MappingProxyType
 
 from edvit.errors import ConfigError, InfeasibleError
 from edvit.fleet import Device, Fleet
@@ -61,19 +62,28 @@ class _Load:
         self.busy_s += self.seconds(demand)
 
 
-def place(submodels: Sequence[Demand], fleet: Fleet) -> Placement:
+def place(submodels: Sequence[Demand], fleet: Fleet, *, kept: Placement = MappingProxyType({})) -> Placement:
     """Put each sub-model on a device, greedily; the same input gives the same answer.
 
     In order of decreasing demand (operations, then memory) each goes to a device that can hold it within its memory
     and its energy: a free one if there is one, then the one with the most remaining energy (no limit counts as
     infinite), then the one that would be done first, then the one with the most remaining memory, then fleet order.
 
+    Args:
+        kept: sub-models that stay on the devices they are on, whatever the limits.
+
     Raises:
         InfeasibleError: a sub-model fits on no device.
     """
     loads = [_Load(device) for device in fleet.devices]
+    by_name = {load.device.name: load for load in loads}
     placement: dict[int, str] = {}
-    for demand in sorted(submodels, key=lambda demand: (-demand.flops, -demand.memory_bytes, demand.submodel)):
+    for demand in submodels:
+        if demand.submodel in kept:
+            placement[demand.submodel] = kept[demand.submodel]
+            by_name[kept[demand.submodel]].take(demand)
+    loose = [demand for demand in submodels if demand.submodel not in kept]
+    for demand in sorted(loose, key=lambda demand: (-demand.flops, -demand.memory_bytes, demand.submodel)):
         able = [load for load in loads if load.fits(demand)]
         if not able:
             raise _infeasible(demand, loads)
@@ -81,6 +91,44 @@ def place(submodels: Sequence[Demand], fleet: Fleet) -> Placement:
         chosen.take(demand)
         placement[demand.submodel] = chosen.device.name
     return placement
+
+
+def mend(
+    submodels: Sequence[Demand],
+    fleet: Fleet,
+    here: Sequence[Device],
+    *,
+    planned: Placement,
+    homeless: Collection[int],
+    moved: Placement,
+) -> Placement:
+    """Where the sub-models of devices that are gone go meanwhile; the same input gives the same answer.
+
+    Nothing else moves. One that has a place among the devices that are here keeps it, and the others are placed as
+    `place` does. One that fits nowhere is left out.
+
+    Args:
+        here: devices that take sub-models.
+        planned: the plan's placement of every sub-model.
+        homeless: sub-models whose device is gone.
+        moved: where sub-models went before.
+
+    Returns:
+        sub-model id -> device, of the homeless ones that have a place.
+    """
+    names = {device.name for device in here}
+    kept = {submodel: name for submodel, name in planned.items() if name in names and submodel not in homeless}
+    kept |= {submodel: name for submodel, name in moved.items() if name in names and submodel in homeless}
+    left = set(homeless) if here else set()
+    while left:
+        wanted = [demand for demand in submodels if demand.submodel in kept or demand.submodel in left]
+        try:
+            placement = place(wanted, fleet.model_copy(update={"devices": tuple(here)}), kept=kept)
+        except InfeasibleError as error:
+            left.discard(error.submodel)
+            continue
+        return {submodel: placement[submodel] for submodel in sorted(left)}
+    return {}
 
 
 def _infeasible(demand: Demand, loads: Sequence[_Load]) -> InfeasibleError:

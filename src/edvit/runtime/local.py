@@ -46,8 +46,9 @@ def serve_locally(
     *,
     host: str = "127.0.0.1",
     port: int = 0,
-    deadline_s: float = 2.0,
+    deadline_s: float | None = None,
     image_encoding: ImageEncoding = "raw",
+    strict: bool = False,
     ready_s: float = READY_S,
 ) -> Iterator[LocalService]:
     """Serve a bundle from this machine alone until the block ends; every sub-model is ready when it begins.
@@ -57,8 +58,7 @@ def serve_locally(
     Args:
         bundle: a verified bundle.
         host, port: the HTTP address; port 0 takes a free one.
-        deadline_s: how long a prediction waits for features, seconds.
-        image_encoding: as for `Gateway`.
+        deadline_s, image_encoding, strict: as for `Gateway`.
         ready_s: how long the devices may take to load their sub-models, seconds.
 
     Raises:
@@ -78,6 +78,7 @@ def serve_locally(
             listen=endpoint,
             deadline_s=deadline_s,
             image_encoding=image_encoding,
+            strict=strict,
             scouting=False,
         ) as service,
     ):

@@ -42,6 +42,8 @@ class Completeness(_Record):
     """An answer made without every feature."""
     missing: tuple[int, ...]
     """Sub-models whose feature is missing."""
+    missing_classes: tuple[str, ...] = ()
+    """The classes of these sub-models: what is told apart less well for the lack of them."""
 
 
 class Answer(Completeness, ImageAnswer):
@@ -72,6 +74,8 @@ class Prediction:
     missing: tuple[int, ...]
     """Ids of the sub-models whose feature was absent; the fusion's stand-in took its place."""
     timings: Timings
+    missing_classes: tuple[str, ...] = ()
+    """Names of the classes in the groups of the missing sub-models."""
 
     @property
     def degraded(self) -> bool:
@@ -109,4 +113,7 @@ class Prediction:
     @property
     def answers(self) -> tuple[Answer, ...]:
         """The answer for each image."""
-        return tuple(Answer(**dict(image), degraded=self.degraded, missing=self.missing) for image in self.images)
+        return tuple(
+            Answer(**dict(image), degraded=self.degraded, missing=self.missing, missing_classes=self.missing_classes)
+            for image in self.images
+        )

@@ -30,7 +30,7 @@ class LocalPredictor:
     def __init__(self, bundle: Bundle, *, threads: int = 1) -> None:
         manifest = bundle.manifest
         self._preprocessing = manifest.preprocessing
-        self._classes = manifest.data.classes
+        self._manifest = manifest
         try:
             self._submodels = {
                 submodel.id: SubModelEngine(
@@ -105,10 +105,12 @@ class LocalPredictor:
         gathered = time.perf_counter()
         logits = self._fusion.run(features, len(images))
         end = time.perf_counter()
+        missing = tuple(sorted(set(self._submodels) & set(absent)))
         return Prediction(
             logits=logits,
-            classes=self._classes,
-            missing=tuple(sorted(set(self._submodels) & set(absent))),
+            classes=self._manifest.data.classes,
+            missing=missing,
+            missing_classes=self._manifest.classes_of(missing),
             timings=Timings(
                 total_s=end - start, gather_s=gathered - start, slowest_run_s=max(runs), fuse_s=end - gathered
             ),

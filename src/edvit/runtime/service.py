@@ -36,8 +36,9 @@ def serve(
     host: str,
     port: int,
     listen: str,
-    deadline_s: float = 2.0,
+    deadline_s: float | None = None,
     image_encoding: ImageEncoding = "raw",
+    strict: bool = False,
 ) -> Iterator[Service]:
     """Serve a bundle until the block ends; devices may come and go, and find it by multicast or by `listen`.
 
@@ -45,8 +46,7 @@ def serve(
         bundle: a verified bundle.
         host, port: the HTTP address; port 0 takes a free one.
         listen: the Zenoh endpoint that devices connect to, e.g. `tcp/0.0.0.0:7447`.
-        deadline_s: how long a prediction waits for features, seconds.
-        image_encoding: as for `Gateway`.
+        deadline_s, image_encoding, strict: as for `Gateway`.
 
     Raises:
         PortInUseError: the HTTP address or the Zenoh endpoint is taken.
@@ -55,7 +55,9 @@ def serve(
     """
     with (
         bind(host, port) as bound,
-        serve_on(bound, bundle, listen=listen, deadline_s=deadline_s, image_encoding=image_encoding) as service,
+        serve_on(
+            bound, bundle, listen=listen, deadline_s=deadline_s, image_encoding=image_encoding, strict=strict
+        ) as service,
     ):
         yield service
 
@@ -66,8 +68,9 @@ def serve_on(
     bundle: Bundle,
     *,
     listen: str,
-    deadline_s: float,
+    deadline_s: float | None,
     image_encoding: ImageEncoding,
+    strict: bool = False,
     scouting: bool = True,
 ) -> Iterator[Service]:
     """Serve as `serve` does, on a socket that is bound; `scouting` lets devices find the gateway by multicast."""
@@ -77,7 +80,9 @@ def serve_on(
         raise missing_serve_extra() from None
     with (
         contextlib.closing(ZenohTransport(listen=[listen], scouting=scouting)) as transport,
-        contextlib.closing(Gateway(bundle, transport, deadline_s=deadline_s, image_encoding=image_encoding)) as gateway,
+        contextlib.closing(
+            Gateway(bundle, transport, deadline_s=deadline_s, image_encoding=image_encoding, strict=strict)
+        ) as gateway,
         HttpServer(create_app(gateway, bundle.manifest), bound) as server,
     ):
         yield Service(server.url, gateway)

@@ -12,11 +12,13 @@ from edvit.errors import (
     ConfigError,
     DigestError,
     EdvitError,
+    FleetTakenError,
     ImageError,
     MemoryLimitError,
     ModelError,
     ServiceError,
     UnavailableError,
+    VersionError,
     WireError,
 )
 from edvit.runtime.device import agent as device
@@ -39,7 +41,7 @@ from edvit.runtime.wire.messages import (
     to_payload,
 )
 from edvit.runtime.wire.packet import Packet
-from edvit.runtime.wire.topics import BLOB, INFER, INFO, LOAD, REFUSE
+from edvit.runtime.wire.topics import BLOB, GATEWAY_ALIVE, INFER, INFO, LOAD, REFUSE
 from edvit.runtime.wire.transport import Failure, Reply
 from fleet_in_memory import memory_fleet, some_images
 from tiny_bundle import FEATURE_DIM, write_tiny_bundle
@@ -67,6 +69,9 @@ def node(fleet, bundle):
     return node
 
 
+REQUEST = "0" * 16
+
+
 def spec_of(bundle, submodel, **changes):
     info = bundle.manifest.submodel(submodel)
     return SubModelSpec(
@@ -90,6 +95,8 @@ def ask(node, key, packet, deadline_s=60.0):
 def load(node, agent, bundle, *submodels, specs=None, digest=None, **changes):
     request = LoadRequest(
         **{
+            "gateway": REQUEST,
+            "gateway_host": "there",
             "instance": agent.instance,
             "bundle": digest or bundle.digest,
             "submodels": specs or tuple(spec_of(bundle, submodel) for submodel in submodels),
@@ -104,7 +111,7 @@ def load(node, agent, bundle, *submodels, specs=None, digest=None, **changes):
 
 
 def infer(node, bundle, images, *, submodel="*", digest=None, deadline_s=60.0):
-    header = InferRequest(shape=images.shape, bundle=digest or bundle.digest, deadline_s=deadline_s)
+    header = InferRequest(request=REQUEST, shape=images.shape, bundle=digest or bundle.digest, deadline_s=deadline_s)
     return ask(node, INFER.key(**PLACE, submodel=submodel), encode(header, to_payload(images)))
 
 
@@ -222,21 +229,44 @@ def test_a_device_for_which_nothing_is_planned_says_so(fleet, node, bundle):
     assert said == ["the gateway plans no sub-model for this device"]
 
 
-def test_a_device_says_that_it_is_alone_until_a_gateway_is_heard_of(fleet, node, bundle, monkeypatch):
+def test_a_device_says_what_it_waits_for_whenever_there_is_no_gateway(fleet, node, monkeypatch):
     monkeypatch.setattr(device, "ALONE_FIRST_S", 0.02)
     monkeypatch.setattr(device, "ALONE_S", 0.02)
     said = []
     agent = fleet.device("dev-1", say=said.append)
     running = threading.Thread(target=agent.run, args=("no gateway at HOST",))
     running.start()
-    eventually(lambda: said.count("no gateway at HOST") >= 2)
-    load(node, agent, bundle, 0)
-    count = len(said)
-    time.sleep(0.2)
-    assert len(said) <= count + 1  # one may have been on its way
+    for _ in range(2):
+        before = len(said)
+        eventually(lambda before=before: len(said) >= before + 2)
+        gateway = node.announce(GATEWAY_ALIVE.key(fleet="local", instance="a" * 16))
+        eventually(lambda: agent._gateways)
+        count = len(said)
+        time.sleep(0.2)
+        assert len(said) <= count + 1  # one may have been on its way
+        gateway.close()
+    assert set(said) == {"no gateway at HOST"}
     agent.stop()
     running.join(20)
     assert not running.is_alive()
+
+
+def test_a_gateway_cannot_take_a_device_from_another_one_that_is_there(fleet, node, bundle):
+    agent = fleet.device("dev-1")
+    first = node.announce(GATEWAY_ALIVE.key(fleet="local", instance="a" * 16))
+    eventually(lambda: agent._gateways)
+    load(node, agent, bundle, 0, gateway="a" * 16, gateway_host="pc-1\x1b[2J")
+    load(node, agent, bundle, 0, gateway="b" * 16)  # the same bundle: nothing changes
+    load(node, agent, bundle, 0, gateway="a" * 16, gateway_host="pc-1\x1b[2J")
+    with pytest.raises(
+        FleetTakenError, match=r"the gateway on pc-1\\x1b\[2J, with another bundle, " + bundle.digest[:12]
+    ):
+        load(node, agent, bundle, 0, gateway="b" * 16, digest="f" * 64)
+    assert [held.id for held in agent.info().submodels] == [0]
+    first.close()
+    eventually(lambda: not agent._gateways)
+    load(node, agent, bundle, 0, gateway="b" * 16, digest="f" * 64)
+    assert agent.info().bundle == "f" * 64
 
 
 def test_a_model_with_another_digest_is_refused(fleet, bundle):
@@ -332,7 +362,7 @@ def test_what_waited_past_its_deadline_is_not_even_decoded(fleet, node, bundle, 
     first = threading.Thread(target=infer, args=(node, bundle, some_images(bundle)))
     first.start()
     assert began.wait(30)
-    late = InferRequest(shape=(1, 3, 16, 16), bundle=bundle.digest, deadline_s=0.05)
+    late = InferRequest(request=REQUEST, shape=(1, 3, 16, 16), bundle=bundle.digest, deadline_s=0.05)
     replies = node.ask(INFER.key(**PLACE, submodel="*"), encode(late, bytes(3 * 16 * 16)), deadline_s=60.0)
     time.sleep(0.1)
     let_go.set()
@@ -359,7 +389,7 @@ def test_a_batch_that_passes_its_deadline_is_given_up_in_between(fleet, node, bu
     assert sizes in ([CHUNK, 1], [1])
 
 
-GOOD = {"wire": 1, "dtype": "uint8", "shape": [1, 3, 16, 16], "deadline_s": 60.0}
+GOOD = {"wire": 2, "request": "0" * 16, "dtype": "uint8", "shape": [1, 3, 16, 16], "deadline_s": 60.0}
 
 
 @pytest.mark.parametrize(
@@ -372,7 +402,7 @@ GOOD = {"wire": 1, "dtype": "uint8", "shape": [1, 3, 16, 16], "deadline_s": 60.0
         ({"shape": [1, 3, 8, 32]}, bytes(3 * 16 * 16), ImageError),
         ({"shape": [1, 1, 16, 16]}, bytes(16 * 16), ImageError),
         ({"dtype": "float32"}, bytes(4 * 3 * 16 * 16), WireError),
-        ({"wire": 2}, bytes(3 * 16 * 16), WireError),
+        ({"wire": 1}, bytes(3 * 16 * 16), VersionError),
         ({"more": 1}, bytes(3 * 16 * 16), WireError),
     ],
     ids=str,
@@ -388,7 +418,7 @@ def test_lies_are_refused_and_the_device_lives_on(fleet, node, bundle, lie):
 
 
 @pytest.mark.parametrize("topic", [INFO, LOAD, REFUSE], ids=lambda topic: topic.pattern)
-@pytest.mark.parametrize("header", [b"", b"{", b"[]", b'{"wire": 9}', b"\xff" * 100, b'{"a":' * 1000])
+@pytest.mark.parametrize("header", [b"", b"{", b"[]", b"\xff" * 100, b'{"a":' * 1000])
 def test_malformed_requests_are_refused(fleet, node, topic, header):
     fleet.device("dev-1")
     (reply,) = ask(node, topic.key(**PLACE), Packet(header))

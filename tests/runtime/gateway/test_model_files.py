@@ -45,3 +45,12 @@ def test_what_a_gateway_does_not_have(served):
     model = bundle.manifest.submodel(0).model
     with pytest.raises(WireError, match="beyond its end"):
         fetch_part(node, "local", model.sha256, model.bytes, 10)
+
+
+def test_a_bundle_that_is_deleted_under_the_gateway_is_told_in_one_line(served, caplog):
+    bundle, network = served
+    model = bundle.manifest.submodel(1).model
+    bundle.model_path(model).unlink()
+    with pytest.raises(UnavailableError, match=r"cannot read a model file of its bundle \(No such file or directory\)"):
+        fetch_part(MemoryTransport(network), "local", model.sha256, 0, 10)
+    assert not any(record.exc_info for record in caplog.records)

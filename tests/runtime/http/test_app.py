@@ -23,6 +23,7 @@ from edvit.runtime.http.server import HttpServer, bind
 from edvit.runtime.prediction import Prediction, Timings
 from edvit.runtime.predictor import LocalPredictor
 from tiny_bundle import write_tiny_bundle
+from waiting import eventually
 
 IMAGE = np.full((3, 16, 16), 77, dtype=np.uint8)
 NO_TIME = Timings(total_s=0.0, gather_s=0.0, slowest_run_s=0.0, fuse_s=0.0)
@@ -51,6 +52,12 @@ def png():
 
 class OneProcess(LocalPredictor):
     """A `LocalPredictor` that also says which devices there are."""
+
+    longest_s = 60.0
+
+    def predict(self, images, *, since=None):
+        del since
+        return self.run(images)
 
     def devices(self):
         return (status("dev-1", (0,)), status("dev-2", (1,)))
@@ -100,7 +107,7 @@ class Failing(OneProcess):
         super().__init__(bundle)
         self.error = error
 
-    def predict(self, images):
+    def predict(self, images, *, since=None):
         raise self.error
 
 
@@ -126,7 +133,7 @@ def test_health_answers_while_every_worker_is_busy(serve, bundle, predictor):
     begun, release = threading.Semaphore(0), threading.Event()
 
     class Slow(OneProcess):
-        def predict(self, images):
+        def predict(self, images, *, since=None):
             begun.release()
             assert release.wait(60)
             return predictor.predict(images)
@@ -153,13 +160,41 @@ def test_health_answers_while_every_worker_is_busy(serve, bundle, predictor):
     assert indices == [predictor.predict(IMAGE[None]).indices[0]] * len(askers)
 
 
+def test_the_wait_for_a_worker_counts_towards_the_deadline(serve, bundle):
+    """Requests that no worker takes before their deadline are told so while every worker is still held up."""
+    release = threading.Event()
+
+    class Held(OneProcess):
+        longest_s = 0.5
+
+        def predict(self, images, *, since=None):
+            assert since is not None
+            assert release.wait(60)
+            raise DeadlineError("held up")
+
+    url = serve(Held(bundle))
+    with ThreadPoolExecutor(WORKERS + 4) as pool:
+
+        def ask(_):
+            with Client(url, timeout_s=60) as client, pytest.raises(DeadlineError) as caught:
+                client.predict_array(IMAGE)
+            return str(caught.value)
+
+        pending = [pool.submit(ask, i) for i in range(WORKERS + 4)]
+        try:
+            eventually(lambda: sum(one.done() for one in pending) == 4, 60)
+            assert all("every worker was busy for 0.5 s" in one.result() for one in pending if one.done())
+        finally:
+            release.set()
+
+
 def test_too_many_requests_at_once_are_refused_until_some_are_done(serve, bundle, predictor, monkeypatch):
     monkeypatch.setattr(http, "WORKERS", 1)
     monkeypatch.setattr(http, "MAX_REQUESTS", 1)
     begun, release = threading.Event(), threading.Event()
 
     class Slow(OneProcess):
-        def predict(self, images):
+        def predict(self, images, *, since=None):
             begun.set()
             assert release.wait(60)
             return predictor.predict(images)
@@ -300,6 +335,27 @@ def test_fleet_tells_what_is_wrong_with_a_device(bundle):
     (answer,) = fleet_of(bundle.manifest, (device,)).devices
     assert (answer.name, answer.online, answer.planned, answer.problem) == ("a", True, (0,), "too little memory")
     assert (answer.memory_bytes, answer.memory_limit_bytes) == (5, 10)
+
+
+def test_fleet_counts_devices_that_nobody_knows_and_names_some(bundle):
+    strange = [status(f"x{i:03}", (), in_fleet=False, state="loading") for i in range(50)]
+    answer = fleet_of(bundle.manifest, (status("dev-1", (0,)), *strange))
+    assert [device.name for device in answer.devices] == ["dev-1"]
+    assert len(answer.strangers) == 20
+    assert answer.strangers_count == 50
+
+
+def test_a_degraded_answer_says_which_classes_it_touches(serve, bundle):
+    class Degraded(OneProcess):
+        def predict(self, images, *, since=None):
+            return self.run(images, absent=[1])
+
+    with Client(serve(Degraded(bundle))) as client:
+        answer = client.predict_array(IMAGE)
+        batch = client.predict_batch(np.stack([IMAGE, IMAGE]))
+    assert answer.degraded
+    assert answer.missing == batch.missing == (1,)
+    assert answer.missing_classes == batch.missing_classes == ("class-1", "class-3", "class-5")
 
 
 def test_an_image_file_and_its_pixels_get_the_same_answer(serve, bundle):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from edvit import errors
-from edvit.errors import EdvitError, InfeasibleError, MemoryLimitError, ServiceError, WireError
+from edvit.errors import EdvitError, InfeasibleError, MemoryLimitError, ServiceError, VersionError, WireError
 from edvit.runtime.wire.failure import MAX_ERROR_CHARS, decode_error, encode_error
 
 
@@ -42,7 +42,7 @@ def test_the_unknown_travels_without_detail(error):
 def test_an_error_is_one_short_line():
     told = json.loads(encode_error(MemoryLimitError("a\n  b\n" + "x" * 1000)))
     assert set(told) == {"wire", "code", "message"}
-    assert told["message"].startswith("a b x")
+    assert told["message"].startswith(r"a\n  b\nx")
     assert len(told["message"]) == MAX_ERROR_CHARS
 
 
@@ -51,6 +51,17 @@ def test_a_malformed_error_is_an_error_itself(data):
     assert type(decode_error(data)) is WireError
 
 
-def test_the_bytes_of_an_error_are_those_of_wire_version_1():
+def test_the_bytes_of_an_error_are_those_of_wire_version_2():
     told = encode_error(MemoryLimitError("no room; add memory"))
-    assert told == b'{"wire":1,"code":"memory-limit","message":"no room; add memory"}'
+    assert told == b'{"wire":2,"code":"memory-limit","message":"no room; add memory"}'
+
+
+def test_an_error_of_another_version_says_so():
+    error = decode_error(b'{"wire": 9, "code": "memory-limit", "text": "no room"}')
+    assert type(error) is VersionError
+    assert "wire version 9" in str(error)
+
+
+def test_what_a_peer_says_is_escaped():
+    error = decode_error(b'{"wire": 2, "code": "memory-limit", "message": "\\u001b[2Jready\\n"}')
+    assert str(error) == "\\x1b[2Jready\\n"

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from edvit.errors import WireError
+from edvit.errors import VersionError, WireError
 from edvit.runtime.wire import messages
 from edvit.runtime.wire.header import MAX_HEADER_BYTES, decode, encode
 from edvit.runtime.wire.messages import (
@@ -30,21 +30,36 @@ from edvit.runtime.wire.packet import MAX_PAYLOAD_BYTES, Packet
 DIGEST = "0" * 64
 INSTANCE = "f" * 16
 SPEC = SubModelSpec(id=0, sha256=DIGEST, bytes=10, memory_bytes=20, channels=3, image_size=8, feature_dim=4)
+BY = {"gateway": INSTANCE, "gateway_host": "h"}
+ASKED = {"request": INSTANCE, "bundle": DIGEST, "deadline_s": 2.0}
 EXAMPLES = [
     (InfoRequest(), b""),
     (RefuseRequest(instance=INSTANCE), b""),
-    (LoadRequest(instance=INSTANCE, bundle=DIGEST, submodels=(SPEC,), memory_limit_bytes=5, deadline_s=1.5), b""),
+    (LoadRequest(**BY, instance=INSTANCE, bundle=DIGEST, submodels=(SPEC,), memory_limit_bytes=5, deadline_s=1.5), b""),
     (DeviceInfo(device="pi-1", instance=INSTANCE, version="0", host="h", pid=1, threads=1), b""),
-    (InferRequest(shape=(1, 3, 2, 2), bundle=DIGEST, deadline_s=2.0), bytes(12)),
-    (InferRequest(shape=(2, 3, 2, 2), encoding="webp", encoded_bytes=7, bundle=DIGEST, deadline_s=2.0), bytes(7)),
-    (InferReply(shape=(1, 4), submodel=0, device="pi-1", seconds=0.1), bytes(16)),
+    (InferRequest(**ASKED, shape=(1, 3, 2, 2)), bytes(12)),
+    (
+        InferRequest(
+            request=INSTANCE, shape=(2, 3, 2, 2), encoding="webp", encoded_bytes=7, bundle=DIGEST, deadline_s=2.0
+        ),
+        bytes(7),
+    ),
+    (InferReply(request=INSTANCE, shape=(1, 4), submodel=0, device="pi-1", seconds=0.1), bytes(16)),
     (BlobRequest(offset=0, length=3), b""),
     (BlobReply(offset=0, length=3), b"abc"),
 ]
 
 
 def infer_request(**changes):
-    header = {"wire": 1, "dtype": "uint8", "shape": [1, 3, 2, 2], "bundle": DIGEST, "deadline_s": 2.0, **changes}
+    header = {
+        "wire": 2,
+        "request": INSTANCE,
+        "dtype": "uint8",
+        "shape": [1, 3, 2, 2],
+        "bundle": DIGEST,
+        "deadline_s": 2.0,
+        **changes,
+    }
     return json.dumps({name: value for name, value in header.items() if value is not None}).encode()
 
 
@@ -64,7 +79,7 @@ def test_a_payload_of_another_size_is_refused(header, payload):
 
 @given(hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=2, max_side=5)))
 def test_features_survive_bit_for_bit(feature):
-    header = InferReply(shape=feature.shape, submodel=0, device="d", seconds=0.0)
+    header = InferReply(request=INSTANCE, shape=feature.shape, submodel=0, device="d", seconds=0.0)
     packet = encode(header, to_payload(feature))
     array = to_array(decode(InferReply, packet), packet.payload)
     assert array.tobytes() == feature.tobytes()
@@ -84,7 +99,6 @@ def test_a_dtype_that_the_wire_does_not_carry_is_a_defect():
 @pytest.mark.parametrize(
     "changes",
     [
-        {"wire": 2},
         {"dtype": "float32"},
         {"dtype": "object"},
         {"shape": [1, 3, 2]},
@@ -156,7 +170,7 @@ def test_sizes_have_a_maximum():
 
 def test_a_submodel_named_twice_is_refused():
     with pytest.raises(ValueError, match="twice"):
-        LoadRequest(instance=INSTANCE, bundle=DIGEST, submodels=(SPEC, SPEC), deadline_s=1.0)
+        LoadRequest(**BY, instance=INSTANCE, bundle=DIGEST, submodels=(SPEC, SPEC), deadline_s=1.0)
 
 
 def test_headers_are_frozen():
@@ -173,3 +187,16 @@ def test_no_header_accepts_unknown_fields_or_changes():
         assert kind.model_config["extra"] == "forbid"
         assert kind.model_config["frozen"]
         assert kind.model_config["strict"]
+
+
+@pytest.mark.parametrize("header", [b'{"wire": 1}', b'{"wire": 9, "more": "fields"}'])
+def test_another_version_is_told_as_such(header):
+    with pytest.raises(VersionError, match=r"wire version \d, and this program 2: install the same version of edvit"):
+        decode(InfoRequest, Packet(header))
+
+
+def test_text_from_the_network_is_escaped():
+    text = "\x1b[2J\nready\u202e\x07"
+    info = DeviceInfo(device="pi-1", instance=INSTANCE, version="0", host=text, pid=1, threads=1)
+    assert info.host == "\\x1b[2J\\nready\\u202e\\x07"
+    assert decode(DeviceInfo, encode(info)) == info

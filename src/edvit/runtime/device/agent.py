@@ -15,7 +15,15 @@ from functools import partial
 from pathlib import Path
 
 from edvit import __version__
-from edvit.errors import ConfigError, DeadlineError, EdvitError, MemoryLimitError, UnavailableError
+from edvit.errors import (
+    ConfigError,
+    DeadlineError,
+    EdvitError,
+    FleetTakenError,
+    MemoryLimitError,
+    UnavailableError,
+    WireError,
+)
 from edvit.runtime.device.model_cache import ModelCache, fetch_part
 from edvit.runtime.engine.submodel import SubModelEngine
 from edvit.runtime.wire.header import decode, encode
@@ -32,7 +40,7 @@ from edvit.runtime.wire.messages import (
     SubModelSpec,
     to_payload,
 )
-from edvit.runtime.wire.topics import ALIVE, ANY, INFER, INFO, LOAD, REFUSE
+from edvit.runtime.wire.topics import ALIVE, ANY, GATEWAY_ALIVE, INFER, INFO, LOAD, REFUSE
 from edvit.runtime.wire.transport import Registration, Reply, Request, Transport
 
 log = logging.getLogger(__name__)
@@ -40,6 +48,8 @@ log = logging.getLogger(__name__)
 ALONE_FIRST_S = 10.0
 ALONE_S = 60.0
 """Seconds without a gateway until the device says so, and until it says so again."""
+MAX_GATEWAYS = 16
+"""Gateways that a device knows of; more are ignored."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +100,8 @@ class DeviceAgent:
         self._held: dict[int, Held] = {}
         self._inferring: Registration | None = None
         self._closed = False
-        self._heard = False
+        self._gateways: set[str] = set()
+        self._told_by: LoadRequest | None = None
         self._trouble: str | None = None
         # A signal handler may put into a SimpleQueue; setting an Event there could lock up.
         self._end: queue.SimpleQueue[EdvitError | None] = queue.SimpleQueue()
@@ -99,6 +110,7 @@ class DeviceAgent:
             transport.serve(INFO.key(**here), self._on_info),
             transport.serve(LOAD.key(**here), self._on_load),
             transport.serve(REFUSE.key(**here), self._on_refuse),
+            transport.watch(GATEWAY_ALIVE.key(fleet=fleet, instance=ANY), self._on_gateway),
             # It is announced last: the gateway asks as soon as it sees the device.
             transport.announce(ALIVE.key(**here, instance=self.instance)),
         ]
@@ -107,7 +119,7 @@ class DeviceAgent:
         """Wait until `stop` is called.
 
         Args:
-            alone: the line to say from time to time until a gateway has asked for something.
+            alone: the line to say from time to time while there is no gateway.
 
         Raises:
             ConfigError: another device of the fleet has the same name.
@@ -117,9 +129,11 @@ class DeviceAgent:
             try:
                 error = self._end.get(timeout=pause)
             except queue.Empty:
-                if not self._heard:
+                if self._gateways:
+                    pause = ALONE_FIRST_S
+                else:
                     self._say(alone)
-                pause = ALONE_S
+                    pause = ALONE_S
                 continue
             if error is not None:
                 raise error
@@ -172,18 +186,29 @@ class DeviceAgent:
             )
         )
 
+    def _on_gateway(self, key: str, alive: bool) -> None:
+        try:
+            instance = GATEWAY_ALIVE.parts(key)["instance"]
+        except WireError:
+            return
+        if not alive:
+            self._gateways.discard(instance)
+        elif len(self._gateways) < MAX_GATEWAYS:
+            self._gateways.add(instance)
+
     def _on_load(self, request: Request) -> Iterator[Reply]:
         asked = decode(LoadRequest, request.packet)
         if asked.instance != self.instance:
             raise UnavailableError(f"device {self.name} has restarted since the gateway found it")
-        self._heard = True
         try:
+            self._check_gateway(asked)
             self._check_memory(asked)
             self._load(asked, until=request.arrived + asked.deadline_s)
         except EdvitError as error:
             self._say_once(str(error))
             raise
         self._trouble = None
+        self._told_by = asked
         if not asked.submodels:
             self._say("the gateway plans no sub-model for this device")
         yield Reply(LOAD.key(fleet=self._fleet, device=self.name), encode(self.info()))
@@ -208,11 +233,26 @@ class DeviceAgent:
                 log.info("gave up a request that is past its deadline")
                 return
             seconds = time.perf_counter() - start
-            reply = InferReply(shape=feature.shape, submodel=held.spec.id, device=self.name, seconds=seconds)
+            reply = InferReply(
+                shape=feature.shape,
+                request=asked.request,
+                submodel=held.spec.id,
+                device=self.name,
+                seconds=seconds,
+            )
             key = INFER.key(fleet=self._fleet, submodel=held.spec.id, device=self.name)
             yield Reply(key, encode(reply, to_payload(feature)))
 
     # --- loading ---------------------------------------------------------------------------------------
+
+    def _check_gateway(self, asked: LoadRequest) -> None:
+        """Check that no gateway takes the device from another one, which is still there, for another bundle."""
+        last = self._told_by
+        if last is not None and last.bundle != asked.bundle and last.gateway in self._gateways - {asked.gateway}:
+            raise FleetTakenError(
+                f"device {self.name} serves the gateway on {last.gateway_host}, with another bundle, "
+                f"{last.bundle[:12]}: stop that gateway, or build this bundle for a fleet of another name"
+            )
 
     def _check_memory(self, asked: LoadRequest) -> None:
         """Check the limits before anything is dropped or fetched, so that a refusal leaves the device as it was."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
+from collections.abc import Mapping
 
 from edvit.bundle import Bundle
 from edvit.errors import (
@@ -17,9 +19,11 @@ from edvit.errors import (
 )
 from edvit.runtime.engine.fusion import FusionEngine
 from edvit.runtime.engine.submodel import check_images
-from edvit.runtime.gateway.gather import gather
+from edvit.runtime.gateway.deadline import Deadline
+from edvit.runtime.gateway.gather import Expected, Gathered, gather
 from edvit.runtime.gateway.model_files import serve_model_files
-from edvit.runtime.gateway.reconcile import DeviceStatus, Reconciler
+from edvit.runtime.gateway.reconcile import MEND_AFTER_S, DeviceStatus, Reconciler
+from edvit.runtime.gateway.silence import Silence
 from edvit.runtime.prediction import Prediction, Timings, UInt8
 from edvit.runtime.source import what
 from edvit.runtime.wire.image_encoding import ImageEncoding, check_encoding
@@ -31,17 +35,25 @@ __all__ = ["DeviceStatus", "Gateway", "Prediction", "Timings"]
 
 log = logging.getLogger(__name__)
 
+RESERVE = 0.1
+RESERVE_MOST_S = 0.05
+"""Share of the deadline that is not waited for features, and the most of it in seconds."""
+WATCH_S = 0.05
+"""Pause between looks at which devices have fallen silent, seconds."""
+
 
 class Gateway:
-    """Predicts with those devices of a bundle's plan that are online. Thread-safe.
+    """Predicts with those devices of a bundle's plan that answer. Thread-safe.
 
     It serves the bundle's models to them and loads each one whenever it appears, in the background.
 
     Args:
         bundle: a verified bundle.
         transport: how to reach the devices. The caller closes it, after the gateway.
-        deadline_s: how long a prediction waits for features, seconds.
+        deadline_s: how long a prediction may take, seconds; None to learn it from what predictions take.
         image_encoding: of images on their way to the devices; `jpeg` changes pixels, and so scores, a little.
+        strict: refuse to answer without every feature.
+        mend_after_s: seconds after which the sub-models of a device that is gone are placed on others.
 
     Raises:
         BundleError: the fusion model is unusable.
@@ -49,15 +61,23 @@ class Gateway:
     """
 
     def __init__(
-        self, bundle: Bundle, transport: Transport, *, deadline_s: float = 2.0, image_encoding: ImageEncoding = "raw"
+        self,
+        bundle: Bundle,
+        transport: Transport,
+        *,
+        deadline_s: float | None = None,
+        image_encoding: ImageEncoding = "raw",
+        strict: bool = False,
+        mend_after_s: float = MEND_AFTER_S,
     ) -> None:
-        if not 0 < deadline_s < float("inf"):
+        if deadline_s is not None and not 0 < deadline_s < float("inf"):
             raise ConfigError(f"the deadline must be a positive number of seconds, not {deadline_s:g}")
         check_encoding(image_encoding)
         manifest = bundle.manifest
         self._bundle = bundle
         self._transport = transport
-        self._deadline_s = deadline_s
+        self._deadline = Deadline(deadline_s)
+        self._strict = strict
         self._encoding = image_encoding
         self._what = what(manifest.preprocessing)
         try:
@@ -65,7 +85,24 @@ class Gateway:
         except ModelError as error:
             raise BundleError(f"{bundle.path}: {error}") from None
         self._blobs = serve_model_files(bundle, transport)
-        self._reconciler = Reconciler(bundle, transport, image_encoding)
+        self._reconciler = Reconciler(
+            bundle, transport, image_encoding, probe_s=lambda: self._deadline.of(1), mend_after_s=mend_after_s
+        )
+        self._silence = Silence()
+        self._closing = threading.Event()
+        self._watching: threading.Thread | None = None
+        if deadline_s is None:  # one that is given is waited for, whatever a device usually takes
+            self._watching = threading.Thread(target=self._watch, name="silence", daemon=True)
+            self._watching.start()
+
+    @property
+    def longest_s(self) -> float:
+        """No prediction may take longer, seconds."""
+        return self._deadline.longest_s
+
+    def check_lease(self) -> None:
+        """Raises FleetTakenError where another gateway is in charge of the fleet, with another bundle."""
+        self._reconciler.lease.check()
 
     def wait_ready(self, timeout_s: float) -> None:
         """Wait until every sub-model of the plan has answered a first inference.
@@ -74,7 +111,7 @@ class Gateway:
             UnavailableError: after `timeout_s` seconds some are missing; the message names them and says why.
         """
         if not self._reconciler.wait_ready(timeout_s):
-            missing = [device for device in self.devices() if len(device.submodels) < len(device.planned)]
+            missing = [device for device in self.devices() if set(device.planned) - set(device.submodels)]
             raise UnavailableError(f"not ready after {timeout_s:g} s: {'; '.join(map(_lack, missing))}")
 
     def is_ready(self) -> bool:
@@ -85,45 +122,58 @@ class Gateway:
         """Every device of the fleet, and those that are alive without being in it."""
         return self._reconciler.status()
 
-    def predict(self, images: UInt8) -> Prediction:
+    def predict(self, images: UInt8, *, since: float | None = None) -> Prediction:
         """uint8 `[batch, channels, size, size]` -> the fused answer.
 
         A sub-model that does not answer before the deadline is replaced by its stand-in, and the answer degraded;
-        one whose device dies is not waited for.
+        one whose device dies or hangs is not waited for.
+
+        Args:
+            images: the batch.
+            since: `time.perf_counter()` at which the time began that the deadline limits; None for now.
 
         Raises:
             ImageError: the images have another shape or dtype.
             TooLargeError: the batch is larger than one message may be.
-            DeadlineError: devices are there, but no sub-model answered before the deadline.
-            UnavailableError: no sub-model answered, for another reason.
+            FleetTakenError: another gateway is in charge of the fleet, with another bundle.
+            DeadlineError: devices are there, but no sub-model answered before the deadline; or, where the gateway is
+                strict, one did not.
+            UnavailableError: no sub-model answered, for another reason; or, where the gateway is strict, one did not.
         """
         check_images(images, self._bundle.manifest.preprocessing.shape)
         most = min(MAX_BATCH, MAX_PAYLOAD_BYTES // images[0].nbytes)
         if len(images) > most:
             raise TooLargeError(f"a batch of {len(images):,} {self._what}s is too large: send at most {most:,} at once")
+        self.check_lease()
         start = time.perf_counter()
-        expected = self._reconciler.expected
-        gathered = gather(
-            self._transport.ask_each,
-            self._bundle.manifest.plan.fleet.name,
-            self._bundle.digest,
-            images,
-            expected,
-            encoding=self._encoding,
-            deadline_s=self._deadline_s,
-        )
+        deadline_s = self._deadline.of(len(images))
+        waited_s = 0.0 if since is None else start - since
+        # What is kept back is for the fusion and the way of the answer.
+        left_s = deadline_s - waited_s - min(RESERVE * deadline_s, RESERVE_MOST_S)
+        if left_s <= 0:
+            raise DeadlineError(
+                f"the request waited for {waited_s:.2f} s, longer than its deadline of {deadline_s:g} s"
+            )
+        expected = self._reconciler.routes()
+        gathered = self._gather(images, expected, left_s)
         gathered_at = time.perf_counter()
-        missing = tuple(sorted(set(expected) - set(gathered.features)))
-        if any(isinstance(problem, UnavailableError) for problem in gathered.problems):
-            self._reconciler.look_again(set(missing))
+        hangs = self._reconciler.learn(expected, gathered, fair=left_s >= deadline_s / 2)
+        if expected and not hangs:
+            self._deadline.took(len(images), waited_s + gathered_at - start)
+        missing = tuple(
+            submodel.id for submodel in self._bundle.manifest.submodels if submodel.id not in gathered.features
+        )
         if not gathered.features:
-            raise self._no_answer(waited_s=gathered_at - start)
+            raise self._no_answer(late=gathered.late, deadline_s=deadline_s)
+        if missing and self._strict:
+            raise self._incomplete(missing, late=gathered.late, deadline_s=deadline_s)
         logits = self._fusion.run(gathered.features, len(images))
         end = time.perf_counter()
         return Prediction(
             logits=logits,
             classes=self._bundle.manifest.data.classes,
             missing=missing,
+            missing_classes=self._bundle.manifest.classes_of(missing),
             timings=Timings(
                 total_s=end - start,
                 gather_s=gathered_at - start,
@@ -132,24 +182,53 @@ class Gateway:
             ),
         )
 
-    def _no_answer(self, waited_s: float) -> ServiceError:
-        """The error to raise when not one feature came in `waited_s` seconds."""
+    def _gather(self, images: UInt8, expected: Mapping[int, Expected], left_s: float) -> Gathered:
+        if not expected:
+            return Gathered()
+        return gather(
+            self._transport.ask_each,
+            self._bundle.manifest.plan.fleet.name,
+            self._bundle.digest,
+            images,
+            expected,
+            encoding=self._encoding,
+            deadline_s=left_s,
+            silence=self._silence,
+        )
+
+    def _watch(self) -> None:
+        while not self._closing.wait(WATCH_S):
+            if silent := self._silence.give_up():
+                self._reconciler.fell_silent(silent)
+
+    def _no_answer(self, *, late: bool, deadline_s: float) -> ServiceError:
+        """The error to raise when not one feature came."""
         planned = [device for device in self.devices() if device.planned]
         alive = sum(device.alive for device in planned)
         online = f"{alive} of {len(planned)} are online"
+        if late:
+            return DeadlineError(
+                f"no device answered within {deadline_s:.3g} s ({online}); "
+                f"ask for fewer {self._what}s at once, or serve with a longer --deadline-s"
+            )
         if not alive:
             return UnavailableError(
                 "no device answered; start `edvit device` on the devices of the plan, and see the gateway's log"
             )
-        if waited_s < self._deadline_s:
-            return UnavailableError(f"no device answered ({online}); GET /fleet says why")
-        return DeadlineError(
-            f"no device answered within {self._deadline_s:g} s ({online}); "
-            f"ask for fewer {self._what}s at once, or serve with a longer --deadline-s"
-        )
+        return UnavailableError(f"no device answered ({online}); GET /fleet says why")
+
+    def _incomplete(self, missing: tuple[int, ...], *, late: bool, deadline_s: float) -> ServiceError:
+        """The error to raise in place of a degraded answer."""
+        names = f"{'sub-model' if len(missing) == 1 else 'sub-models'} {', '.join(map(str, missing))}"
+        if late:
+            return DeadlineError(f"{names} did not answer within {deadline_s:.3g} s, and the gateway is strict")
+        return UnavailableError(f"{names} cannot be asked now, and the gateway is strict; GET /fleet says why")
 
     def close(self) -> None:
         """Stop serving and loading. Devices keep what they hold, for the next gateway."""
+        self._closing.set()
+        if self._watching is not None:
+            self._watching.join()
         self._reconciler.close()
         self._blobs.close()
 

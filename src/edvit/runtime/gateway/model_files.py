@@ -23,9 +23,14 @@ def serve_model_files(bundle: Bundle, transport: Transport) -> Registration:
             return  # another gateway may have it
         if asked.offset >= file.bytes:
             raise WireError("a device asked for a part of a model file beyond its end")
-        with bundle.model_path(file).open("rb") as stream:
-            stream.seek(asked.offset)
-            data = stream.read(min(asked.length, file.bytes - asked.offset))
+        try:
+            with bundle.model_path(file).open("rb") as stream:
+                stream.seek(asked.offset)
+                data = stream.read(min(asked.length, file.bytes - asked.offset))
+        except OSError as error:
+            raise UnavailableError(
+                f"the gateway cannot read a model file of its bundle ({error.strerror}): restore the bundle's folder"
+            ) from None
         if not data:
             raise UnavailableError("a model file of the bundle has changed: restore it, and restart the gateway")
         yield Reply(request.key, encode(BlobReply(offset=asked.offset, length=len(data)), data))

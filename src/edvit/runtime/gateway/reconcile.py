@@ -1,18 +1,37 @@
-"""The reconciler brings the devices to the plan: it loads and tries the planned sub-models on each that appears."""
+"""The reconciler brings the devices to the plan, and sees which of them answer.
+
+One thread for each device of the fleet looks at it, loads what it should hold, tries it, and probes it when it hangs.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
 from edvit.bundle import Bundle, Manifest
-from edvit.errors import EdvitError, MemoryLimitError, ServiceError, UnavailableError, WireError
-from edvit.runtime.gateway.gather import Expected, gather
+from edvit.errors import (
+    EdvitError,
+    MemoryLimitError,
+    ServiceError,
+    UnavailableError,
+    VersionError,
+    WireError,
+    printable,
+)
+from edvit.fleet import Device
+from edvit.plan.greedy import mend
+from edvit.plan.plan import Demand, Placement
+from edvit.runtime.gateway.breaker import Breaker
+from edvit.runtime.gateway.gather import Expected, Gathered, gather
+from edvit.runtime.gateway.lease import Lease
 from edvit.runtime.wire.header import decode, encode
 from edvit.runtime.wire.image_encoding import ImageEncoding
 from edvit.runtime.wire.messages import DeviceInfo, InfoRequest, LoadRequest, RefuseRequest, SubModelSpec
@@ -23,13 +42,29 @@ from edvit.runtime.wire.transport import Failure, Replies, Reply, Transport, Wai
 log = logging.getLogger(__name__)
 
 INFO_DEADLINE_S = 1.0
-PROBE_DEADLINE_S = 10.0
-PROBE_PAUSES_S = (0.0, 0.05, 0.2, 1.0)
+PROBE_FIRST_S = 10.0
+"""A first inference may take so long; a probe of a device that was ready before has the deadline of a request."""
+PROBE_PAUSES_S = (0.0, 0.05, 0.2)
 """Before each try: the network may take a moment to tell of a key that is newly served."""
 LOAD_BASE_S = 60.0
 SLOWEST_LINK_BYTES_PER_S = 50_000
-RETRY_FIRST_S = 0.1
-RETRY_MOST_S = 5.0
+LOOK_S = 5.0
+"""A device that answers is looked at so often: it may have been told something else, or have lost its sub-models."""
+SETTLE_FIRST_S = 0.1
+SETTLE_MOST_S = 5.0
+"""Pauses between looks at which of several processes of one name answer; they double up to the second."""
+MAX_INSTANCES = 16
+"""Processes of one name that are known; of more, the oldest are forgotten."""
+MAX_STRANGERS = 1000
+"""Devices outside the fleet that are counted."""
+MEND_AFTER_S = 10.0
+"""The grace time: a device that is gone for longer has its sub-models placed on others."""
+MEND_FIRST_S = 60.0
+"""The same for one that has not been there since the gateway started, and may be about to be started."""
+HOME_AFTER_S = 10.0
+"""A device that is back keeps its substitutes for so long, in case it goes again."""
+
+State = Literal["offline", "silent", "loading", "ready", "refused"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +73,7 @@ class DeviceStatus:
 
     name: str
     alive: bool
+    """Whether it is there and answers."""
     planned: tuple[int, ...]
     """Ids of the sub-models the plan places on it; empty for a spare device."""
     submodels: tuple[int, ...]
@@ -52,134 +88,293 @@ class DeviceStatus:
     """Why it does not hold what is planned, one line."""
     in_fleet: bool = True
     """False for a device that is alive under a name that the fleet does not have."""
+    state: State = "ready"
+    """`silent`: the network says that it is there, but it does not answer. `refused`: it refuses what is planned."""
 
 
 @dataclass
 class _DeviceState:
-    planned: tuple[int, ...] = ()
-    memory_limit_bytes: int | None = None
-    present: set[str] = field(default_factory=set)
-    """Every process of this name that the network says is alive."""
+    device: Device
+    planned: tuple[int, ...]
+    target: tuple[int, ...]
+    """What it shall hold now: `planned`, and what it holds for devices that are gone."""
+    present: dict[str, None] = field(default_factory=dict)
+    """Every process of this name that the network says is alive, oldest first."""
     instance: str | None = None
     """The one that is taken for the device; None while there is none."""
-    loading: str | None = None
-    """The process that a thread is loading."""
+    breaker: Breaker = field(default_factory=Breaker)
+    answers: bool = False
+    """Whether it answered when it was last asked anything."""
+    seen: bool = False
+    """Whether it has ever been ready."""
+    refused: tuple[int, ...] | None = None
+    """The target that it refuses for good: asking again gives it no more memory."""
     info: DeviceInfo | None = None
-    ready: bool = False
+    tried: frozenset[int] = frozenset()
+    """Sub-models of which it has answered a first inference."""
     problem: str | None = None
+    look_at: float = 0.0
+    settle_at: float = 0.0
+    settle_pause_s: float = SETTLE_FIRST_S
+    since: float = 0.0
+    """When it was last seen to become ready or to cease to be, `time.monotonic()`."""
+    away: bool = False
+    """It is gone for longer than the grace time, or not back for long enough."""
+
+    @property
+    def ready(self) -> frozenset[int]:
+        """Sub-models that it is asked for."""
+        return self.tried if self.breaker.closed else frozenset()
+
+    def reset(self, instance: str | None, now: float) -> None:
+        """Take another process for the device, or none."""
+        if self.breaker.closed:
+            self.since = now
+        self.instance, self.breaker, self.answers, self.refused = instance, Breaker(), False, None
+        self.info, self.tried, self.problem = None, frozenset(), None
 
 
 class Reconciler:
-    """Keeps every device of the plan loaded, from the moment it is made until it is closed. Thread-safe."""
+    """Keeps every device of the fleet loaded, from the moment it is made until it is closed. Thread-safe.
 
-    def __init__(self, bundle: Bundle, transport: Transport, encoding: ImageEncoding) -> None:
+    Args:
+        probe_s: gives the seconds that a device has to answer a probe.
+        mend_after_s: the grace time, seconds.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        transport: Transport,
+        encoding: ImageEncoding,
+        *,
+        probe_s: Callable[[], float],
+        mend_after_s: float = MEND_AFTER_S,
+    ) -> None:
         manifest = bundle.manifest
         self._bundle = bundle
         self._transport = transport
         self._encoding = encoding
-        self._fleet = manifest.plan.fleet.name
-        self._devices: dict[str, _DeviceState] = {}
+        self._fleet = manifest.plan.fleet
+        self._probe_s = probe_s
+        self._mend_after_s = mend_after_s
         self._changed = threading.Condition()
         self._closing = threading.Event()
         self._waits = Waits()
-        self._threads: set[threading.Thread] = set()
-        for device in manifest.plan.fleet.devices:
-            planned = tuple(sorted(line.submodel for line in manifest.plan.placed if line.device == device.name))
-            self._devices[device.name] = _DeviceState(planned=planned, memory_limit_bytes=device.memory_bytes)
-        self.expected = {
-            line.submodel: Expected(line.device, manifest.submodel(line.submodel).feature_dim)
-            for line in manifest.plan.placed
-        }
-        """Which device answers for which sub-model."""
-        pattern = ALIVE.key(fleet=self._fleet, device=ANY, instance=ANY)
-        self._watching = transport.watch(pattern, self._on_change)
+        self._strangers: dict[str, set[str]] = {}
+        self._planned: dict[int, str] = {line.submodel: line.device for line in manifest.plan.placed}
+        self._moved: Placement = {}
+        self._demands = [
+            Demand(submodel.id, submodel.peak_memory_bytes, submodel.flops) for submodel in manifest.submodels
+        ]
+        self._devices: dict[str, _DeviceState] = {}
+        now = time.monotonic()
+        for device in self._fleet.devices:
+            planned = tuple(sorted(submodel for submodel, name in self._planned.items() if name == device.name))
+            self._devices[device.name] = _DeviceState(device, planned, planned, since=now)
+        self.lease = Lease(self._fleet.name, bundle.digest, transport, self._wake)
+        pattern = ALIVE.key(fleet=self._fleet.name, device=ANY, instance=ANY)
+        self._watching = transport.watch(pattern, self._on_token)
+        self._threads = [
+            threading.Thread(target=self._keep, args=(name, device), name=f"reconcile {name}", daemon=True)
+            for name, device in self._devices.items()
+        ]
+        self._threads.append(threading.Thread(target=self._mend_from_time_to_time, name="reconcile", daemon=True))
+        for thread in self._threads:
+            thread.start()
 
     def close(self) -> None:
         """Stop watching, give up what is asked of devices, and wait for the threads that ask."""
         self._closing.set()
         self._watching.close()
         self._waits.close()
-        with self._changed:
-            self._changed.notify_all()
-            threads = list(self._threads)
-        for thread in threads:
+        self._wake()
+        for thread in self._threads:
             thread.join()
+        self.lease.close()
 
     def status(self) -> tuple[DeviceStatus, ...]:
-        """Every device of the fleet in its order, then those that are alive but not in it."""
+        """Every device of the fleet in its order, then those that are there without being in it."""
         with self._changed:
-            return tuple(
-                _status(name, device)
-                for name, device in self._devices.items()
-                if device.memory_limit_bytes is not None or device.instance is not None
-            )
+            return (*map(_status, self._devices.values()), *map(_stranger, sorted(self._strangers)))
+
+    def routes(self) -> dict[int, Expected]:
+        """The device that is asked for each sub-model: the planned one if it is ready, else another that holds it."""
+        with self._changed:
+            return self._routes()
 
     def wait_ready(self, timeout_s: float) -> bool:
-        """Whether every planned sub-model was ready within `timeout_s` seconds."""
+        """Whether every sub-model was ready within `timeout_s` seconds."""
 
         def all_ready() -> bool:
-            return all(device.ready for device in self._devices.values() if device.planned)
+            return len(self._routes()) == len(self._planned)
 
         with self._changed:
             self._changed.wait_for(lambda: self._closing.is_set() or all_ready(), timeout_s)
             return all_ready()
 
-    def look_again(self, submodels: set[int]) -> None:
-        """Load again where these sub-models were thought ready, but did not answer."""
-        with self._changed:
-            for name in {self.expected[submodel].device for submodel in submodels}:
-                device = self._devices[name]
-                if device.ready:
-                    device.ready = False
-                    self._load(name, device)
+    def learn(self, expected: Mapping[int, Expected], gathered: Gathered, *, fair: bool) -> bool:
+        """Take note of which devices answered a request, and which did not.
 
-    def _on_change(self, key: str, alive: bool) -> None:
+        Args:
+            expected: what was asked of whom.
+            fair: whether they had enough time, so that a late answer is theirs to answer for.
+
+        Returns:
+            Whether a device seems to hang; otherwise those that are late have much to do.
+        """
+        now = time.monotonic()
+        hangs = False
+        with self._changed:
+            for name in dict.fromkeys(entry.device for entry in expected.values()):
+                device = self._devices[name]
+                asked = {submodel for submodel, entry in expected.items() if entry.device == name}
+                before = device.breaker
+                if asked <= set(gathered.features):
+                    device.breaker, device.answers = before.answered(now), True
+                elif name in gathered.silent:
+                    hangs = True  # it is left alone already
+                elif name in gathered.wrong:
+                    device.breaker = before.failed_request(now)
+                elif not gathered.late:
+                    device.breaker = before.lost(now)  # it ended the request itself, or died
+                elif fair:
+                    device.breaker = before.missed(gathered.asked_at, now)
+                    hangs = hangs or device.breaker != before or not before.closed
+                if before.closed and not device.breaker.closed:
+                    self._left_alone(name, device, gathered, now)
+        return hangs
+
+    def fell_silent(self, names: Iterable[str]) -> None:
+        """Leave these devices alone until they answer again: they have been asked, and say nothing for too long."""
+        now = time.monotonic()
+        with self._changed:
+            for name in names:
+                device = self._devices[name]
+                if device.breaker.closed:
+                    device.breaker = device.breaker.lost(now)
+                    self._left_alone(name, device, Gathered(late=True), now)
+
+    def _left_alone(self, name: str, device: _DeviceState, gathered: Gathered, now: float) -> None:
+        device.since = now
+        device.answers = not gathered.late or name in gathered.wrong
+        if name in gathered.wrong:
+            device.problem = "the device gives wrong answers"
+        elif gathered.late:
+            device.problem = "the device does not answer requests in time"
+        else:
+            device.problem = "the device has ended requests without an answer"
+        log.warning("device %s is left alone until it answers again: %s", name, device.problem)
+        self._changed.notify_all()
+
+    # --- who is there ----------------------------------------------------------------------------------
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def _on_token(self, key: str, alive: bool) -> None:
         try:
             parts = ALIVE.parts(key)
         except WireError:
             return
         name, instance = parts["device"], parts["instance"]
+        now = time.monotonic()
         with self._changed:
-            device = self._devices.setdefault(name, _DeviceState())
-            (device.present.add if alive else device.present.discard)(instance)
-            if alive and device.instance is None:
-                self._adopt(name, device, instance)
-            elif alive and device.instance != instance:
-                self._in_thread(self._settle, name, device, instance)
-            elif not alive and device.instance == instance:
-                log.info("device %s is gone", name)
-                device.instance, device.info, device.ready, device.problem = None, None, False, None
+            device = self._devices.get(name)
+            if device is None:
+                self._count_stranger(printable(name), instance, alive)
+                return
+            device.settle_at, device.settle_pause_s = now, SETTLE_FIRST_S
+            if alive:
+                device.present[instance] = None
+                if len(device.present) > MAX_INSTANCES:
+                    del device.present[next(one for one in device.present if one != device.instance)]
+                if device.instance is None:
+                    log.info("device %s is here", name)
+                    device.reset(instance, now)
+            else:
+                device.present.pop(instance, None)
+                if device.instance == instance:
+                    log.info("device %s is gone", name)
+                    device.reset(next(iter(device.present), None), now)
             self._changed.notify_all()
 
-    def _adopt(self, name: str, device: _DeviceState, instance: str) -> None:
-        log.info("device %s is here", name)
-        device.instance, device.info, device.ready, device.problem = instance, None, False, None
-        self._load(name, device)
+    def _count_stranger(self, name: str, instance: str, alive: bool) -> None:
+        if not alive:
+            processes = self._strangers.get(name, set())
+            processes.discard(instance)
+            if not processes:
+                self._strangers.pop(name, None)
+        elif name in self._strangers or len(self._strangers) < MAX_STRANGERS:
+            processes = self._strangers.setdefault(name, set())
+            if len(processes) < MAX_INSTANCES:
+                processes.add(instance)
 
-    def _load(self, name: str, device: _DeviceState) -> None:
-        """Start loading unless that is under way."""
-        if device.loading != device.instance and device.instance is not None:
-            device.loading = device.instance
-            self._in_thread(self._keep_loading, name, device, device.instance)
+    def _routes(self) -> dict[int, Expected]:
+        found = {}
+        for submodel, home in self._planned.items():
+            names = (home, *self._devices)
+            holder = next((name for name in names if submodel in self._devices[name].ready), None)
+            if holder is not None:
+                found[submodel] = Expected(holder, self._bundle.manifest.submodel(submodel).feature_dim)
+        return found
 
-    def _in_thread(
-        self, work: Callable[[str, _DeviceState, str], None], name: str, device: _DeviceState, instance: str
-    ) -> None:
-        """Call it with the lock held."""
+    # --- mending ---------------------------------------------------------------------------------------
 
-        def run() -> None:
-            try:
-                work(name, device, instance)
-            finally:
-                with self._changed:
-                    self._threads.discard(thread)
+    def _mend_from_time_to_time(self) -> None:
+        while not self._closing.wait(min(0.25, self._mend_after_s / 4)):
+            in_charge = self.lease.in_charge() is None
+            with self._changed:
+                self._mend(time.monotonic(), in_charge)
 
-        thread = threading.Thread(target=run, name=f"reconcile {name}", daemon=True)
-        if not self._closing.is_set():
-            self._threads.add(thread)
-            thread.start()
+    def _mend(self, now: float, in_charge: bool) -> None:
+        """Decide which devices are away, and what each device shall hold."""
+        for device in self._devices.values():
+            for_s = now - device.since
+            if device.breaker.closed:
+                device.away = device.away and for_s < min(HOME_AFTER_S, self._mend_after_s)
+            elif _state(device) != "loading":
+                grace_s = self._mend_after_s if device.seen else max(MEND_FIRST_S, self._mend_after_s)
+                device.away = device.away or for_s > grace_s
+        if not in_charge:
+            return
+        homeless = {submodel for submodel, home in self._planned.items() if self._devices[home].away}
+        substitutes = set(self._moved.values())
+        here = [
+            _with_own_limit(device)
+            for name, device in self._devices.items()
+            if device.breaker.closed or (name in substitutes and not device.away)
+        ]
+        moved = mend(self._demands, self._fleet, here, planned=self._planned, homeless=homeless, moved=self._moved)
+        if moved == self._moved:
+            return
+        log.info("sub-models that are on other devices than planned: %s", moved or "none")
+        self._moved = moved
+        for name, device in self._devices.items():
+            target = _target(name, device, moved)
+            if target != device.target:
+                device.target, device.look_at = target, now
+        self._changed.notify_all()
 
-    # --- what the threads ask; closing ends it ----------------------------------------------------------
+    # --- one thread for each device --------------------------------------------------------------------
+
+    def _keep(self, name: str, device: _DeviceState) -> None:
+        while not self._closing.is_set():
+            with self._changed:
+                now = time.monotonic()
+                settle_at = device.settle_at if len(device.present) > 1 else math.inf
+                look_at = math.inf
+                if device.instance is not None:
+                    look_at = device.look_at if device.breaker.closed else device.breaker.probe_at
+                if now < min(settle_at, look_at):
+                    wait_s = min(settle_at, look_at) - now
+                    self._changed.wait(None if wait_s == math.inf else wait_s)
+                    continue
+            if settle_at <= look_at:
+                self._settle(name, device)
+            else:
+                self._look(name, device)
 
     def _ask(self, key: str, packet: Packet, *, deadline_s: float) -> Replies:
         return self._waits.add(self._transport.ask(key, packet, deadline_s=deadline_s))
@@ -187,86 +382,144 @@ class Reconciler:
     def _ask_each(self, keys: Sequence[str], packet: Packet, *, deadline_s: float) -> Replies:
         return self._waits.add(self._transport.ask_each(keys, packet, deadline_s=deadline_s))
 
-    # --- in threads of their own -----------------------------------------------------------------------
-
-    def _settle(self, name: str, device: _DeviceState, newcomer: str) -> None:
-        """Decide which of two processes keeps the name: the older one if it answers, otherwise the newcomer."""
-        older = device.instance
-        if older is not None and older in self._infos(name):
-            log.warning("a second device %s was refused", name)
-            packet = encode(RefuseRequest(instance=newcomer))
-            list(self._ask(REFUSE.key(fleet=self._fleet, device=name), packet, deadline_s=INFO_DEADLINE_S))
-            return
-        with self._changed:
-            # The newcomer may have gone meanwhile, and the network reports that only once.
-            if newcomer in device.present and device.instance in (older, None):
-                self._adopt(name, device, newcomer)
-                self._changed.notify_all()
-
     def _infos(self, name: str) -> dict[str, DeviceInfo]:
         """Ask every process of that name for its `DeviceInfo`; the answers by instance."""
         found = {}
-        key = INFO.key(fleet=self._fleet, device=name)
+        key = INFO.key(fleet=self._fleet.name, device=name)
         for reply in self._ask(key, encode(InfoRequest()), deadline_s=INFO_DEADLINE_S):
-            with contextlib.suppress(WireError):
-                if isinstance(reply, Reply):
-                    info = decode(DeviceInfo, reply.packet)
-                    found[info.instance] = info
+            if isinstance(reply, Reply):
+                info = decode(DeviceInfo, reply.packet)
+                found[info.instance] = info
+            elif isinstance(reply.error, VersionError):
+                raise reply.error
         return found
 
-    def _keep_loading(self, name: str, device: _DeviceState, instance: str) -> None:
-        """Load and try one device until it is ready, gone, or refuses for good."""
-        pause = RETRY_FIRST_S
-        while not self._closing.is_set():
-            info, problem = self._attempt(name, device, instance)
-            with self._changed:
-                current = device.instance == instance
-                if current:
-                    device.info = info or device.info
-                    device.ready = problem is None
-                    device.problem = None if problem is None else str(problem)
-                # A refusal over memory stays one: asking again gives the device no more memory.
-                done = not current or problem is None or isinstance(problem, MemoryLimitError)
-                if done and device.loading == instance:
-                    device.loading = None
-                self._changed.notify_all()
-            if current and problem is not None:
-                # No warning, as it comes again with every try; `status` shows it as the problem of the device.
-                log.info("device %s is not ready: %s", name, problem)
-            if done:
-                return
-            self._closing.wait(pause)
-            pause = min(2 * pause, RETRY_MOST_S)
+    def _settle(self, name: str, device: _DeviceState) -> None:
+        """Decide which process keeps the name: the one that has it if it answers, else the oldest that does."""
+        answering: set[str] = set()
+        with contextlib.suppress(WireError):
+            answering = set(self._infos(name))
+        with self._changed:
+            now = time.monotonic()
+            device.settle_at = now + device.settle_pause_s
+            device.settle_pause_s = min(2 * device.settle_pause_s, SETTLE_MOST_S)
+            # One may have gone meanwhile, and the network reports that only once.
+            able = [instance for instance in device.present if instance in answering]
+            if able and device.instance not in able:
+                log.info("another process takes the place of device %s", name)
+                device.reset(able[0], now)
+            others = [instance for instance in able if instance != device.instance]
+            self._changed.notify_all()
+        for instance in others:
+            log.warning("a second device %s was refused", name)
+            packet = encode(RefuseRequest(instance=instance))
+            list(self._ask(REFUSE.key(fleet=self._fleet.name, device=name), packet, deadline_s=INFO_DEADLINE_S))
 
-    def _attempt(self, name: str, device: _DeviceState, instance: str) -> tuple[DeviceInfo | None, EdvitError | None]:
-        info = None
+    def _look(self, name: str, device: _DeviceState) -> None:
+        """See what the device holds, load what it lacks, and try it unless it has answered already."""
+        with self._changed:
+            instance, target = device.instance, device.target
+        if instance is None:
+            return
+        problem: EdvitError | None = None
         try:
-            info = self._load_once(name, device, instance)
-            if device.planned:
-                self._try_once(name, device)
+            self._bring(name, device, instance, target)
         except EdvitError as error:
-            # The status shows the host and the limit of a device that is not ready, too.
-            with contextlib.suppress(EdvitError):
-                info = info or self._infos(name).get(instance)
-            return info, error
+            problem = error
         except Exception:
-            log.exception("loading device %s failed", name)
-            return info, ServiceError("internal error; see the gateway's log")
-        return info, None
+            log.exception("looking at device %s failed", name)
+            problem = ServiceError("internal error; see the gateway's log")
+        with self._changed:
+            if device.instance != instance or self._closing.is_set():
+                return
+            now = time.monotonic()
+            if problem is not None and str(problem) != device.problem:
+                log.info("device %s is not as planned: %s", name, problem)
+            device.problem = None if problem is None else str(problem)
+            device.look_at = now + LOOK_S
+            if isinstance(problem, MemoryLimitError):
+                device.refused = target
+            if problem is None and not device.breaker.closed:
+                device.breaker, device.since, device.seen = device.breaker.passed(now), now, True
+            elif problem is not None and not device.breaker.closed:
+                device.breaker = device.breaker.failed(now)
+            elif problem is not None and not device.answers:
+                device.look_at = now
+                device.breaker = device.breaker.failed_request(now)
+                device.since = device.since if device.breaker.closed else now
+            self._changed.notify_all()
 
-    def _load_once(self, name: str, device: _DeviceState, instance: str) -> DeviceInfo:
-        manifest = self._bundle.manifest
-        specs = tuple(_spec(manifest, submodel) for submodel in device.planned)
+    def _bring(self, name: str, device: _DeviceState, instance: str, target: tuple[int, ...]) -> None:
+        """Raises EdvitError where the device does not hold its target in the end, or does not answer."""
+        info = self._infos(name).get(instance)
+        self._take(name, device, instance, info)
+        if info is None:
+            raise UnavailableError("the device does not answer")
+        specs = tuple(_spec(self._bundle.manifest, submodel) for submodel in target)
+        other = self.lease.in_charge()
+        if other is not None:
+            self.lease.check()
+            if not self._held(info) and target:
+                raise UnavailableError(f"the gateway on {other.host}, which is in charge, has not loaded it yet")
+        elif self._held(info) != {spec.id: spec.sha256 for spec in specs}:
+            if target == device.refused:
+                raise MemoryLimitError(device.problem or "the device has refused its sub-models")
+            info = self._load(name, device, instance, specs)
+            self._take(name, device, instance, info)
+        held = frozenset(self._held(info))
+        if held and not (device.breaker.closed and held <= device.tried):
+            self._try(name, held, PROBE_FIRST_S if not device.seen else self._probe_s())
+        with self._changed:
+            if device.instance == instance:
+                device.tried = held
+
+    def _held(self, info: DeviceInfo) -> dict[int, str]:
+        """The digest of each sub-model of this bundle that the device holds."""
+        if info.bundle != self._bundle.digest:
+            return {}
+        known = {submodel.id: submodel.model.sha256 for submodel in self._bundle.manifest.submodels}
+        return {one.id: one.sha256 for one in info.submodels if known.get(one.id) == one.sha256}
+
+    def _take(self, name: str, device: _DeviceState, instance: str, info: DeviceInfo | None) -> None:
+        """Note what a device says of itself, or that it says nothing."""
+        in_charge = self.lease.in_charge() is None
+        with self._changed:
+            if device.instance != instance:
+                return
+            device.answers = info is not None
+            if info is None:
+                return
+            held = frozenset(self._held(info))
+            first = device.info is None
+            device.info, device.tried = info, device.tried & held
+            if first or not in_charge:
+                self._adopt(name, held)
+            self._changed.notify_all()
+
+    def _adopt(self, name: str, held: frozenset[int]) -> None:
+        """Take over where an earlier gateway, or the one in charge, has put sub-models of devices that are gone."""
+        moved = {submodel: where for submodel, where in self._moved.items() if where != name}
+        for submodel in held - set(self._devices[name].planned):
+            home = self._devices[self._planned[submodel]]
+            if not home.breaker.closed and submodel not in moved:
+                moved[submodel] = name
+                home.away = True
+        self._moved = moved
+        self._devices[name].target = _target(name, self._devices[name], moved)
+
+    def _load(self, name: str, device: _DeviceState, instance: str, specs: tuple[SubModelSpec, ...]) -> DeviceInfo:
         deadline_s = LOAD_BASE_S + sum(spec.bytes for spec in specs) / SLOWEST_LINK_BYTES_PER_S
         request = LoadRequest(
+            gateway=self.lease.instance,
+            gateway_host=self.lease.host,
             instance=instance,
             bundle=self._bundle.digest,
             submodels=specs,
-            memory_limit_bytes=device.memory_limit_bytes,
+            memory_limit_bytes=device.device.memory_bytes,
             deadline_s=deadline_s,
         )
         problem: EdvitError = UnavailableError("the device did not answer the request to load")
-        key = LOAD.key(fleet=self._fleet, device=name)
+        key = LOAD.key(fleet=self._fleet.name, device=name)
         for reply in self._ask(key, encode(request), deadline_s=deadline_s):
             if isinstance(reply, Failure):
                 problem = reply.error
@@ -280,26 +533,42 @@ class Reconciler:
             return info
         raise problem
 
-    def _try_once(self, name: str, device: _DeviceState) -> None:
-        """Make a first inference from end to end, so that a device that counts as ready has answered once."""
-        images = np.zeros((1, *self._bundle.manifest.preprocessing.shape), np.uint8)
-        expected = {submodel: self.expected[submodel] for submodel in device.planned}
+    def _try(self, name: str, submodels: frozenset[int], deadline_s: float) -> None:
+        """Make an inference from end to end, so that a device that counts as ready has answered."""
+        manifest = self._bundle.manifest
+        images = np.zeros((1, *manifest.preprocessing.shape), np.uint8)
+        expected = {one: Expected(name, manifest.submodel(one).feature_dim) for one in submodels}
         for pause in PROBE_PAUSES_S:
             self._closing.wait(pause)
             tried = gather(
                 self._ask_each,
-                self._fleet,
+                self._fleet.name,
                 self._bundle.digest,
                 images,
                 expected,
                 encoding=self._encoding,
-                deadline_s=PROBE_DEADLINE_S,
+                deadline_s=deadline_s,
             )
             if len(tried.features) == len(expected):
                 return
             if tried.problems:
                 raise tried.problems[0]
+            if tried.late:
+                break
         raise UnavailableError("the device did not answer a first inference")
+
+
+def _target(name: str, device: _DeviceState, moved: Placement) -> tuple[int, ...]:
+    """What a device shall hold: its part of the plan, and what it holds for others."""
+    return tuple(sorted({*device.planned, *(submodel for submodel, where in moved.items() if where == name)}))
+
+
+def _with_own_limit(device: _DeviceState) -> Device:
+    """The device of the fleet, with the memory limit that it was started with where that is smaller."""
+    own = device.info.memory_limit_bytes if device.info is not None else None
+    if own is None or own >= device.device.memory_bytes:
+        return device.device
+    return device.device.model_copy(update={"memory_mb": own / 1e6})
 
 
 def _spec(manifest: Manifest, submodel_id: int) -> SubModelSpec:
@@ -315,18 +584,44 @@ def _spec(manifest: Manifest, submodel_id: int) -> SubModelSpec:
     )
 
 
-def _status(name: str, device: _DeviceState) -> DeviceStatus:
+def _state(device: _DeviceState) -> State:
+    if device.instance is None:
+        return "offline"
+    if device.breaker.closed:
+        return "ready"
+    if device.refused == device.target:
+        return "refused"
+    return "silent" if device.problem is not None and not device.answers else "loading"
+
+
+def _status(device: _DeviceState) -> DeviceStatus:
     info = device.info
-    limits = [device.memory_limit_bytes, info.memory_limit_bytes if info is not None else None]
+    own = info.memory_limit_bytes if info is not None else None
     return DeviceStatus(
-        name=name,
-        alive=device.instance is not None,
+        name=device.device.name,
+        alive=device.instance is not None and device.answers,
         planned=device.planned,
-        submodels=tuple(submodel.id for submodel in info.submodels) if info is not None and device.ready else (),
+        submodels=tuple(sorted(device.ready)),
         memory_bytes=info.memory_bytes if info is not None else 0,
-        memory_limit_bytes=min((limit for limit in limits if limit is not None), default=None),
+        memory_limit_bytes=min(device.device.memory_bytes, own or device.device.memory_bytes),
         host=info.host if info is not None else None,
         pid=info.pid if info is not None else None,
         problem=device.problem,
-        in_fleet=device.memory_limit_bytes is not None,
+        state=_state(device),
+    )
+
+
+def _stranger(name: str) -> DeviceStatus:
+    return DeviceStatus(
+        name=name,
+        alive=True,
+        planned=(),
+        submodels=(),
+        memory_bytes=0,
+        memory_limit_bytes=None,
+        host=None,
+        pid=None,
+        problem=None,
+        in_fleet=False,
+        state="loading",
     )

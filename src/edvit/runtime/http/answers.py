@@ -45,6 +45,10 @@ class DeviceAnswer(_Answer):
 
     name: str
     online: bool
+    """Whether it is there and answers."""
+    state: Literal["offline", "silent", "loading", "ready", "refused"]
+    """`silent`: the network says that it is there, but it does not answer; it is probed. `refused`: it refuses what
+    is planned."""
     submodels: tuple[int, ...]
     """What it holds now."""
     planned: tuple[int, ...]
@@ -63,6 +67,10 @@ class FleetAnswer(_Answer):
     classes: tuple[str, ...]
     """Class names, in the order of their indices."""
     devices: tuple[DeviceAnswer, ...]
+    strangers: tuple[str, ...] = ()
+    """Names of devices that are there without being in the fleet; at most twenty."""
+    strangers_count: int = 0
+    """How many there are, up to a thousand."""
 
 
 class HealthAnswer(_Answer):
@@ -71,6 +79,8 @@ class HealthAnswer(_Answer):
     status: Literal["ready", "degraded", "not-ready"]
     submodels: int
     missing: tuple[int, ...]
+    missing_classes: tuple[str, ...] = ()
+    """The classes of the missing sub-models."""
 
 
 class ErrorDetail(_Answer):

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import time
 import weakref
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any, Literal, Protocol
 
+import anyio
 import anyio.to_thread
 from anyio import CapacityLimiter
 from fastapi import APIRouter, FastAPI, Request, Response
@@ -18,7 +20,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from edvit.bundle import Manifest
-from edvit.errors import EdvitError, OverloadedError, SlowUploadError
+from edvit.errors import DeadlineError, EdvitError, OverloadedError, SlowUploadError
 from edvit.inputs.preprocess import UInt8
 from edvit.runtime.gateway.reconcile import DeviceStatus
 from edvit.runtime.http.answers import (
@@ -46,11 +48,19 @@ MAX_REQUESTS = 80
 RETRY_AFTER_S = {429: 1, 503: 5, OverloadedError.code: 1}
 """Seconds after which to ask again, by an error's status or code: too much is over sooner than a device is back."""
 
+NAMED_STRANGERS = 20
+"""Devices outside the fleet that `/fleet` names."""
+
 
 class Predictor(Protocol):
     """What the API serves; a `Gateway` is one."""
 
-    def predict(self, images: UInt8) -> Prediction: ...
+    @property
+    def longest_s(self) -> float:
+        """No prediction may take longer, seconds."""
+        ...
+
+    def predict(self, images: UInt8, *, since: float | None = None) -> Prediction: ...
 
     def devices(self) -> tuple[DeviceStatus, ...]: ...
 
@@ -88,10 +98,11 @@ def _router(predictor: Predictor, manifest: Manifest, uploads: Uploads) -> APIRo
     async def predict(request: Request) -> Response:
         """Classify one image or sound, or a batch given as an array."""
         client = client_of(request)
-        async with uploads.read(request, client) as (images, is_batch, start), places.place(client):
+        async with uploads.read(request, client) as (images, is_batch, start), AsyncExitStack() as held:
             decoded = time.perf_counter()
+            await _place(held, places, client, predictor.longest_s)
             # One hop to a worker thread: waiting for devices would stall the event loop.
-            work = partial(predictor.predict, images)
+            work = partial(predictor.predict, images, since=decoded)
             prediction = await anyio.to_thread.run_sync(work, limiter=workers, abandon_on_cancel=True)
             return _json(_answer(prediction, is_batch, start, decoded))
 
@@ -112,6 +123,15 @@ def _router(predictor: Predictor, manifest: Manifest, uploads: Uploads) -> APIRo
 # --- POST /predict -----------------------------------------------------------------------------------------
 
 
+async def _place(held: AsyncExitStack, places: Places, client: str, longest_s: float) -> None:
+    """Wait for a place; a request that has not got one by its deadline is told so."""
+    try:
+        with anyio.fail_after(longest_s):
+            await held.enter_async_context(places.place(client))
+    except TimeoutError:
+        raise DeadlineError(f"every worker was busy for {longest_s:g} s: try again in a moment") from None
+
+
 def _answer(prediction: Prediction, is_batch: bool, start: float, decoded: float) -> Predicted | PredictedBatch:
     timings = AnswerTimings(
         total_ms=_ms(time.perf_counter() - start),
@@ -125,6 +145,7 @@ def _answer(prediction: Prediction, is_batch: bool, start: float, decoded: float
             predictions=prediction.images,
             degraded=prediction.degraded,
             missing=prediction.missing,
+            missing_classes=prediction.missing_classes,
             timings=timings,
         )
     (answer,) = prediction.answers
@@ -147,11 +168,17 @@ def health_of(manifest: Manifest, devices: tuple[DeviceStatus, ...]) -> HealthAn
         status = "ready"
     elif len(missing) == len(manifest.submodels):
         status = "not-ready"
-    return HealthAnswer(status=status, submodels=len(manifest.submodels), missing=missing)
+    return HealthAnswer(
+        status=status,
+        submodels=len(manifest.submodels),
+        missing=missing,
+        missing_classes=manifest.classes_of(missing),
+    )
 
 
 def fleet_of(manifest: Manifest, devices: tuple[DeviceStatus, ...]) -> FleetAnswer:
     """What each device holds and should hold."""
+    strangers = [device.name for device in devices if not device.in_fleet]
     return FleetAnswer(
         name=manifest.plan.fleet.name,
         classes=manifest.data.classes,
@@ -159,6 +186,7 @@ def fleet_of(manifest: Manifest, devices: tuple[DeviceStatus, ...]) -> FleetAnsw
             DeviceAnswer(
                 name=device.name,
                 online=device.alive,
+                state=device.state,
                 submodels=device.submodels,
                 planned=device.planned,
                 memory_bytes=device.memory_bytes,
@@ -167,7 +195,10 @@ def fleet_of(manifest: Manifest, devices: tuple[DeviceStatus, ...]) -> FleetAnsw
                 problem=device.problem,
             )
             for device in devices
+            if device.in_fleet
         ),
+        strangers=tuple(strangers[:NAMED_STRANGERS]),
+        strangers_count=len(strangers),
     )
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
-from edvit.errors import WireError
+from edvit.errors import VersionError, WireError, printable
 from edvit.fleet import first_problem
 from edvit.runtime.wire.packet import MAX_PAYLOAD_BYTES, Packet
 
-WIRE_VERSION: Literal[1] = 1
+WIRE_VERSION: Literal[2] = 2
 """Version of the protocol: the field `wire` of every header and every error."""
 MAX_HEADER_BYTES = 64 * 1024
 
@@ -26,12 +26,24 @@ class Header(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
-    wire: Literal[1] = WIRE_VERSION
+    wire: Literal[2] = WIRE_VERSION
+
+    @field_validator("*")
+    @classmethod
+    def _text_is_printable(cls, value: object) -> object:
+        """Whatever comes from the network passes here, before it can reach a terminal, a log or a page."""
+        return printable(value) if isinstance(value, str) else value
 
     @property
     def payload_bytes(self) -> int:
         """Bytes that the payload must have."""
         return 0
+
+
+class _Version(BaseModel):
+    """The one field that headers of every version have."""
+
+    wire: int
 
 
 def encode(header: Header, payload: bytes = b"") -> Packet:
@@ -45,7 +57,8 @@ def decode(kind: type[H], packet: Packet, max_payload: int = MAX_PAYLOAD_BYTES) 
     """Check a message against its type, and its payload's size against its header.
 
     Raises:
-        WireError: the header is too large, malformed or of another version, or the payload has another size.
+        VersionError: it is of another wire version.
+        WireError: the header is too large or malformed, or the payload has another size.
     """
     name = kind.__name__
     if len(packet.header) > MAX_HEADER_BYTES:
@@ -53,6 +66,7 @@ def decode(kind: type[H], packet: Packet, max_payload: int = MAX_PAYLOAD_BYTES) 
     try:
         header = kind.model_validate_json(packet.header)
     except ValidationError as error:
+        _check_version(packet.header)
         raise WireError(f"{name}: malformed header: {first_problem(error)}") from None
     if header.payload_bytes > max_payload:
         raise WireError(f"{name}: payload of {header.payload_bytes:,} bytes, at most {max_payload:,} are accepted")
@@ -61,3 +75,16 @@ def decode(kind: type[H], packet: Packet, max_payload: int = MAX_PAYLOAD_BYTES) 
             f"{name}: payload has {len(packet.payload):,} bytes where its header says {header.payload_bytes:,}"
         )
     return header
+
+
+def _check_version(header: bytes) -> None:
+    """Raises VersionError where the header says another version than ours."""
+    try:
+        version = _Version.model_validate_json(header).wire
+    except ValidationError:
+        return
+    if version != WIRE_VERSION:
+        raise VersionError(
+            f"a peer speaks wire version {version}, and this program {WIRE_VERSION}: "
+            "install the same version of edvit on the devices and the gateway"
+        )

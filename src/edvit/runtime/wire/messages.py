@@ -63,8 +63,28 @@ class SubModelSpec(Header):
     feature_dim: int = Field(gt=0)
 
 
+class GatewayRequest(Header):
+    """Asks a gateway what it is and serves."""
+
+
+class GatewayInfo(Header):
+    """What a gateway is and serves."""
+
+    instance: str = Field(pattern=_INSTANCE)
+    """Drawn at random when the gateway starts."""
+    host: str = Field(max_length=256)
+    pid: int = Field(gt=0)
+    bundle: str = Field(pattern=_SHA256)
+    age_s: float = Field(ge=0)
+    """Seconds since it started; clocks of different machines are never compared."""
+
+
 class LoadRequest(Header):
     """The sub-models a device shall hold: it drops all others, and loads what it lacks."""
+
+    gateway: str = Field(pattern=_INSTANCE)
+    """The gateway that tells it. A device refuses another bundle while the gateway that told it last is there."""
+    gateway_host: str = Field(max_length=256)
 
     instance: str = Field(pattern=_INSTANCE)
     """The process that is meant; another one of the same name refuses."""
@@ -133,6 +153,8 @@ class InferRequest(ArrayHeader):
     encoded_bytes: int | None = Field(default=None, gt=0)
     """Size of the payload; None for raw, where the shape says it."""
     bundle: str = Field(pattern=_SHA256)
+    request: str = Field(pattern=_INSTANCE)
+    """Drawn at random; the answers repeat it, so that one to an earlier request is told apart."""
     deadline_s: float = Field(gt=0)
     """Seconds from arrival after which nobody waits for the answer."""
 
@@ -156,6 +178,8 @@ class InferReply(ArrayHeader):
 
     dtype: Literal["float32"] = "float32"
     shape: tuple[int, ...] = Field(min_length=2, max_length=2)
+    request: str = Field(pattern=_INSTANCE)
+    """That of the `InferRequest`."""
     submodel: int = Field(ge=0)
     device: str = Field(pattern=NAME_PATTERN)
     seconds: float = Field(ge=0)

@@ -42,3 +42,7 @@ BLOB = Topic("edvit/{fleet}/blobs/{sha256}")
 
 ALIVE = Topic("edvit/{fleet}/devices/{device}/alive/{instance}")
 """A liveliness token, never asked. The instance tells a restarted device from the one it replaces."""
+
+GATEWAY = Topic("edvit/{fleet}/gateways/{instance}")
+GATEWAY_ALIVE = Topic("edvit/{fleet}/gateways/{instance}/alive")
+"""A liveliness token, as that of a device: devices tell by it whether there is a gateway."""

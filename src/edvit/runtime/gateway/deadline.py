@@ -1,0 +1,68 @@
+"""How long a prediction may take: what the operator says, or what the last answers took."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import deque
+
+LONGEST_S = 2.0
+"""The deadline until enough answers are known, and the longest one that is learned."""
+FLOOR_S = 0.5
+FACTOR = 4.0
+"""A learned deadline is so many times the 99th percentile of the last answers."""
+WINDOW = 512
+"""Answers that are looked at, for each size of batch."""
+ENOUGH = 50
+EVERY = 16
+"""Answers after which the deadline is computed anew."""
+
+
+class Deadline:
+    """The deadline of predictions, seconds. Thread-safe.
+
+    Batches are told apart by their size, rounded up to a power of two, because larger ones take longer.
+
+    Args:
+        fixed_s: the deadline of every prediction; None to learn it.
+    """
+
+    def __init__(self, fixed_s: float | None) -> None:
+        self._fixed_s = fixed_s
+        self._taken: dict[int, deque[float]] = {}
+        self._learned: dict[int, float] = {}
+        self._since: dict[int, int] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def longest_s(self) -> float:
+        """No deadline is longer."""
+        return LONGEST_S if self._fixed_s is None else self._fixed_s
+
+    def of(self, batch: int) -> float:
+        """Seconds that a prediction of so many images may take."""
+        return self._learned.get(_size(batch), self.longest_s)
+
+    def took(self, batch: int, seconds: float) -> None:
+        """Learn from an answer that was not held up by a device that hangs."""
+        if self._fixed_s is not None:
+            return
+        size = _size(batch)
+        with self._lock:
+            taken = self._taken.setdefault(size, deque(maxlen=WINDOW))
+            taken.append(seconds)
+            self._since[size] = self._since.get(size, 0) + 1
+            if len(taken) >= ENOUGH and self._since[size] >= EVERY:
+                self._since[size] = 0
+                self._learned[size] = learned_s(taken)
+
+
+def learned_s(taken: deque[float]) -> float:
+    """How long to wait, by what was waited for before, seconds."""
+    ordered = sorted(taken)
+    p99 = ordered[math.ceil(0.99 * len(ordered)) - 1]
+    return min(max(FACTOR * p99, FLOOR_S), LONGEST_S)
+
+
+def _size(batch: int) -> int:
+    return (batch - 1).bit_length()
