@@ -18,7 +18,7 @@ from pathlib import Path
 from edvit.bundle import Bundle
 from edvit.errors import UnavailableError
 from edvit.runtime.http.server import bind
-from edvit.runtime.service import Service, serve_on
+from edvit.runtime.service import Protection, Service, serve_on
 from edvit.runtime.wire.image_encoding import ImageEncoding
 
 READY_S = 60.0
@@ -49,6 +49,7 @@ def serve_locally(
     deadline_s: float = 2.0,
     image_encoding: ImageEncoding = "raw",
     ready_s: float = READY_S,
+    protection: Protection | None = None,
 ) -> Iterator[LocalService]:
     """Serve a bundle from this machine alone until the block ends; every sub-model is ready when it begins.
 
@@ -60,6 +61,7 @@ def serve_locally(
         deadline_s: how long a prediction waits for features, seconds.
         image_encoding: as for `Gateway`.
         ready_s: how long the devices may take to load their sub-models, seconds.
+        protection: as for `serve`; its `wire` is None, as the devices are reached over the loopback interface alone.
 
     Raises:
         PortInUseError: the HTTP address is taken; no device was started.
@@ -79,6 +81,7 @@ def serve_locally(
             deadline_s=deadline_s,
             image_encoding=image_encoding,
             scouting=False,
+            protection=protection,
         ) as service,
     ):
         _wait_ready(service, devices, Path(folder), ready_s)

@@ -1,0 +1,19 @@
+"""Which addresses others than this machine can reach."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine's own loopback interface: `localhost`, `127.0.0.1`, `::1`, `[::1]`."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def beyond_loopback(endpoints: Iterable[str]) -> list[str]:
+    """Those of some endpoints, `PROTOCOL/HOST:PORT`, that are on a network."""
+    return [endpoint for endpoint in endpoints if not is_loopback(endpoint.partition("/")[2].rpartition(":")[0])]
