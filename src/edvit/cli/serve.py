@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from datetime import datetime, timezone
@@ -83,6 +84,8 @@ def serve(
     from edvit.runtime.service import serve as serve_fleet
     from edvit.runtime.service import until_signalled
 
+    if sys.stdout is None or not sys.stdout.isatty():
+        os.environ.setdefault("NO_COLOR", "1")  # for Zenoh, which logs who is refused
     open_to = exposed(host, None if local else listen or NETWORK.format(protocol="tcp"))
     folder = keys_folder(keys, insecure, open_to)
     if folder is None and open_to:
@@ -122,9 +125,8 @@ def serve(
                 protection=own,
             ) as service:
                 print(announcement(service.url, verified))
-                print("\n".join(["On each device, type:", *device_commands(plan, listening, insecure)]))
-                if folder is not None:
-                    print("\n".join(lacking_keys(folder, plan, listening)))
+                lacking = lacking_keys(folder, plan, listening) if folder is not None else []
+                print("\n".join(["On each device, type:", *device_commands(plan, listening, insecure), *lacking]))
                 report_changes(service.gateway)
 
 

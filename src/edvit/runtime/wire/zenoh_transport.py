@@ -42,7 +42,7 @@ ROOM_BYTES = 2 * 65_535
 """Bytes that the queue of an idle peer takes at once: two of Zenoh's messages."""
 
 REFUSALS = "off,zenoh_link_tls=warn,zenoh::net::routing::interceptor::access_control=info"
-"""What of Zenoh's own log goes to standard error: connections that are refused, and who is none of the fleet's."""
+"""What of Zenoh's own log goes to standard output: connections that are refused, and links of who is no member."""
 
 _RETRY = {"period_init_ms": 100, "period_max_ms": 1000, "period_increase_factor": 2}
 
@@ -74,7 +74,7 @@ class ZenohTransport:
             check_endpoint(endpoint)
             if tls is not None and not endpoint.startswith(f"{PROTOCOL}/"):
                 raise ConfigError(f"{endpoint}: with keys, an endpoint is of the form {PROTOCOL}/HOST:PORT")
-        if tls is not None:
+        if tls is not None and tls.access is not None:
             zenoh.init_log_from_env_or(REFUSALS)
         try:
             self._session = zenoh.open(_config(connect, listen, scouting, tls))
