@@ -90,4 +90,4 @@ def test_every_field_of_an_answer_is_explained():
 
 def test_the_serving_guide_has_its_commands():
     found = {line.split()[0] for line in re.findall(r"^    edvit (.+)$", SERVING, re.MULTILINE)}
-    assert found == {"inspect", "serve", "device", "predict", "evaluate"}
+    assert found == {"inspect", "keys", "serve", "device", "predict", "evaluate"}

@@ -85,6 +85,7 @@ def test_what_cannot_be_is_one_line(edvit, words, message):
         ("::1", "tcp/0.0.0.0:7447", ["--listen tcp/0.0.0.0:7447"]),
         ("gateway.local", None, ["--host gateway.local"]),
         ("localhost", None, []),
+        ("localhost", "tls/127.0.0.1:1", ["--listen tls/127.0.0.1:1"]),
     ],
 )
 def test_what_others_can_reach_is_found(host, listen, found):

@@ -1,6 +1,6 @@
 import pytest
 
-from edvit.runtime.exposure import beyond_loopback, is_loopback
+from edvit.runtime.exposure import is_loopback, wanting_keys
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.8.8.8", "::1", "[::1]"])
@@ -14,6 +14,6 @@ def test_others_reach_it(host):
 
 
 def test_endpoints():
-    own = ["tcp/127.0.0.1:1", "tls/[::1]:1", "tcp/localhost:1"]
-    network = ["tcp/0.0.0.0:7447", "tls/[::]:7447", "nonsense"]
-    assert beyond_loopback([*own, *network]) == network
+    own = ["tcp/127.0.0.1:1", "tcp/[::1]:1", "tcp/localhost:1"]
+    network = ["tcp/0.0.0.0:7447", "tls/127.0.0.1:7447", "nonsense"]
+    assert wanting_keys([*own, *network]) == network

@@ -99,6 +99,14 @@ def test_an_expired_certificate_is_refused_and_logged(running, capfd):
     running.check()
 
 
+def test_a_link_ends_when_its_certificate_expires(fleet):
+    member = fleet.join("dev-1", days=20 / 86_400)
+    fleet.gateway(fleet.transport())
+    leaf = fleet.leaf(member)
+    eventually(lambda: linked(leaf, fleet))
+    eventually(lambda: not linked(leaf, fleet), 120)
+
+
 def test_the_gateways_own_key_is_no_devices(running):
     refused(running, running.gateway_tls())
     running.check()

@@ -109,13 +109,13 @@ def device_keys(
         ConfigError: the gateway is on a network, and there are no keys and no `--insecure`; or both are given.
     """
     from edvit.errors import ConfigError
-    from edvit.runtime.exposure import beyond_loopback
+    from edvit.runtime.exposure import wanting_keys
     from edvit.runtime.keys.files import default_folder
     from edvit.runtime.wire.mutual_tls import device_tls
 
     if keys is not None and insecure:
         raise ConfigError("--keys and --insecure: give one of them")
-    on_network = not connect or beyond_loopback([*connect, *listen])
+    on_network = not connect or wanting_keys([*connect, *listen])
     if keys is None and (insecure or not on_network):
         return None
     place = (keys or default_folder()) / "device" / name

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 from cyclopts import Parameter
 
 from edvit.cli import Port, PositiveFloat
-from edvit.runtime.exposure import beyond_loopback, is_loopback
+from edvit.runtime.exposure import is_loopback, wanting_keys
 from edvit.runtime.keys.tokens import RATE
 from edvit.runtime.wire.image_encoding import ImageEncoding
 from edvit.units import counted
@@ -121,7 +121,7 @@ def serve(
                 deadline_s=deadline_s,
                 image_encoding=image_encoding,
                 # Who looks for others by multicast links to whoever answers: not from a machine that keeps to itself.
-                scouting=own is not None or bool(beyond_loopback([listening])),
+                scouting=own is not None or bool(wanting_keys([listening])),
                 protection=own,
             ) as service:
                 print(announcement(service.url, verified))
@@ -131,9 +131,9 @@ def serve(
 
 
 def exposed(host: str, listen: str | None) -> list[str]:
-    """The options by which other machines can reach the gateway."""
+    """The options that want keys, as other machines can reach the gateway by them."""
     found = [] if is_loopback(host) else [f"--host {host}"]
-    return found + [f"--listen {endpoint}" for endpoint in beyond_loopback([listen] if listen else [])]
+    return found + [f"--listen {endpoint}" for endpoint in wanting_keys([listen] if listen else [])]
 
 
 def keys_folder(keys: Path | None, insecure: bool, open_to: list[str]) -> Path | None:
@@ -214,7 +214,7 @@ def check_fleet(fleet: Fleet, plan: PlanInfo, path: Path) -> None:
 
 def device_commands(plan: PlanInfo, listen: str, insecure: bool = False) -> list[str]:
     """What to type on each device that holds something."""
-    connect = reachable(listen) + (" --insecure" if insecure and beyond_loopback([listen]) else "")
+    connect = reachable(listen) + (" --insecure" if insecure and wanting_keys([listen]) else "")
     holders = {line.device for line in plan.placed}
     return [
         f"  edvit device --name {device.name} --fleet {plan.fleet.name} --connect {connect}"

@@ -14,6 +14,11 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def beyond_loopback(endpoints: Iterable[str]) -> list[str]:
-    """Those of some endpoints, `PROTOCOL/HOST:PORT`, that are on a network."""
-    return [endpoint for endpoint in endpoints if not is_loopback(endpoint.partition("/")[2].rpartition(":")[0])]
+def wanting_keys(endpoints: Iterable[str]) -> list[str]:
+    """Those of some endpoints, `PROTOCOL/HOST:PORT`, that others can reach, or that are asked to speak TLS."""
+
+    def wants(endpoint: str) -> bool:
+        protocol, _, address = endpoint.partition("/")
+        return protocol == "tls" or not is_loopback(address.rpartition(":")[0])
+
+    return [endpoint for endpoint in endpoints if wants(endpoint)]
