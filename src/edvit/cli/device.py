@@ -66,7 +66,7 @@ def device(
     from edvit.errors import ConfigError
     from edvit.fleet import NAME_PATTERN
     from edvit.runtime.device.agent import DeviceAgent
-    from edvit.runtime.wire.zenoh_transport import ZenohTransport
+    from edvit.runtime.wire.zenoh_transport import ZenohTransport, check_endpoint
 
     for option, value in (("--name", name), ("--fleet", fleet)):
         if re.fullmatch(NAME_PATTERN, value) is None:
@@ -74,6 +74,8 @@ def device(
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(levelname)s %(message)s"
     )
+    for endpoint in (*connect, *listen):
+        check_endpoint(endpoint)
     tls = device_keys(name, keys, insecure, connect, listen)
     give_memory_back()
     with contextlib.ExitStack() as stack:

@@ -83,9 +83,12 @@ def serve(
     from edvit.runtime.local import serve_locally
     from edvit.runtime.service import serve as serve_fleet
     from edvit.runtime.service import until_signalled
+    from edvit.runtime.wire.zenoh_transport import check_endpoint
 
     if sys.stdout is None or not sys.stdout.isatty():
         os.environ.setdefault("NO_COLOR", "1")  # for Zenoh, which logs who is refused
+    if listen is not None:
+        check_endpoint(listen)
     open_to = exposed(host, None if local else listen or NETWORK.format(protocol="tcp"))
     folder = keys_folder(keys, insecure, open_to)
     if folder is None and open_to:
