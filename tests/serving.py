@@ -102,7 +102,7 @@ def _read_url(process):
     said = []
     for line in process.stdout:
         said.append(line)
-        if found := re.search(r"Gateway at (http://\S+)", line):
+        if found := re.search(r"Gateway at (https?://\S+)", line):
             return found.group(1)
     raise AssertionError(f"edvit serve ended: {''.join(said)}")
 

@@ -3,6 +3,8 @@
 import ast
 import re
 import shlex
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 
 import pytest
@@ -35,7 +37,7 @@ def lines_starting(word):
 
 
 def options_of(name):
-    arguments = BENCHMARKS[name] if name in BENCHMARKS else app[name]
+    arguments = BENCHMARKS[name] if name in BENCHMARKS else reduce(getitem, name.split(), app)
     known = {option for argument in arguments.assemble_argument_collection() for option in argument.names}
     # The table of the paper hands on to `edvit build` what it does not know.
     return known | options_of("build") if name == "bench paper" else known
@@ -44,8 +46,8 @@ def options_of(name):
 @pytest.mark.parametrize("line", lines_starting("edvit"))
 def test_every_command_exists_with_its_options(line):
     name, *words = shlex.split(line, comments=True)
-    if name == "bench":
-        name = f"bench {words.pop(0)}"
+    if name in ("bench", "keys"):
+        name = f"{name} {words.pop(0)}"
     assert {word for word in words if word.startswith("-")} <= options_of(name)
 
 
@@ -58,6 +60,7 @@ def test_every_make_target_exists(line):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_option_in_the_text_exists(page):
     names = ("plan", "serve", "device", "predict", "evaluate", "inspect", "build", "bench compare")
+    names += tuple(f"keys {name}" for name in app["keys"] if not name.startswith("-"))
     known = set().union(*map(options_of, names))
     assert set(re.findall(r"`(--[a-z-]+)", page.read_text())) <= known
 
@@ -87,4 +90,4 @@ def test_every_field_of_an_answer_is_explained():
 
 def test_the_serving_guide_has_its_commands():
     found = {line.split()[0] for line in re.findall(r"^    edvit (.+)$", SERVING, re.MULTILINE)}
-    assert found == {"inspect", "serve", "device", "predict", "evaluate"}
+    assert found == {"inspect", "keys", "serve", "device", "predict", "evaluate"}

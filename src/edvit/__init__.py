@@ -3,7 +3,7 @@
     bundle = edvit.build(data="digits", fleet=local_fleet(5), out="digits-bundle")          # needs edvit[build]
     bundle = edvit.read_bundle("digits-bundle")
     edvit.LocalPredictor(bundle).predict("photo.jpg").label                                 # one process
-    edvit.Gateway(bundle, edvit.ZenohTransport(listen=["tcp/0.0.0.0:7447"]))                # devices
+    edvit.Gateway(bundle, edvit.ZenohTransport(listen=["tcp/127.0.0.1:7447"]))                # devices
 
 Importing the package imports none of its parts: a device pays for what it uses alone.
 """

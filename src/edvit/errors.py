@@ -141,6 +141,32 @@ class TooManyRequestsError(UserError):
     http_status = 429
 
 
+class UnauthorizedError(UserError):
+    """A request carries no token that the gateway knows."""
+
+    code = "unauthorized"
+    http_status = 401
+
+
+class ForbiddenError(UserError):
+    """A request's token lacks the scope for what it asks."""
+
+    code = "forbidden"
+    http_status = 403
+
+
+class RateLimitError(UserError):
+    """One client asks more often than it may.
+
+    Attributes:
+        retry_after_s: when it may ask again, seconds; 1 where that is not known.
+    """
+
+    code = "rate-limit"
+    http_status = 429
+    retry_after_s: int = 1
+
+
 class MissingExtraError(UserError):
     """A command needs an optional part of the package that is not installed."""
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from edvit.builder.pipeline import build
+from edvit.cli.access import AccessOptions
 from edvit.cli.evaluate import answering
 from edvit.inputs.audio import Spectrogram
 from edvit.inputs.datasets import read_split
@@ -33,7 +34,7 @@ def finished(request, tiny_build, tmp_path_factory):
 
 
 def test_it_agrees_with_the_build_to_the_last_image(finished, edvit):
-    with answering(str(finished.bundle.path)) as (classes, ask):
+    with answering(str(finished.bundle.path), AccessOptions()) as (classes, ask):
         found = evaluate(read_split("digits", "test").with_classes(classes), ask)
     assert np.array_equal(found.predicted, finished.built.test.fused.argmax(axis=1))
     code, out, _ = edvit("evaluate", finished.bundle.path, "--data", "digits", "--json")

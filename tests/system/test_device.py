@@ -257,7 +257,8 @@ def run_device(*arguments):
         (["--name", "d", "--fleet", "a b"], "--fleet 'a b'"),
         (["--name", "d", "--connect", "127.0.0.1"], "write tcp/HOST:PORT"),
         (["--name", "d", "--connect", "tcp/host:99999"], "at most 65535"),
-        (["--name", "d", "--listen", "http://x:1"], "write tcp/HOST:PORT"),
+        (["--name", "d", "--insecure", "--listen", "http://x:1"], "write tcp/HOST:PORT"),
+        (["--name", "d"], "device d needs keys"),
     ],
     ids=str,
 )

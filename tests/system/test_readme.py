@@ -18,6 +18,7 @@ from PIL import Image
 import edvit
 from edvit.builder.models.origin import find_weights
 from free_port import free_endpoint
+from shell_words import shell, shims
 from waiting import eventually
 
 ROOT = Path(__file__).parents[2]
@@ -26,16 +27,26 @@ SMALL = {"plan": ["--img-size", "32"], "build": ["--img-size", "32", "--base-epo
 CLASSES = ("bolt", "nut", "pin", "washer")
 
 
+def line_of(start):
+    """The README's first command that begins so."""
+    return re.search(rf"^    ({start}.*)$", README, re.MULTILINE).group(1)
+
+
 def command(name):
     """The README's line `edvit NAME ...`, as words after `edvit`."""
-    words = shlex.split(re.search(rf"^    edvit ({name} .+)$", README, re.MULTILINE).group(1))
+    words = shlex.split(line_of(f"edvit {name}").removeprefix("edvit "))
     return [*words, *SMALL.get(name, [])]
 
 
-def run(words, folder):
-    environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "edvit", *words]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+def run(words, folder, **more):
+    command, own = [sys.executable, "-m", "edvit", *words], environment(folder, **more)
+    return subprocess.run(command, cwd=folder, env=own, capture_output=True, text=True, timeout=600)
+
+
+def environment(folder, **more):
+    """Of a machine whose own settings and keys are in `folder`."""
+    own = {"XDG_CACHE_HOME": str(folder / "cache"), "XDG_CONFIG_HOME": str(folder / "config"), "OMP_NUM_THREADS": "1"}
+    return {**os.environ, **own, **more}
 
 
 def write_parts(folder):
@@ -96,15 +107,26 @@ def test_its_way_to_weights_gives_a_file_that_a_build_reads(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # its fixture trains; a machine ten times as busy is slow
 def test_the_readme_from_plan_to_predict(folder):
-    endpoint = free_endpoint()
+    endpoint = free_endpoint().replace("tcp/", "tls/")
     port = free_endpoint().rsplit(":", 1)[1]
-    url = f"http://127.0.0.1:{port}"
+    url = f"https://127.0.0.1:{port}"
     serve = [*command("serve"), "--port", port, "--listen", endpoint]
-    device = [endpoint if word.startswith("tcp/") else word for word in command("device")]
+    device = [endpoint if word.startswith("tls/") else word for word in command("device")]
+    shims(folder / "bin")
+    shell(line_of("edvit keys init"), folder, environment(folder))
+    token = shell(line_of("edvit keys token"), folder, environment(folder)).strip()
+    for name in ("pi-1", "pi-2"):
+        shell(line_of("ssh pi-1").replace("pi-1", name), folder, environment(folder))
+    access = {"EDVIT_TOKEN": token, "EDVIT_CA": str(folder / "config" / "edvit" / "keys" / "ca.crt")}
     devices = [[name if word == "pi-1" else word for word in device] for name in ("pi-1", "pi-2")]
+    started = [(serve, environment(folder))]
+    for name, words in zip(("pi-1", "pi-2"), devices, strict=True):
+        # They run on this machine, each with the keys that its `ssh` command made.
+        own = environment(folder, XDG_CONFIG_HOME=str(folder / name))
+        started.append(([*words, "--cache", str(folder / "cache")], own))
     processes = [
-        subprocess.Popen([sys.executable, "-m", "edvit", *words], cwd=folder, stdout=subprocess.PIPE)
-        for words in (serve, *([*words, "--cache", str(folder / "cache")] for words in devices))
+        subprocess.Popen([sys.executable, "-m", "edvit", *words], cwd=folder, stdout=subprocess.PIPE, env=own)
+        for words, own in started
     ]
     try:
         photo = folder / "parts" / "test" / "nut" / "0.png"
@@ -112,12 +134,12 @@ def test_the_readme_from_plan_to_predict(folder):
 
         def answer():
             asked = [url if word.startswith("http") else word for word in command("predict")]
-            done = run([*asked, "--json"], folder)
+            done = run([*asked, "--json"], folder, **access)
             return done.stdout if done.returncode == 0 and '"degraded":false' in done.stdout.replace(" ", "") else ""
 
         assert any(name in eventually(answer, timeout_s=300) for name in CLASSES)
         asked = [url if word.startswith("http") else word for word in command("evaluate")]
-        done = run(asked, folder)
+        done = run(asked, folder, **access)
         assert done.returncode == 0, done.stderr
         assert "accuracy" in done.stdout
     finally:

@@ -8,6 +8,7 @@ from edvit.cli.demo import demo
 from edvit.cli.device import device
 from edvit.cli.evaluate import evaluate
 from edvit.cli.inspect import inspect
+from edvit.cli.keys import keys
 from edvit.cli.plan import plan
 from edvit.cli.predict import predict
 from edvit.cli.serve import serve
@@ -16,3 +17,4 @@ __all__ = ["app"]
 
 for command in (build, demo, device, evaluate, inspect, plan, predict, serve):
     app.command(command)
+app.command(keys)

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from edvit.cli import NaturalInt, PositiveFloat
+
+if TYPE_CHECKING:
+    from edvit.runtime.wire.mutual_tls import MutualTls
+
+REFUSED = "; if it runs there, its log says whether it refuses this device's certificate"
 
 
 def device(
@@ -18,8 +23,8 @@ def device(
     connect: Annotated[
         tuple[str, ...],
         Parameter(
-            help="Where the gateway listens, tcp/HOST:PORT; may be given again. Default: the device looks for it on "
-            "the local network.",
+            help="Where the gateway listens, tls/HOST:PORT, or tcp/HOST:PORT without keys; may be given again. "
+            "Default: the device looks for it on the local network.",
         ),
     ] = (),
     listen: Annotated[
@@ -29,6 +34,16 @@ def device(
             "alone.",
         ),
     ] = (),
+    keys: Annotated[
+        Path | None,
+        Parameter(
+            help="Keys folder with this device's certificate, see `edvit keys request`. Default: ~/.config/edvit/keys, "
+            "where the gateway is on a network."
+        ),
+    ] = None,
+    insecure: Annotated[
+        bool, Parameter(help="Take models and images from whoever calls itself the gateway, without keys.")
+    ] = False,
     memory_mb: Annotated[
         PositiveFloat | None,
         Parameter(help="Memory that sub-models may use, 10^6 bytes; the limit in fleet.yaml holds as well."),
@@ -51,17 +66,20 @@ def device(
     from edvit.errors import ConfigError
     from edvit.fleet import NAME_PATTERN
     from edvit.runtime.device.agent import DeviceAgent
-    from edvit.runtime.wire.zenoh_transport import ZenohTransport
+    from edvit.runtime.wire.zenoh_transport import ZenohTransport, check_endpoint
 
     for option, value in (("--name", name), ("--fleet", fleet)):
-        if re.match(NAME_PATTERN, value) is None:
+        if re.fullmatch(NAME_PATTERN, value) is None:
             raise ConfigError(f"{option} {value!r}: use letters, digits, '.', '_' and '-', at most 63")
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(levelname)s %(message)s"
     )
+    for endpoint in (*connect, *listen):
+        check_endpoint(endpoint)
+    tls = device_keys(name, keys, insecure, connect, listen)
     give_memory_back()
     with contextlib.ExitStack() as stack:
-        transport = ZenohTransport(connect=connect, listen=listen, scouting=not connect)
+        transport = ZenohTransport(connect=connect, listen=listen, scouting=not connect, tls=tls)
         stack.callback(transport.close)
         agent = DeviceAgent(
             name,
@@ -76,10 +94,39 @@ def device(
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: agent.stop())
         print(f"{name}: started, looking for the gateway of fleet {fleet}", flush=True)
-        agent.run(alone=alone(fleet, connect))
+        if insecure and tls is None:
+            print(f"{name}: INSECURE: everybody on the network can give this device models and images", flush=True)
+        agent.run(alone=alone(fleet, connect) + (REFUSED if tls is not None else ""))
     # An inference may still run in its thread, and its C++ frames do not survive the end of the interpreter.
     sys.stdout.flush()
     os._exit(0)
+
+
+def device_keys(
+    name: str, keys: Path | None, insecure: bool, connect: Sequence[str], listen: Sequence[str]
+) -> MutualTls | None:
+    """The keys that this device uses; None for none.
+
+    Raises:
+        ConfigError: the gateway is on a network, and there are no keys and no `--insecure`; or both are given.
+    """
+    from edvit.errors import ConfigError
+    from edvit.runtime.exposure import wanting_keys
+    from edvit.runtime.keys.files import default_folder
+    from edvit.runtime.wire.mutual_tls import device_tls
+
+    if keys is not None and insecure:
+        raise ConfigError("--keys and --insecure: give one of them")
+    on_network = not connect or wanting_keys([*connect, *listen])
+    if keys is None and (insecure or not on_network):
+        return None
+    place = (keys or default_folder()) / "device" / name
+    if keys is None and not place.exists():
+        raise ConfigError(
+            f"device {name} needs keys: run `edvit keys request {name}`, or accept with --insecure that everybody on "
+            "the network may give this device models and images"
+        )
+    return device_tls(place, name)
 
 
 def alone(fleet: str, connect: Sequence[str]) -> str:

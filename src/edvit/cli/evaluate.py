@@ -11,6 +11,7 @@ from cyclopts import Parameter
 
 from edvit.builder.options import DATA_HELP, DATA_ROOT_HELP, SPLIT_BY_HELP
 from edvit.cli import Json, PositiveInt
+from edvit.cli.access import AccessOptions
 from edvit.inputs.datasets import Split
 from edvit.units import counted
 
@@ -34,6 +35,7 @@ def evaluate(
         PositiveInt | None,
         Parameter(help="At most so many of them, evenly spaced over the split; default: all."),
     ] = None,
+    access: AccessOptions = AccessOptions(),
     as_json: Annotated[Json, Parameter(help="Print JSON.")] = False,
 ) -> None:
     """Measure accuracy, per class too, and latency, one image or sound at a time."""
@@ -43,7 +45,7 @@ def evaluate(
     from edvit.inputs.datasets import FileSounds, read_split
     from edvit.runtime.evaluation import evaluate as measure
 
-    with answering(target) as (classes, ask):
+    with answering(target, access) as (classes, ask):
         by = split_by or built_with(target, data)
         images = read_split(data, split, data_root, by).with_classes(classes)
         console = Console(stderr=True)
@@ -70,14 +72,12 @@ def built_with(target: str, data: str) -> str | None:
 
 
 @contextmanager
-def answering(target: str) -> Iterator[tuple[tuple[str, ...], Ask]]:
+def answering(target: str, access: AccessOptions) -> Iterator[tuple[tuple[str, ...], Ask]]:
     """The class names of a gateway or a bundle, and a function that classifies the bytes of an image or sound file."""
     from edvit.runtime.evaluation import Classified
 
     if target.startswith(("http://", "https://")):
-        from edvit.runtime.http.client import Client
-
-        with Client(target) as client:
+        with access.client(target) as client:
 
             def ask_gateway(image: bytes) -> Classified:
                 answer = client.predict(image)

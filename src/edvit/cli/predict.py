@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from edvit.cli import Json
+from edvit.cli.access import AccessOptions
 
 if TYPE_CHECKING:
     from edvit.runtime.http.answers import Predicted
@@ -20,15 +21,15 @@ def predict(
     files: Annotated[tuple[Path, ...], Parameter(help="Image files, or sound files where the model takes sounds.")],
     /,
     *,
+    access: AccessOptions = AccessOptions(),
     as_json: Annotated[Json, Parameter(help="Print one JSON object per file and line.")] = False,
 ) -> int:
     """Classify image or sound files by a running gateway. A bad file stops no other; the exit code is then not 0."""
     from edvit.errors import EdvitError
-    from edvit.runtime.http.client import Client
 
     width = max(len(str(path)) for path in files)
     exit_code = 0
-    with Client(url) as client:
+    with access.client(url) as client:
         for path in files:
             try:
                 answer = ask(client, path)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 from cyclopts import Parameter
 
 from edvit.cli import Port, PositiveFloat
+from edvit.runtime.exposure import is_loopback, wanting_keys
+from edvit.runtime.keys.tokens import RATE
 from edvit.runtime.wire.image_encoding import ImageEncoding
 from edvit.units import counted
 
@@ -17,10 +22,16 @@ if TYPE_CHECKING:
     from edvit.fleet import Fleet
     from edvit.runtime.gateway.gateway import Gateway
     from edvit.runtime.gateway.reconcile import DeviceStatus
+    from edvit.runtime.service import Protection
 
 POLL_S = 0.25
-STRANGERS = 20
+NAMED_STRANGERS = 20
 """Devices outside the fleet that are named."""
+
+NETWORK = "{protocol}/0.0.0.0:7447"
+"""Where devices connect to unless it is said otherwise."""
+
+STRANGERS = "Everybody on the network can read images, load models and answer for devices."
 
 
 def serve(
@@ -34,8 +45,30 @@ def serve(
     host: Annotated[str, Parameter(help="Address for HTTP; 0.0.0.0 answers the whole network.")] = "127.0.0.1",
     port: Annotated[Port, Parameter(help="Port for HTTP; 0 takes a free one.")] = 8080,
     listen: Annotated[
-        str, Parameter(help="Zenoh endpoint that devices connect to; not with --local.")
-    ] = "tcp/0.0.0.0:7447",
+        str | None,
+        Parameter(
+            help="Zenoh endpoint that devices connect to; not with --local. Default: port 7447 of every address, "
+            "tls/0.0.0.0:7447 with keys and tcp/0.0.0.0:7447 without."
+        ),
+    ] = None,
+    keys: Annotated[
+        Path | None,
+        Parameter(
+            help="Keys folder that `edvit keys init` made: devices need its certificates, clients HTTPS and its "
+            "tokens. Default: ~/.config/edvit/keys, where other machines can reach the gateway."
+        ),
+    ] = None,
+    tls_cert: Annotated[
+        Path | None, Parameter(help="Certificate for HTTPS in place of the keys folder's, PEM; with --tls-key.")
+    ] = None,
+    tls_key: Annotated[Path | None, Parameter(help="Its private key, PEM.")] = None,
+    rate_limit: Annotated[
+        str, Parameter(help="Requests that each token may make, such as 100/second or 10/minute.")
+    ] = RATE,
+    insecure: Annotated[
+        bool,
+        Parameter(help="Let everybody on the network use the gateway and answer for devices, without keys."),
+    ] = False,
     deadline_s: Annotated[
         PositiveFloat | None,
         Parameter(
@@ -57,10 +90,26 @@ def serve(
     from edvit.runtime.local import serve_locally
     from edvit.runtime.service import serve as serve_fleet
     from edvit.runtime.service import until_signalled
+    from edvit.runtime.wire.zenoh_transport import check_endpoint
 
+    if sys.stdout is None or not sys.stdout.isatty():
+        os.environ.setdefault("NO_COLOR", "1")  # for Zenoh, which logs who is refused
+    if listen is not None:
+        check_endpoint(listen)
+    open_to = exposed(host, None if local else listen or NETWORK.format(protocol="tcp"))
+    folder = keys_folder(keys, insecure, open_to)
+    if folder is None and open_to:
+        print(f"INSECURE: {' and '.join(open_to)} without keys. {STRANGERS}", file=sys.stderr)
+    listening = listen or NETWORK.format(protocol="tcp" if folder is None else "tls")
     verified = read_bundle(bundle)
     if fleet is not None:
         check_fleet(load_fleet(fleet), verified.manifest.plan, fleet)
+    plan = verified.manifest.plan
+    own = (
+        None
+        if folder is None
+        else protection(folder, plan, network=not local, tls_cert=tls_cert, tls_key=tls_key, rate=rate_limit)
+    )
     with until_signalled():
         if local:
             with serve_locally(
@@ -70,6 +119,7 @@ def serve(
                 deadline_s=deadline_s,
                 image_encoding=image_encoding,
                 strict=strict,
+                protection=own,
             ) as service:
                 print(announcement(service.url, verified))
                 report_changes(service.gateway)
@@ -78,14 +128,88 @@ def serve(
                 verified,
                 host=host,
                 port=port,
-                listen=listen,
+                strict=strict,
+                listen=listening,
                 deadline_s=deadline_s,
                 image_encoding=image_encoding,
-                strict=strict,
+                # Who looks for others by multicast links to whoever answers: not from a machine that keeps to itself.
+                scouting=own is not None or bool(wanting_keys([listening])),
+                protection=own,
             ) as service:
                 print(announcement(service.url, verified))
-                print("\n".join(["On each device, type:", *device_commands(verified.manifest.plan, listen)]))
+                lacking = lacking_keys(folder, plan, listening) if folder is not None else []
+                print("\n".join(["On each device, type:", *device_commands(plan, listening, insecure), *lacking]))
                 report_changes(service.gateway)
+
+
+def exposed(host: str, listen: str | None) -> list[str]:
+    """The options that want keys, as other machines can reach the gateway by them."""
+    found = [] if is_loopback(host) else [f"--host {host}"]
+    return found + [f"--listen {endpoint}" for endpoint in wanting_keys([listen] if listen else [])]
+
+
+def keys_folder(keys: Path | None, insecure: bool, open_to: list[str]) -> Path | None:
+    """The keys folder to use; None for none.
+
+    Raises:
+        ConfigError: other machines can reach the gateway, and there are no keys and no `--insecure`; or both are given.
+    """
+    from edvit.errors import ConfigError
+    from edvit.runtime.keys.files import default_folder
+
+    if keys is not None and insecure:
+        raise ConfigError("--keys and --insecure: give one of them")
+    if keys is not None or insecure or not open_to:
+        return keys
+    if not (default_folder() / "gateway.crt").exists():
+        raise ConfigError(
+            f"{' and '.join(open_to)} needs keys: run `edvit keys init` first, or accept with --insecure that "
+            "everybody on the network may use the gateway and answer for devices"
+        )
+    return default_folder()
+
+
+def protection(
+    folder: Path,
+    plan: PlanInfo,
+    *,
+    network: bool,
+    tls_cert: Path | None = None,
+    tls_key: Path | None = None,
+    rate: str = RATE,
+) -> Protection:
+    """What a keys folder gives to a gateway; `network`: whether devices are on one. Raises ConfigError."""
+    from edvit.errors import ConfigError
+    from edvit.runtime.http.server import HttpsFiles
+    from edvit.runtime.keys.authority import gateway_tls
+    from edvit.runtime.keys.tokens import TokenList
+    from edvit.runtime.service import Protection
+
+    if (tls_cert is None) != (tls_key is None):
+        raise ConfigError("--tls-cert and --tls-key: give both")
+    wire = gateway_tls(folder, plan.fleet.name, datetime.now(timezone.utc))
+    https = HttpsFiles(tls_cert or wire.certificate, tls_key or wire.key)
+    return Protection(https, TokenList(folder), wire if network else None, rate)
+
+
+def lacking_keys(folder: Path, plan: PlanInfo, listen: str) -> list[str]:
+    """What is still to be done with keys before the fleet works, one line each."""
+    from edvit.runtime.keys.authority import gateway_hosts, members
+    from edvit.runtime.keys.tokens import tokens
+
+    now = datetime.now(timezone.utc)
+    valid = {member.name for member in members(folder) if member.is_valid(now)}
+    lines = [
+        f"  {name} has no valid certificate: run `edvit keys request {name}` there, `edvit keys issue` here, and start "
+        "the gateway again"
+        for name in sorted({line.device for line in plan.placed} - valid)
+    ]
+    host = reachable(listen).partition("/")[2].rpartition(":")[0].strip("[]")
+    if host not in gateway_hosts(folder):
+        lines.append(f"  The gateway's certificate does not name {host}: run `edvit keys init --host {host}`")
+    if not tokens(folder):
+        lines.append("  Nobody has a token for HTTP yet: run `edvit keys token NAME --scope predict,watch`")
+    return lines
 
 
 def check_fleet(fleet: Fleet, plan: PlanInfo, path: Path) -> None:
@@ -100,9 +224,9 @@ def check_fleet(fleet: Fleet, plan: PlanInfo, path: Path) -> None:
         raise ConfigError(f"{path}: lacks {', '.join(missing)}, where the bundle has sub-models; add it or build again")
 
 
-def device_commands(plan: PlanInfo, listen: str) -> list[str]:
+def device_commands(plan: PlanInfo, listen: str, insecure: bool = False) -> list[str]:
     """What to type on each device that holds something."""
-    connect = reachable(listen)
+    connect = reachable(listen) + (" --insecure" if insecure and wanting_keys([listen]) else "")
     holders = {line.device for line in plan.placed}
     return [
         f"  edvit device --name {device.name} --fleet {plan.fleet.name} --connect {connect}"
@@ -150,7 +274,7 @@ def report_changes(gateway: Gateway) -> NoReturn:
         devices = gateway.devices()
         named = [device for device in devices if device.in_fleet]
         fleet = [device.name for device in named]
-        named += [device for device in devices if not device.in_fleet][:STRANGERS]
+        named += [device for device in devices if not device.in_fleet][:NAMED_STRANGERS]
         # A device that is not of the fleet is not listed any more once it is gone.
         lines = dict.fromkeys(said, "gone") | {device.name: state_line(device, fleet) for device in named}
         for name, line in lines.items():

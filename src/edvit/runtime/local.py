@@ -18,7 +18,7 @@ from pathlib import Path
 from edvit.bundle import Bundle
 from edvit.errors import UnavailableError
 from edvit.runtime.http.server import bind
-from edvit.runtime.service import Service, serve_on
+from edvit.runtime.service import Protection, Service, serve_on
 from edvit.runtime.wire.image_encoding import ImageEncoding
 
 READY_S = 60.0
@@ -50,6 +50,7 @@ def serve_locally(
     image_encoding: ImageEncoding = "raw",
     strict: bool = False,
     ready_s: float = READY_S,
+    protection: Protection | None = None,
 ) -> Iterator[LocalService]:
     """Serve a bundle from this machine alone until the block ends; every sub-model is ready when it begins.
 
@@ -60,6 +61,7 @@ def serve_locally(
         host, port: the HTTP address; port 0 takes a free one.
         deadline_s, image_encoding, strict: as for `Gateway`.
         ready_s: how long the devices may take to load their sub-models, seconds.
+        protection: as for `serve`; its `wire` is None, as the devices are reached over the loopback interface alone.
 
     Raises:
         PortInUseError: the HTTP address is taken; no device was started.
@@ -80,6 +82,7 @@ def serve_locally(
             image_encoding=image_encoding,
             strict=strict,
             scouting=False,
+            protection=protection,
         ) as service,
     ):
         _wait_ready(service, devices, Path(folder), ready_s)

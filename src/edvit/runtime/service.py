@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from edvit.bundle import Bundle
 from edvit.runtime.gateway.gateway import Gateway
-from edvit.runtime.http.server import HttpServer, bind, missing_serve_extra
+from edvit.runtime.http.server import HttpServer, HttpsFiles, bind, missing_serve_extra
+from edvit.runtime.keys.tokens import RATE, TokenList
 from edvit.runtime.wire.image_encoding import ImageEncoding
+from edvit.runtime.wire.mutual_tls import MutualTls
 from edvit.runtime.wire.zenoh_transport import ZenohTransport
 
 
@@ -29,6 +32,27 @@ class Service:
     gateway: Gateway
 
 
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+
+@dataclass(frozen=True)
+class Protection:
+    """What keeps strangers out of a service.
+
+    Attributes:
+        https: the certificate of the HTTP API.
+        tokens: who may do what over HTTP.
+        wire: certificates and rules of the devices' network; None where no device is reached over one.
+        rate: requests that each token may make, e.g. `100/second`.
+    """
+
+    https: HttpsFiles
+    tokens: TokenList
+    wire: MutualTls | None
+    rate: str = RATE
+
+
 @contextlib.contextmanager
 def serve(
     bundle: Bundle,
@@ -39,6 +63,8 @@ def serve(
     deadline_s: float | None = None,
     image_encoding: ImageEncoding = "raw",
     strict: bool = False,
+    scouting: bool = True,
+    protection: Protection | None = None,
 ) -> Iterator[Service]:
     """Serve a bundle until the block ends; devices may come and go, and find it by multicast or by `listen`.
 
@@ -47,16 +73,26 @@ def serve(
         host, port: the HTTP address; port 0 takes a free one.
         listen: the Zenoh endpoint that devices connect to, e.g. `tcp/0.0.0.0:7447`.
         deadline_s, image_encoding, strict: as for `Gateway`.
+        scouting: whether devices may find the gateway by multicast.
+        protection: what keeps strangers out; with None everybody who reaches an address may use it.
 
     Raises:
         PortInUseError: the HTTP address or the Zenoh endpoint is taken.
-        ConfigError: one of them is no address of this machine, or Pillow cannot write that encoding.
+        ConfigError: one of them is no address of this machine, Pillow cannot write that encoding, or a file of
+            `protection` cannot be used.
         MissingExtraError: FastAPI or uvicorn is not installed.
     """
     with (
         bind(host, port) as bound,
         serve_on(
-            bound, bundle, listen=listen, deadline_s=deadline_s, image_encoding=image_encoding, strict=strict
+            bound,
+            bundle,
+            listen=listen,
+            deadline_s=deadline_s,
+            image_encoding=image_encoding,
+            strict=strict,
+            scouting=scouting,
+            protection=protection,
         ) as service,
     ):
         yield service
@@ -72,20 +108,33 @@ def serve_on(
     image_encoding: ImageEncoding,
     strict: bool = False,
     scouting: bool = True,
+    protection: Protection | None = None,
 ) -> Iterator[Service]:
-    """Serve as `serve` does, on a socket that is bound; `scouting` lets devices find the gateway by multicast."""
+    """Serve as `serve` does, on a socket that is bound."""
     try:
         from edvit.runtime.http.app import create_app
     except ImportError:
         raise missing_serve_extra() from None
+    wire, https = (protection.wire, protection.https) if protection else (None, None)
+    guarded = _guard(protection)
     with (
-        contextlib.closing(ZenohTransport(listen=[listen], scouting=scouting)) as transport,
+        contextlib.closing(ZenohTransport(listen=[listen], scouting=scouting, tls=wire)) as transport,
         contextlib.closing(
             Gateway(bundle, transport, deadline_s=deadline_s, image_encoding=image_encoding, strict=strict)
         ) as gateway,
-        HttpServer(create_app(gateway, bundle.manifest), bound) as server,
+        HttpServer(guarded(create_app(gateway, bundle.manifest)), bound, https) as server,
     ):
         yield Service(server.url, gateway)
+
+
+def _guard(protection: Protection | None) -> Callable[[ASGIApp], ASGIApp]:
+    """What is put before the API. Raises ConfigError for a rate that is none."""
+    if protection is None:
+        return lambda app: app
+    from edvit.runtime.http.guard import Guard, parse_rate
+
+    rate = parse_rate(protection.rate)
+    return lambda app: Guard(app, protection.tokens, rate)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ssl
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
@@ -9,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from edvit.errors import ConfigError, DeadlineError, UnavailableError, WireError, error_from
 from edvit.inputs.preprocess import UInt8
+from edvit.runtime.exposure import is_loopback
 from edvit.runtime.http.answers import ErrorAnswer, FleetAnswer, HealthAnswer, Predicted, PredictedBatch
 from edvit.runtime.http.body import FILE, NPY, to_npy
 from edvit.runtime.http.server import missing_serve_extra
@@ -18,19 +21,28 @@ if TYPE_CHECKING:
 
 A = TypeVar("A", bound=BaseModel)
 
+NOT_READY = 503
+"""The status of `/health` while no prediction is possible."""
+
 
 class Client:
     """Talks to one gateway over one kept-alive connection; a context manager. Not shared between threads.
 
+    Args:
+        url: of the gateway, http or https.
+        timeout_s: how long an answer may take, seconds.
+        token: what `edvit keys token` printed; None where the gateway wants none.
+        ca: PEM file with the authority that the gateway's certificate is of; None for those that the system trusts.
+
     Raises:
-        ConfigError: `url` is not an http or https address.
+        ConfigError: `url` is not an http or https address, `ca` is no such file, or the token would travel unencrypted.
         MissingExtraError: httpx is not installed.
 
     Every method raises what the gateway raised (`ImageError`, `TooLargeError`, `DeadlineError` ...),
     `UnavailableError` when nothing answers there, and `WireError` when what answers is no gateway.
     """
 
-    def __init__(self, url: str, *, timeout_s: float = 30.0) -> None:
+    def __init__(self, url: str, *, timeout_s: float = 30.0, token: str | None = None, ca: Path | None = None) -> None:
         try:
             import httpx
         except ImportError:
@@ -41,9 +53,17 @@ class Client:
             parsed = httpx.URL()
         if parsed.scheme not in ("http", "https") or not parsed.host:
             raise ConfigError(f"{url}: not a gateway's address; it looks like http://HOST:8080")
+        if token is not None and parsed.scheme == "http" and not is_loopback(parsed.host):
+            raise ConfigError(f"{url}: the token would travel unencrypted; use https")
         self.url = url.rstrip("/")
         # Straight to the gateway: a proxy of the environment is meant for the internet, not for the local network.
-        self._http = httpx.Client(base_url=self.url, timeout=timeout_s, trust_env=False)
+        self._http = httpx.Client(
+            base_url=self.url,
+            timeout=timeout_s,
+            trust_env=False,
+            verify=_trust(ca) if parsed.scheme == "https" else False,
+            headers={} if token is None else {"authorization": f"Bearer {token}"},
+        )
 
     def predict(self, file: bytes) -> Predicted:
         """Classify one image or sound, given as the bytes of a file."""
@@ -60,7 +80,7 @@ class Client:
     def health(self) -> HealthAnswer:
         """Whether predictions are possible; a gateway without devices is an answer, not an error."""
         response = self._request("GET", "/health")
-        return self._read(response, HealthAnswer)
+        return self._read(response if response.status_code == NOT_READY else self._checked(response), HealthAnswer)
 
     def fleet(self) -> FleetAnswer:
         """The devices and what they hold."""
@@ -90,7 +110,12 @@ class Client:
             return self._http.request(method, path, content=content, headers=headers)
         except httpx.TimeoutException:
             raise DeadlineError(f"{self.url}: no answer in time; is the gateway overloaded?") from None
-        except httpx.ConnectError:
+        except httpx.ConnectError as error:
+            if "CERTIFICATE_VERIFY_FAILED" in str(error):
+                raise UnavailableError(
+                    f"{self.url}: its certificate is not trusted; give its authority's file by --ca or EDVIT_CA, and "
+                    "an address that the certificate names"
+                ) from None
             raise UnavailableError(
                 f"{self.url}: nothing answers there; start `edvit serve`, or check the URL"
             ) from None
@@ -110,3 +135,11 @@ class Client:
             raise WireError(
                 f"{self.url}: what answers there is no edvit gateway (status {response.status_code}); check the URL"
             ) from None
+
+
+def _trust(ca: Path | None) -> ssl.SSLContext:
+    """The authorities that a gateway's certificate may be of. Raises ConfigError."""
+    try:
+        return ssl.create_default_context(cafile=ca)
+    except OSError:
+        raise ConfigError(f"{ca}: not a file with the certificate of an authority") from None

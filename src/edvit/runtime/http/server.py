@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import errno
 import socket
+import ssl
 import threading
+from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from edvit.errors import ConfigError, MissingExtraError, PortInUseError, UnavailableError
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI
+    from starlette.types import ASGIApp
 
 STARTUP_S = 10.0
 BACKLOG = 128
@@ -48,21 +51,48 @@ def bind(host: str, port: int) -> socket.socket:
     return bound
 
 
+@dataclass(frozen=True)
+class HttpsFiles:
+    """PEM files of an HTTPS server: its certificate, with those that vouch for it, and its private key."""
+
+    certificate: Path
+    key: Path
+
+    def check(self) -> None:
+        """Raises ConfigError if they cannot be used, or do not belong together."""
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.certificate, self.key, lambda: "")
+        except OSError as error:
+            raise ConfigError(
+                f"{self.certificate}, {self.key}: not a certificate and its unencrypted private key ({error.strerror})"
+            ) from None
+
+
 class HttpServer:
     """Serves `app` on `bound` until `close`; a context manager.
 
+    Args:
+        https: the files to serve HTTPS with; None serves HTTP.
+
     Attributes:
         url: where it answers, e.g. `http://127.0.0.1:8080`.
+
+    Raises:
+        ConfigError: the files of `https` cannot be used.
     """
 
-    def __init__(self, app: FastAPI, bound: socket.socket) -> None:
+    def __init__(self, app: ASGIApp, bound: socket.socket, https: HttpsFiles | None = None) -> None:
         try:
             import uvicorn
         except ImportError:
             raise missing_serve_extra() from None
         host, port = bound.getsockname()[:2]
         reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-        self.url = f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
+        scheme = "http"
+        if https is not None:
+            https.check()
+            scheme = "https"
+        self.url = f"{scheme}://[{reachable}]:{port}" if ":" in reachable else f"{scheme}://{reachable}:{port}"
         from edvit.runtime.http.connections import Connections, Followed, most_connections, protocol_for
 
         connections = Connections(most_connections())
@@ -78,6 +108,8 @@ class HttpServer:
             timeout_graceful_shutdown=1,
             server_header=False,
             timeout_keep_alive=30,
+            ssl_certfile=None if https is None else https.certificate,
+            ssl_keyfile=None if https is None else https.key,
         )
         self._server = uvicorn.Server(config)
         self._bound = bound

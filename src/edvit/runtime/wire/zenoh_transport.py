@@ -16,6 +16,7 @@ import zenoh
 
 from edvit.errors import ConfigError, PortInUseError, ServiceError
 from edvit.runtime.wire.failure import decode_error, encode_error
+from edvit.runtime.wire.mutual_tls import PROTOCOL, MutualTls, settings
 from edvit.runtime.wire.packet import MAX_PAYLOAD_BYTES, Packet
 from edvit.runtime.wire.transport import (
     Failure,
@@ -40,6 +41,9 @@ MAX_UNSENT = 16
 ROOM_BYTES = 2 * 65_535
 """Bytes that the queue of an idle peer takes at once: two of Zenoh's messages."""
 
+REFUSALS = "off,zenoh_link_tls=warn,zenoh::net::routing::interceptor::access_control=info"
+"""What of Zenoh's own log goes to standard output: connections that are refused, and links of who is no member."""
+
 _RETRY = {"period_init_ms": 100, "period_max_ms": 1000, "period_increase_factor": 2}
 
 
@@ -50,18 +54,30 @@ class ZenohTransport:
         connect: endpoints to reach and, when lost, to reach again: `tcp/HOST:PORT`. They need not be up yet.
         listen: endpoints to be reached at; empty for none.
         scouting: find peers on the local network by multicast.
+        tls: certificates on both sides, and on the gateway rules for who may do what; None for none, in the clear.
 
     Raises:
-        ConfigError: an endpoint is not of the form `tcp/HOST:PORT`.
+        ConfigError: an endpoint is not of the form `tcp/HOST:PORT`, or with `tls` not `tls/HOST:PORT`.
         PortInUseError: an endpoint to listen on is taken.
         ServiceError: Zenoh cannot start.
     """
 
-    def __init__(self, *, connect: Sequence[str] = (), listen: Sequence[str] = (), scouting: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        connect: Sequence[str] = (),
+        listen: Sequence[str] = (),
+        scouting: bool = True,
+        tls: MutualTls | None = None,
+    ) -> None:
         for endpoint in (*connect, *listen):
             check_endpoint(endpoint)
+            if tls is not None and not endpoint.startswith(f"{PROTOCOL}/"):
+                raise ConfigError(f"{endpoint}: with keys, an endpoint is of the form {PROTOCOL}/HOST:PORT")
+        if tls is not None and tls.access is not None:
+            zenoh.init_log_from_env_or(REFUSALS)
         try:
-            self._session = zenoh.open(_config(connect, listen, scouting))
+            self._session = zenoh.open(_config(connect, listen, scouting, tls))
         except zenoh.ZError as error:
             where = ", ".join(listen)
             if "in use" in str(error):
@@ -232,11 +248,11 @@ def check_endpoint(endpoint: str) -> None:
         raise ConfigError(f"{endpoint!r} is not an endpoint: the port must be at most 65535")
 
 
-def _config(connect: Sequence[str], listen: Sequence[str], scouting: bool) -> zenoh.Config:
+def _config(connect: Sequence[str], listen: Sequence[str], scouting: bool, tls: MutualTls | None) -> zenoh.Config:
     config: zenoh.Config = zenoh.Config()
     # Peers that scout must be reachable for each other; a device with an explicit gateway needs no open port.
-    listening = list(listen) or (["tcp/[::]:0"] if scouting else [])
-    settings: dict[str, Any] = {
+    listening = list(listen) or (["tcp/[::]:0"] if scouting and tls is None else [])
+    values: dict[str, Any] = {
         "mode": "peer",
         "connect/endpoints": list(connect),
         "connect/retry": _RETRY,
@@ -246,7 +262,7 @@ def _config(connect: Sequence[str], listen: Sequence[str], scouting: bool) -> ze
         "transport/shared_memory/enabled": False,
         "transport/link/rx/max_message_size": MAX_PAYLOAD_BYTES + 1024 * 1024,
     }
-    for name, value in settings.items():
+    for name, value in (values | (settings(tls) if tls is not None else {})).items():
         config.insert_json5(name, json.dumps(value))
     return config
 
