@@ -14,7 +14,7 @@ from edvit.runtime.wire.header import encode
 from edvit.runtime.wire.messages import BlobRequest, InfoRequest, LoadRequest
 from edvit.runtime.wire.mutual_tls import MutualTls
 from edvit.runtime.wire.packet import Packet
-from edvit.runtime.wire.topics import ALIVE, ANY, BLOB, INFER, INFO, LOAD
+from edvit.runtime.wire.topics import ALIVE, ANY, BLOB, GATEWAY_ALIVE, INFER, INFO, LOAD
 from edvit.runtime.wire.transport import Reply
 from fleet_in_memory import some_images
 from keyed_fleet import keyed_fleet
@@ -70,6 +70,13 @@ def linked(node, fleet):
     packet = encode(BlobRequest(offset=0, length=10))
     replies = node.ask(BLOB.key(fleet="local", sha256=digest), packet, deadline_s=SHORT_S)
     return any(isinstance(reply, Reply) for reply in replies)
+
+
+def test_a_member_sees_that_there_is_a_gateway(running):
+    seen = []
+    node = running.leaf(running.spare)
+    node.watch(GATEWAY_ALIVE.key(fleet="local", instance=ANY), lambda key, alive: seen.append((key, alive)))
+    eventually(lambda: [alive for _, alive in seen] == [True])
 
 
 # --- who has no key, or not the right one ------------------------------------------------------------------

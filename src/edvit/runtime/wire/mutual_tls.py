@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edvit.errors import ConfigError
-from edvit.runtime.wire.topics import ALIVE, ANY, BLOB, INFER, INFO, LOAD, REFUSE
+from edvit.runtime.wire.topics import ALIVE, ANY, BLOB, GATEWAY_ALIVE, INFER, INFO, LOAD, REFUSE
 
 PROTOCOL = "tls"
 
@@ -78,13 +78,15 @@ def settings(tls: MutualTls) -> dict[str, Any]:
 def access_control(fleet: str, members: Mapping[str, str]) -> dict[str, Any]:
     """What passes the gateway to and from each device; everything else is refused.
 
-    A device serves and answers its own keys, announces itself, and fetches model files: nothing more.
+    A device serves and answers its own keys, announces itself, sees whether there is a gateway, and fetches model
+    files: nothing more.
 
     Args:
         members: the common name of each device's certificate, by the device's name.
     """
     rules: list[dict[str, Any]] = []
     policies = []
+    here = [GATEWAY_ALIVE.key(fleet=fleet, instance=ANY)]
     for name in members:
         own = [topic.key(fleet=fleet, device=name) for topic in (INFO, LOAD, REFUSE)]
         own.append(INFER.key(fleet=fleet, submodel=ANY, device=name))
@@ -96,6 +98,10 @@ def access_control(fleet: str, members: Mapping[str, str]) -> dict[str, Any]:
             _rule(f"{name} is here", "ingress", ["liveliness_token"], alive),
             _rule(f"{name} asks for files", "ingress", ["query"], files),
             _rule(f"{name} gets files", "egress", ["reply", "declare_queryable"], files),
+            _rule(
+                f"{name} looks for a gateway", "ingress", ["declare_liveliness_subscriber", "liveliness_query"], here
+            ),
+            _rule(f"{name} sees the gateway", "egress", ["liveliness_token"], here),
         ]
         rules += passes
         policies.append({"rules": [rule["id"] for rule in passes], "subjects": [name]})
