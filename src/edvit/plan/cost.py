@@ -56,7 +56,7 @@ def model_cost(architecture: AnyArchitecture, precision: Precision = "fp32") -> 
         precision: of the weights. In int8 the matrices of a ViT's blocks take a byte a weight, and a scale (fp32) and
             a zero point (int8) for each output; embeddings, biases, norms and convolutions stay in fp32.
     """
-    input_bytes = architecture.channels * architecture.image_size**2
+    input_bytes = architecture.channels * architecture.image_size.pixels
     if isinstance(architecture, ConvArchitecture):
         params, flops = conv_params(architecture), conv_flops(architecture)
         activation_bytes = input_bytes + conv_activations(architecture) * ACTIVATION_BYTES
@@ -162,7 +162,7 @@ def peak_activation_bytes(architecture: Architecture) -> int:
     A runtime that fuses operators needs less; its own code and arena come on top and are not counted here.
     """
     tokens, dim = architecture.tokens, architecture.widths.dim
-    pixels = architecture.channels * architecture.image_size**2
+    pixels = architecture.channels * architecture.image_size.pixels
     stream = tokens * dim
     moments = [2 * pixels + stream]
     for block in architecture.widths.blocks:

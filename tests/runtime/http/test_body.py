@@ -13,6 +13,7 @@ from edvit.inputs.audio import Spectrogram
 from edvit.inputs.preprocess import Preprocessing, decode_file
 from edvit.runtime.http.body import FILE, NPY, read_images, read_npy, to_npy
 from edvit.runtime.wire.messages import MAX_BATCH
+from edvit.shape.image import ImageSize
 from sounds import encoded, tone
 
 HOW = Preprocessing(image_size=4, channels=3, mean=(0.0,) * 3, std=(1.0,) * 3)
@@ -127,3 +128,15 @@ def test_a_model_of_sounds_refuses_an_image_and_a_model_of_images_a_sound():
 def test_an_empty_body_says_so_whatever_its_type(media_type):
     with pytest.raises(ImageError, match="the body is empty"):
         read_images(b"", media_type, HOW)
+
+
+def test_inputs_that_are_not_square():
+    how = HOW.model_copy(update={"image_size": ImageSize(4, 6)})
+    buffer = io.BytesIO()
+    Image.effect_noise((60, 40), 80).convert("RGB").save(buffer, format="PNG")
+    images, is_batch = read_images(buffer.getvalue(), "image/png", how)
+    assert images.shape == (1, 3, 4, 6) and not is_batch
+    assert np.array_equal(images[0], decode_file(buffer.getvalue(), how))
+    assert np.array_equal(read_npy(to_npy(images), how), images)
+    with pytest.raises(ImageError, match=r"shape is \[3, 6, 4\]: send uint8 \[3, 4, 6\]"):
+        read_npy(to_npy(np.zeros((3, 6, 4), np.uint8)), how)

@@ -32,7 +32,7 @@ def read_images(data: bytes, media_type: str, how: Preprocessing) -> tuple[UInt8
         how: gives the shape; an array must have it already, a file is brought to it.
 
     Returns:
-        uint8 `[batch, channels, size, size]`, and whether the caller sent a batch rather than one image.
+        uint8 `[batch, channels, height, width]`, and whether the caller sent a batch rather than one image.
 
     Raises:
         UnsupportedMediaError: another media type, or the bytes are not of the kind that `how` takes.
@@ -54,7 +54,7 @@ def read_images(data: bytes, media_type: str, how: Preprocessing) -> tuple[UInt8
 
 
 def read_npy(data: bytes, how: Preprocessing) -> UInt8:
-    """A uint8 array `[channels, size, size]` or `[batch, channels, size, size]`; no copy, and never a pickle."""
+    """A uint8 array `[channels, height, width]` or `[batch, channels, height, width]`; no copy, and never a pickle."""
     expected = f"uint8 {list(how.shape)} or [batch, {', '.join(map(str, how.shape))}]"
     stream = io.BytesIO(data)
     try:
