@@ -220,7 +220,7 @@ def test_image_size_and_channels():
 @pytest.mark.parametrize("model", ["vit_digits_patch4_8", "vgg5"])
 def test_an_input_that_is_not_square_costs_what_its_pixels_do(model):
     def planned(size: str) -> dict:
-        flags = ("--model", model, "--classes", "4", "--devices", "2", "--img-size", size, "--json")
+        flags = ("--model", model, "--classes", "4", "--devices", "2", "--img-size", size, "--channels", "3", "--json")
         return json.loads(run(*flags))
 
     wide, tall = planned("16x48"), planned("48x16")
