@@ -42,8 +42,9 @@ def measure(name: str, classes: int, count: int) -> None:
     """Print one model's figures."""
     model = backbone.create(name, classes=classes).eval()
     architecture = backbone.describe(model)
-    size = architecture.image_size
-    images = torch.randn(count, architecture.channels, size, size, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(
+        count, architecture.channels, *architecture.image_size, generator=torch.Generator().manual_seed(0)
+    )
     start = time.perf_counter()
     importance.score(model, images, batch_size=count)
     fisher = (time.perf_counter() - start) / count

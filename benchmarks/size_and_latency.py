@@ -55,7 +55,7 @@ def compare(name: str, keep: str, attention: str, rounds: int, folder: Path) -> 
     heads = heads_pruned_at(parse_keep(keep), architecture.heads, attention)
     widths = pruned_widths(architecture.widths, heads, attention)
     size = architecture.image_size
-    image = np.random.default_rng(0).integers(0, 256, (1, 3, size, size), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (1, 3, *size), dtype=np.uint8)
     files = {}
     for prune, rotated in (("channels", False), ("subspace", True)):
         files[f"{prune}, fp32"] = export(name, widths, rotated, image, folder / f"{prune}.onnx")

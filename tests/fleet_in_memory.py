@@ -50,6 +50,6 @@ def memory_fleet(bundle, cache):
 
 
 def some_images(bundle, batch=2, seed=0):
-    """uint8 `[batch, channels, size, size]` for this bundle."""
+    """uint8 `[batch, channels, height, width]` for this bundle."""
     shape = (batch, *bundle.manifest.preprocessing.shape)
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from edvit.bundle import MANIFEST, check_target, clear_leftovers, read_bundle, sha256_of, write_bundle
 from edvit.errors import BundleError
 from edvit.fleet import local_fleet
+from edvit.shape.image import ImageSize
 from tiny_bundle import write_tiny_bundle
 
 
@@ -248,3 +249,23 @@ def test_what_a_killed_write_left_is_removed_and_nothing_else(folder):
     clear_leftovers(folder)
     assert sorted(path.name for path in folder.parent.iterdir()) == [".bundle-12345678", ".bundle-notes", "bundle"]
     read_bundle(folder)
+
+
+def test_a_size_that_is_square_is_one_number_and_another_is_two(original, tmp_path):
+    """Manifests from before there were other sizes than squares have one number, and keep their digest."""
+    values = json.loads((original.path / MANIFEST).read_text())
+    assert values["preprocessing"]["image_size"] == values["base"]["image_size"] == 16
+    wide = write_tiny_bundle(tmp_path / "wide", size=ImageSize(96, 160))
+    values = json.loads((wide.path / MANIFEST).read_text())
+    assert values["preprocessing"]["image_size"] == values["base"]["image_size"] == [96, 160]
+    again = read_bundle(wide.path)
+    assert again == wide
+    assert again.manifest.preprocessing.shape == (3, 96, 160)
+
+
+@pytest.mark.parametrize("wrong", [0, [96], [96, 0], "96x160", [96, 160, 3], 1e6, None])
+def test_a_size_that_is_none_is_refused(folder, wrong):
+    edit(folder, lambda values: values["preprocessing"].update(image_size=wrong))
+    with pytest.raises(BundleError, match=r"manifest\.json: preprocessing\.image_size: ") as caught:
+        read_bundle(folder)
+    assert "\n" not in str(caught.value)

@@ -10,6 +10,7 @@ import torch
 import models_table
 from edvit.builder.subspace import rms
 from edvit.builder.vit import backbone
+from edvit.shape.image import ImageSize
 
 PAGE = (Path(__file__).parents[1] / "docs" / "models.md").read_text()
 GREY_TOO = [name for name in models_table.NAMES if "base" not in name and "large" not in name]
@@ -24,9 +25,9 @@ def test_every_model_of_the_table_can_be_split(name, channels, monkeypatch):
     torch.set_num_threads(1)
     torch.manual_seed(0)
     patch = backbone.describe(backbone.template(name, classes=10)).patch_size
-    size = 2 * patch  # the smallest that has neighbours: any that the patch divides will do
+    size = ImageSize(2 * patch, 3 * patch)  # the smallest that has neighbours and is no square
     base = backbone.create(name, image_size=size, channels=channels, classes=10).eval()
-    images = torch.randn(2, channels, size, size)
+    images = torch.randn(2, channels, *size)
     converted = rms.to_rms(base)
     with torch.inference_mode():
         expected = base(images)

@@ -28,6 +28,7 @@ from edvit.bundle import (
 )
 from edvit.fleet import Fleet, local_fleet
 from edvit.inputs.preprocess import Preprocessing
+from edvit.shape.image import ImageSize
 from edvit.shape.vit import BlockWidths, Widths
 
 FEATURE_DIM = 8
@@ -41,8 +42,8 @@ def _save(nodes, inputs, outputs, initializers, path: Path) -> None:
     onnx.save(model, str(path))
 
 
-def write_submodel(path: Path, channels: int, size: int, seed: int, ballast_bytes: int = 0) -> None:
-    """image uint8 [batch, channels, size, size] -> feature float32 [batch, FEATURE_DIM]."""
+def write_submodel(path: Path, channels: int, size: ImageSize | int, seed: int, ballast_bytes: int = 0) -> None:
+    """image uint8 [batch, channels, height, width] -> feature float32 [batch, FEATURE_DIM]."""
     weight = np.random.default_rng(seed).normal(size=(channels, FEATURE_DIM)).astype(np.float32)
     initializers = [
         numpy_helper.from_array(weight, "weight"),
@@ -67,7 +68,7 @@ def write_submodel(path: Path, channels: int, size: int, seed: int, ballast_byte
             helper.make_node("Mul", ["wide_mean", "zero"], ["nothing"]),
             helper.make_node("Add", ["plain", "nothing"], ["feature"]),
         ]
-    image = helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", channels, size, size])
+    image = helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", channels, *ImageSize.of(size)])
     feature = helper.make_tensor_value_info("feature", TensorProto.FLOAT, ["batch", FEATURE_DIM])
     _save(nodes, [image], [feature], initializers, path)
 
@@ -114,7 +115,7 @@ def write_tiny_bundle(
     submodels: int = 2,
     classes: int = 4,
     channels: int = 3,
-    size: int = 16,
+    size: ImageSize | int = 16,
     fleet: Fleet | None = None,
     ballast_bytes: int = 0,
     seed: int = 0,

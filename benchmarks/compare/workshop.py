@@ -26,7 +26,7 @@ from edvit.builder.jobs.parallel import Processes
 from edvit.builder.jobs.progress import Reporter
 from edvit.builder.jobs.runner import Runner
 from edvit.builder.models.family import describe
-from edvit.builder.options import COMMON, MACHINE, MODEL, TRAINING, Augment, BuildOptions, DeviceKind
+from edvit.builder.options import COMMON, MACHINE, MODEL, TRAINING, Augment, BuildOptions, DeviceKind, ImageSizeOption
 from edvit.builder.pipeline import Built, build
 from edvit.builder.report.timing import median_s
 from edvit.builder.stages.base import Base, load, train
@@ -66,7 +66,7 @@ class Settings(BaseModel):
     )
     model: Annotated[str | None, MODEL] = OF_BUILDS["model"]
     weights: Annotated[Path | None, MODEL] = OF_BUILDS["weights"]
-    image_size: Annotated[int | None, MODEL, Parameter(name="--img-size")] = OF_BUILDS["image_size"]
+    image_size: ImageSizeOption = OF_BUILDS["image_size"]
     convnet: Annotated[str, MODEL] = Field(
         default="vgg9", description="Convolutional network of split-cnn: vgg5, vgg9 or vgg16."
     )

@@ -2,7 +2,7 @@
 
     bundle/
       manifest.json        what is inside, with the sha256 of every file
-      submodel-0.onnx      image uint8 [batch, channels, size, size] -> feature float32 [batch, feature_dim]
+      submodel-0.onnx      image uint8 [batch, channels, height, width] -> feature float32 [batch, feature_dim]
       ...
       fusion.onnx          features float32 [batch, sum of feature_dim], present float32 [batch, submodels]
                            -> logits float32 [batch, classes]
@@ -32,6 +32,7 @@ from edvit.errors import BundleError
 from edvit.fleet import Fleet, first_problem
 from edvit.inputs.preprocess import Preprocessing
 from edvit.shape.conv import FilterWidths
+from edvit.shape.image import ImageSize
 from edvit.shape.vit import Widths
 
 FORMAT = "edvit-bundle"
@@ -60,7 +61,7 @@ class BaseModelInfo(_Strict):
     """The base model that was split. Its weights are not in the bundle."""
 
     name: str
-    image_size: int = Field(gt=0)
+    image_size: ImageSize
     widths: Widths | FilterWidths
     params: int = Field(gt=0)
     flops: int = Field(gt=0)

@@ -70,6 +70,20 @@ def refused(edvit, tmp_path):
         ),
         (["--devices", "2", "--model", "convnext_tiny"], "cannot be split: its class in timm is ConvNeXt"),
         (["--devices", "2", "--img-size", "9"], "no multiple of vit_digits_patch4_8's patch of 4 pixels; use 8 or 12"),
+        (
+            ["--devices", "2", "--img-size", "9x20"],
+            "image size 9x20 is no multiple of vit_digits_patch4_8's patch of 4 pixels; use 8x20 or 12x20",
+        ),
+        (["--devices", "2", "--img-size", "0"], "--img-size: 0 is out of range: give 1 to 4096 pixels for each side"),
+        (["--devices", "2", "--img-size", "96x9000"], "--img-size: 96x9000 is out of range: give 1 to 4096 pixels"),
+        (
+            ["--devices", "2", "--img-size", "96*160"],
+            "--img-size: 96*160 is no image size: give pixels as 96, or as HEIGHTxWIDTH",
+        ),
+        (
+            ["--devices", "2", "--model", "vgg5", "--img-size", "8x32"],
+            "image size 8x32 is too small for vgg5; give at least 16",
+        ),
         (["--devices", "2", "--channels", "2"], "--channels: Input should be 1 or 3"),
         ([], "give either --fleet or --devices"),
         (["--devices", "2", "--fleet", "shelf.yaml"], "give either --fleet or --devices"),

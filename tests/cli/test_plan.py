@@ -214,6 +214,21 @@ def test_image_size_and_channels():
 
     assert tokens("--img-size", "16", "--channels", "3")["image_size"] == 16
     assert tokens("--img-size", "16", "--channels", "3")["channels"] == 3
+    assert tokens("--img-size", "16x24")["image_size"] == [16, 24]
+
+
+@pytest.mark.parametrize("model", ["vit_digits_patch4_8", "vgg5"])
+def test_an_input_that_is_not_square_costs_what_its_pixels_do(model):
+    def planned(size: str) -> dict:
+        flags = ("--model", model, "--classes", "4", "--devices", "2", "--img-size", size, "--channels", "3", "--json")
+        return json.loads(run(*flags))
+
+    wide, tall = planned("16x48"), planned("48x16")
+    assert wide["input_bytes"] == 3 * 16 * 48
+    assert wide["base"]["cost"] == tall["base"]["cost"]
+    assert (
+        planned("16")["base"]["cost"]["flops"] < wide["base"]["cost"]["flops"] < planned("48")["base"]["cost"]["flops"]
+    )
 
 
 @pytest.mark.parametrize("data", ["digits", "imagefolder"])

@@ -13,10 +13,20 @@ from edvit.errors import CostlyFileError, ImageError, TooLargeError, Unsupported
 from edvit.inputs import formats
 from edvit.inputs.datasets.folder import IMAGES
 from edvit.inputs.formats import FORMATS
-from edvit.inputs.preprocess import MAX_PIXELS, Limits, Preprocessing, decode_image, image_to_array, read_file
+from edvit.inputs.preprocess import (
+    MAX_PIXELS,
+    Limits,
+    Preprocessing,
+    decode_image,
+    image_to_array,
+    read_file,
+    spectrogram_to_array,
+)
 
 RGB = Preprocessing(image_size=16, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
 GREY = Preprocessing(image_size=16, channels=1, mean=(0.5,), std=(0.5,))
+WIDE = Preprocessing(image_size=(24, 40), channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
+TALL = Preprocessing(image_size=(40, 24), channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
 def encode(image, form="PNG", **options):
@@ -44,7 +54,7 @@ def test_an_image_of_the_right_size_passes_unchanged(pixels):
 @given(st.integers(1, 60), st.integers(1, 60), st.sampled_from(["L", "RGB", "RGBA", "P", "1", "CMYK", "I;16", "LA"]))
 @settings(deadline=None)
 def test_any_size_and_mode_becomes_the_same_shape(width, height, mode):
-    for how in (RGB, GREY):
+    for how in (RGB, GREY, WIDE, TALL):
         array = image_to_array(Image.new(mode, (width, height)), how)
         assert array.shape == how.shape
         assert array.dtype == np.uint8
@@ -304,3 +314,58 @@ def test_work_is_known_from_the_header(data):
     assert decode_image(data, RGB).shape == RGB.shape
     with pytest.raises(CostlyFileError, match="takes too long"):
         read_file(data, RGB, FEW._replace(memory_bytes=10**9))
+
+
+# --- inputs that are not square ------------------------------------------------------------------------------------
+
+
+def photograph(width, height):
+    """Smooth, and different everywhere: a wrong crop or a swapped side shows."""
+    across, down = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
+    return Image.fromarray(np.stack([across, down, (across + down) / 2], axis=-1).astype(np.uint8))
+
+
+def covered_and_cropped(image, width, height):
+    """With Pillow's own resize: the largest part of that shape around the centre, brought to that size."""
+    scale = min(image.width / width, image.height / height)
+    left, upper = (image.width - width * scale) / 2, (image.height - height * scale) / 2
+    box = (left, upper, left + width * scale, upper + height * scale)
+    return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, box=box)).transpose(2, 0, 1)
+
+
+@pytest.mark.parametrize("how", [RGB, WIDE, TALL], ids=["square", "wide", "tall"])
+@pytest.mark.parametrize(("width", "height"), [(640, 480), (480, 640), (40, 24), (400, 240), (12, 200), (200, 12)])
+def test_the_largest_part_of_the_inputs_shape_is_scaled(how, width, height):
+    image = photograph(width, height)
+    expected = covered_and_cropped(image, how.image_size.width, how.image_size.height)
+    found = decode_image(encode(image), how)
+    assert found.shape == how.shape
+    assert np.abs(found.astype(int) - expected.astype(int)).max() <= 1
+
+
+@given(arrays(np.uint8, (3, 24, 40)))
+def test_an_image_of_the_right_shape_passes_unchanged(pixels):
+    assert np.array_equal(decode_image(encode(Image.fromarray(pixels.transpose(1, 2, 0))), WIDE), pixels)
+
+
+@pytest.mark.parametrize("how", [WIDE, TALL], ids=["wide", "tall"])
+def test_a_jpeg_that_lies_on_its_side_is_turned_and_as_sharp_as_one_that_stands(how):
+    """A JPEG decoder may leave out pixels: so many that the input is still covered once EXIF is followed."""
+    stripes = np.zeros((160, 96, 3), np.uint8)
+    for shift in range(4):
+        stripes[:, shift::8] = 255
+    upright = Image.fromarray(stripes if how is WIDE else stripes.transpose(1, 0, 2))  # stands where the input lies
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    lying = upright.transpose(Image.Transpose.ROTATE_90)
+    turned = decode_image(encode(lying, "JPEG", exif=exif, quality=95, subsampling=0), how)
+    standing = decode_image(encode(upright, "JPEG", quality=95, subsampling=0), how)
+    assert np.abs(turned.astype(int) - standing.astype(int)).mean() < 3
+
+
+def test_a_spectrogram_is_stretched_over_all_of_the_input():
+    """Neither cropped nor kept square: time runs along the width."""
+    grey = np.linspace(0, 255, 90).astype(np.uint8)[None].repeat(64, axis=0)
+    array = spectrogram_to_array(grey, WIDE)
+    assert array.shape == (3, 24, 40)
+    assert array[0, :, 0].max() < 10 and array[0, :, -1].min() > 245

@@ -7,19 +7,21 @@ from torch.utils.flop_counter import FlopCounterMode
 from edvit.builder.conv import network
 from edvit.plan.cost import model_cost
 from edvit.shape.conv import NAMES, convnet
+from edvit.shape.image import ImageSize
 
 torch.set_num_threads(1)
 
 
 @pytest.mark.parametrize("pruned", [0, 8])
+@pytest.mark.parametrize("size", [ImageSize(16, 16), ImageSize(20, 50)], ids=str)
 @pytest.mark.parametrize("name", NAMES)
-def test_parameters_and_operations_equal_torchs(name, pruned):
-    shape = convnet(name, image_size=16, channels=1, classes=7).narrowed(pruned)
+def test_parameters_and_operations_equal_torchs(name, pruned, size):
+    shape = convnet(name, image_size=size, channels=1, classes=7).narrowed(pruned)
     model = network.create(shape).eval()
     cost = model_cost(shape)
     assert cost.params == sum(parameter.numel() for parameter in model.parameters())
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.zeros(1, 1, 16, 16))
+        model(torch.zeros(1, 1, *size))
     assert cost.flops == counter.get_total_flops()
 
 

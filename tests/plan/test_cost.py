@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from edvit.builder.vit import backbone
 from edvit.fleet import Device, Fleet
 from edvit.plan import cost as costs
+from edvit.shape.image import ImageSize
 from edvit.shape.vit import Architecture, BlockWidths, Widths, pruned_widths
 
 
@@ -67,7 +68,7 @@ def count(model: torch.nn.Module) -> int:
         (TINY, {}),
         (DINO, {}),
         (CLIP, {}),
-        (TINY.model_copy(update={"image_size": 112, "channels": 1}), {}),
+        (TINY.model_copy(update={"image_size": ImageSize(112, 64), "channels": 1}), {}),
         (TINY.model_copy(update={"qk_norm": True}), {"qk_norm": True}),
         (TINY.model_copy(update={"qkv_bias": False}), {"qkv_bias": False}),
         (TINY.model_copy(update={"prefix_tokens": 0}), {"class_token": False, "global_pool": "avg"}),
@@ -84,9 +85,8 @@ def test_flops_are_those_of_torchs_counter(architecture):
     # The plain formulation, so that the counter sees each product of the attention.
     for block in model.blocks:
         block.attn.fused_attn = False
-    side = architecture.image_size
     with FlopCounterMode(display=False) as counter:
-        model(torch.empty(1, architecture.channels, side, side, device="meta"))
+        model(torch.empty(1, architecture.channels, *architecture.image_size, device="meta"))
     assert costs.model_cost(architecture).flops == counter.get_total_flops()
 
 

@@ -14,6 +14,7 @@ from edvit.plan.greedy import assign, mend, place
 from edvit.plan.keep import smallest_keep
 from edvit.plan.partition import partition
 from edvit.plan.plan import Demand
+from edvit.shape.image import ImageSize
 from edvit.shape.vit import Architecture, BlockWidths, Widths
 
 BASE = Architecture(
@@ -245,7 +246,8 @@ def test_an_infeasible_plan_cannot_be_placed_greedily_even_at_the_smallest_width
 
 
 NARROWEST = BASE.heads * (1 - smallest_keep(BASE))
-SMALL = BASE.model_copy(update={"image_size": 32})  # of which weights are most, and not what attention holds
+# Of which weights are most, and not what attention holds.
+SMALL = BASE.model_copy(update={"image_size": ImageSize(32, 32)})
 SMALL_MB = assign(SMALL, [[0]], local_fleet(1), heads_pruned=NARROWEST).submodels[0].cost.peak_memory_bytes / 1e6
 starts = st.fractions(0, NARROWEST, max_denominator=32)
 

@@ -15,6 +15,7 @@ from edvit.inputs.preprocess import image_to_array
 from edvit.runtime.http.answers import Predicted
 from edvit.runtime.prediction import Answer, Prediction
 from edvit.runtime.predictor import LocalPredictor
+from edvit.shape.image import ImageSize
 from tiny_bundle import write_tiny_bundle
 
 
@@ -194,3 +195,14 @@ def test_sounds(bundle, images):
     ):
         with pytest.raises(ImageError, match=said):
             predictor.predict(wrong)
+
+
+def test_images_that_are_not_square(tmp_path):
+    bundle = write_tiny_bundle(tmp_path / "bundle", size=ImageSize(24, 40))
+    predictor = LocalPredictor(bundle)
+    photo = Image.effect_noise((320, 200), 80).convert("RGB")
+    array = image_to_array(photo, bundle.manifest.preprocessing)
+    assert array.shape == (3, 24, 40)
+    assert np.array_equal(predictor.predict([photo]).logits, predictor.predict(array[None]).logits)
+    with pytest.raises(ImageError, match=r"give one image as .* a uint8 array \[3, 24, 40\]"):
+        predictor.predict(np.zeros((3, 40, 24), np.uint8))

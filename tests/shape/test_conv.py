@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from edvit.errors import ModelError
 from edvit.shape.conv import KEEP_STEPS, NAMES, convnet, is_convnet
+from edvit.shape.image import ImageSize
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -52,8 +53,10 @@ def test_names_are_ours_alone():
 def test_an_unknown_network_and_a_small_image_are_refused_in_one_line():
     with pytest.raises(ModelError, match="did you mean vgg9"):
         convnet("vgg99", classes=10)
-    with pytest.raises(ModelError, match="image size 8 is too small for vgg9; give at least 16"):
+    with pytest.raises(ModelError, match="image size 8 is too small for vgg9; give at least 16 for each side"):
         convnet("vgg9", image_size=8, classes=10)
+    with pytest.raises(ModelError, match="image size 8x32 is too small"):
+        convnet("vgg9", image_size=ImageSize(8, 32), classes=10)
 
 
 def test_a_convnet_has_no_rotated_form():

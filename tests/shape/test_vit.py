@@ -89,6 +89,7 @@ def test_uneven_heads_are_no_base_model():
 def test_tokens_count_patches_and_prefix():
     assert architecture().tokens == 197
     assert architecture(prefix_tokens=5, image_size=32, patch_size=8).tokens == 21
+    assert architecture(prefix_tokens=1, image_size=(96, 160), patch_size=16).tokens == 6 * 10 + 1
     assert architecture().heads == 12
 
 

@@ -24,7 +24,7 @@ def describe_data(config: BuildConfig, source: Source, data: Data) -> str:
     return " · ".join(
         (
             config.data,
-            f"{counted(len(data.classes), 'class', 'es')}, {sounds}{how.image_size}×{how.image_size}, "
+            f"{counted(len(data.classes), 'class', 'es')}, {sounds}{how.image_size.height}×{how.image_size.width}, "
             f"{len(data.train):,} train / {len(data.validation):,} validation",
             *data.notes,
         )

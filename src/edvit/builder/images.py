@@ -56,7 +56,7 @@ class ImageSet:
         return pixels
 
     def pixels(self, index: npt.NDArray[np.int64] | slice = slice(None)) -> npt.NDArray[np.uint8]:
-        """Images `index` of this set, read into memory: uint8 `[len(index), channels, size, size]`."""
+        """Images `index` of this set, read into memory: uint8 `[len(index), channels, height, width]`."""
         return np.asarray(self._mapped[self.rows[index]])
 
     def batches(self, size: int) -> Iterator[npt.NDArray[np.uint8]]:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationIn
 from edvit.inputs.datasets import SPECS
 from edvit.plan.cost import Precision
 from edvit.shape.conv import is_convnet
+from edvit.shape.image import ImageSize
 from edvit.shape.vit import AttentionMode, Pool
 
 T = TypeVar("T")
@@ -56,6 +57,11 @@ def _number(value: object) -> object:
     return int(value) if isinstance(value, str) and value.isdecimal() else value
 
 
+def _image_size(value: object) -> object:
+    """An image size that is written as text."""
+    return ImageSize.parse(value) if isinstance(value, str) else value
+
+
 def _colour(value: object) -> object:
     """`#rrggbb` of a colour's name or notation."""
     if not isinstance(value, str):
@@ -65,6 +71,14 @@ def _colour(value: object) -> object:
     except ValueError:
         raise ValueError(f"{value} is no colour; give a name such as white, or #rrggbb") from None
     return f"#{red:02x}{green:02x}{blue:02x}"
+
+
+ImageSizeOption = Annotated[
+    ImageSize | None,
+    MODEL,
+    Parameter(name="--img-size", n_tokens=1, accepts_keys=False),  # one word, and no option for each side
+    BeforeValidator(_image_size),
+]
 
 
 class PlanOptions(BaseModel):
@@ -104,8 +118,10 @@ class PlanOptions(BaseModel):
         default=None, gt=0, description="Samples a second of each sound, Hz; default: what most files have."
     )
     mels: Annotated[int | None, DATA] = Field(default=None, gt=0, description="Mel bands of each sound; default: 64.")
-    image_size: Annotated[int | None, MODEL, Parameter(name="--img-size")] = Field(
-        default=None, gt=0, description="Pixels of each side of the model's input; default: the model's own."
+    image_size: ImageSizeOption = Field(
+        default=None,
+        description="Pixels of each side of the model's input, or HEIGHTxWIDTH such as 96x160; default: the model's "
+        "own.",
     )
     pretrained: Annotated[bool, MODEL, Parameter(negative="")] = Field(
         default=False, description="Start from the weights that timm has for --model, which are downloaded."

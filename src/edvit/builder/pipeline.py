@@ -170,7 +170,7 @@ def _work_size(config: BuildConfig, source: Source, plan: Plan, capacity: int) -
         train=seen,
         views=config.resolved_views,
         feature_views=most_fusion_views(config),
-        pixels=source.preprocessing.channels * source.preprocessing.image_size**2,
+        pixels=source.preprocessing.channels * source.preprocessing.image_size.pixels,
         workers=config.workers,
     )
     return work_size(
@@ -440,7 +440,7 @@ def _resolved(built: Built) -> dict[str, Any]:
         **({} if config.rotated else {"criterion": config.resolved_criterion}),
         **({} if how.spectrogram is None else how.spectrogram.model_dump(include=OF_SOUNDS)),
         "model": built.source.model,
-        "image_size": how.image_size,
+        "image_size": how.image_size.json,
         "channels": how.channels,
         "groups": len(built.plan.submodels),
         "keep": format_keep(steps, pruned),

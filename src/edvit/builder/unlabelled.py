@@ -33,7 +33,7 @@ class WithUnlabelled:
         return np.concatenate([self.labelled.labels, np.full(len(self.unlabelled), UNLABELLED, dtype=np.int64)])
 
     def pixels(self, index: npt.NDArray[np.int64] | slice = slice(None)) -> npt.NDArray[np.uint8]:
-        """Images `index` of both, read into memory: uint8 `[len(index), channels, size, size]`."""
+        """Images `index` of both, read into memory: uint8 `[len(index), channels, height, width]`."""
         rows = np.arange(len(self))[index]
         known = rows < len(self.labelled)
         first = self.labelled.pixels(rows[known])

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from edvit.inputs.preprocess import Preprocessing
     from edvit.plan.plan import DeviceLoad, Plan
     from edvit.shape.any import AnyArchitecture
+    from edvit.shape.image import ImageSize
 
 SAMPLES = 32
 """Images whose bytes are measured."""
@@ -119,7 +120,7 @@ def sent_bytes(images: LabelledImages, how: Preprocessing, encoding: ImageEncodi
 
 
 def _architecture(
-    model: str, img_size: int | None, channels: int | None, classes: int, *, rotated: bool
+    model: str, img_size: ImageSize | None, channels: int | None, classes: int, *, rotated: bool
 ) -> AnyArchitecture:
     if is_convnet(model):
         network = convnet(model, image_size=img_size, channels=channels or 3, classes=classes)

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 from edvit.errors import CostlyFileError, ImageError, TooLargeError, UnsupportedMediaError
 from edvit.inputs import formats
 from edvit.inputs.audio import Spectrogram, log_mel, read_clip, to_grey
+from edvit.shape.image import ImageSize
 
 UInt8 = npt.NDArray[np.uint8]
 
@@ -30,7 +31,7 @@ class Decoded:
     """A decoded file.
 
     Attributes:
-        array: uint8 `[channels, size, size]`.
+        array: uint8 `[channels, height, width]`.
         remarks: what a user should know of the file: `TRANSPARENT`, `SILENT`, `CLIPPED`, and a sound's own rate.
     """
 
@@ -75,11 +76,11 @@ _RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.
 
 
 class Preprocessing(BaseModel):
-    """How an image or a sound becomes a sub-model's input `[channels, image_size, image_size]`, uint8."""
+    """How an image or a sound becomes a sub-model's input `[channels, height, width]`, uint8."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    image_size: int = Field(gt=0)
+    image_size: ImageSize
     channels: Literal[1, 3]
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     mean: tuple[float, ...]
@@ -107,11 +108,11 @@ class Preprocessing(BaseModel):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        return (self.channels, self.image_size, self.image_size)
+        return (self.channels, *self.image_size)
 
 
 def image_to_array(image: Image.Image, how: Preprocessing) -> UInt8:
-    """Orient by EXIF, convert, resize (the short side to `image_size`, centre crop); `[channels, size, size]`.
+    """Orient by EXIF, convert, scale until `image_size` is covered, cut its centre out: `[channels, height, width]`.
 
     Raises:
         ImageError: the pixels are numbers on no known scale.
@@ -130,8 +131,9 @@ def image_to_array(image: Image.Image, how: Preprocessing) -> UInt8:
     mode = "L" if how.channels == 1 else "RGB"
     if image.mode != mode:
         image = image.convert(mode)
-    if image.size != (how.image_size, how.image_size):
-        image = ImageOps.fit(image, (how.image_size, how.image_size), method=_RESAMPLE[how.interpolation])
+    height, width = how.image_size
+    if image.size != (width, height):
+        image = ImageOps.fit(image, (width, height), method=_RESAMPLE[how.interpolation])
     array = np.asarray(image, dtype=np.uint8)
     array = array[None] if how.channels == 1 else array.transpose(2, 0, 1)
     return np.ascontiguousarray(array)
@@ -163,7 +165,7 @@ def _to_8_bits(deep: npt.NDArray[Any], white: int) -> UInt8:
 
 
 def decode_file(data: bytes, how: Preprocessing, limits: Limits = LIMITS) -> UInt8:
-    """Decode a file of the kind that `how` takes to `[channels, size, size]`, uint8.
+    """Decode a file of the kind that `how` takes to `[channels, height, width]`, uint8.
 
     Raises:
         ImageError: as `decode_image`, or as `read_clip`.
@@ -194,14 +196,14 @@ def _is_transparent(image: Image.Image) -> bool:
 
 
 def spectrogram_to_array(grey: UInt8, how: Preprocessing) -> UInt8:
-    """Stretch a grey picture `[mels, frames]` over the whole input, as all of it counts: `[channels, size, size]`."""
-    size = (how.image_size, how.image_size)
-    picture = Image.fromarray(grey).resize(size, _RESAMPLE[how.interpolation])
+    """Stretch a grey picture `[mels, frames]` over the whole input, as all counts: `[channels, height, width]`."""
+    height, width = how.image_size
+    picture = Image.fromarray(grey).resize((width, height), _RESAMPLE[how.interpolation])
     return np.repeat(np.asarray(picture, dtype=np.uint8)[None], how.channels, axis=0)
 
 
 def decode_image(data: bytes, how: Preprocessing) -> UInt8:
-    """Decode an image file of one of `formats.FORMATS` to `[channels, size, size]`, uint8; of several frames the first.
+    """Decode an image file of one of `formats.FORMATS`, of several frames the first; uint8 `[channels, height, width]`.
 
     Raises:
         UnsupportedMediaError: the bytes are no such image, or one that needs a package that is not installed.
@@ -219,7 +221,8 @@ def read_image(data: bytes, how: Preprocessing, limits: Limits = LIMITS) -> Deco
         scans = _scans(data) if image.format == "JPEG" else 1
         _check_work(image, data, scans, limits.work)
         coefficients = _coefficient_bytes(image) if scans > 1 else 0
-        image.draft("RGB" if how.channels == 3 else "L", (how.image_size, how.image_size))
+        longer = max(how.image_size)  # for both sides: the image may lie on its side until EXIF is followed
+        image.draft("RGB" if how.channels == 3 else "L", (longer, longer))
         _check_memory(image, coefficients, limits.memory_bytes)
         image.load()
         return Decoded(image_to_array(image, how), (TRANSPARENT,) if _is_transparent(image) else ())

@@ -26,7 +26,7 @@ def conv_flops(architecture: ConvArchitecture) -> int:
     for conv in architecture.convs:
         steps = 1 if conv.reads is None else architecture.time_steps
         weights = conv.kernel**2 * architecture.inputs(conv) * architecture.filters(conv)
-        total += 2 * weights * conv.size**2 * steps
+        total += 2 * weights * conv.size.pixels * steps
     return total
 
 
@@ -36,10 +36,10 @@ def conv_activations(architecture: ConvArchitecture) -> int:
     The maximum over the convolutions of what one reads and what it writes, before and after its activation; of a
     spiking network for all time steps, as its exported graph runs layer by layer.
     """
-    pixels = architecture.channels * architecture.image_size**2
+    pixels = architecture.channels * architecture.image_size.pixels
     largest = 2 * pixels
     for conv in architecture.convs:
-        written = architecture.filters(conv) * conv.size**2 * architecture.time_steps
-        read = pixels if conv.reads is None else architecture.inputs(conv) * conv.size**2 * architecture.time_steps
+        written = architecture.filters(conv) * conv.size.pixels * architecture.time_steps
+        read = pixels if conv.reads is None else architecture.inputs(conv) * conv.size.pixels * architecture.time_steps
         largest = max(largest, read + 2 * written)
     return largest

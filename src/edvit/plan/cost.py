@@ -57,7 +57,7 @@ def model_cost(architecture: AnyArchitecture, precision: Precision = "fp32") -> 
             for each output; scales, position embeddings, biases, norms and convolutions take two bytes in the file,
             and four once it is loaded.
     """
-    input_bytes = architecture.channels * architecture.image_size**2
+    input_bytes = architecture.channels * architecture.image_size.pixels
     if isinstance(architecture, ConvArchitecture):
         params, flops = conv_params(architecture), conv_flops(architecture)
         activation_bytes = input_bytes + conv_activations(architecture) * ACTIVATION_BYTES
@@ -168,7 +168,7 @@ def peak_activation_bytes(architecture: Architecture) -> int:
     A runtime that fuses operators needs less; its own code and arena come on top and are not counted here.
     """
     tokens, dim = architecture.tokens, architecture.widths.dim
-    pixels = architecture.channels * architecture.image_size**2
+    pixels = architecture.channels * architecture.image_size.pixels
     stream = tokens * dim
     moments = [2 * pixels + stream]
     for block in architecture.widths.blocks:

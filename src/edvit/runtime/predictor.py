@@ -62,8 +62,8 @@ class LocalPredictor:
 
         Args:
             source: one image or sound as its path, the bytes of its file, a PIL image, or a uint8 array
-                `[channels, size, size]` of the model's own shape; or a batch as a list of these, or as one uint8 array
-                `[batch, channels, size, size]`.
+                `[channels, height, width]` of the model's own shape; or a batch as a list of these, or as one uint8
+                array `[batch, channels, height, width]`.
             absent: answer as if the sub-models with these ids were lost.
 
         Returns:
@@ -88,7 +88,7 @@ class LocalPredictor:
         return self.run(image[None], absent=absent).answers[0]
 
     def run(self, images: UInt8, *, absent: Collection[int] = ()) -> Prediction:
-        """As `predict`, of a batch alone: uint8 `[batch, channels, size, size]`.
+        """As `predict`, of a batch alone: uint8 `[batch, channels, height, width]`.
 
         Raises:
             ImageError: the array has another shape or dtype.

@@ -19,7 +19,7 @@ Source: TypeAlias = "File | UInt8"
 
 
 def to_array(source: Source, how: Preprocessing) -> UInt8:
-    """One image or sound to uint8 `[channels, size, size]`.
+    """One image or sound to uint8 `[channels, height, width]`.
 
     Files and PIL images of any size are brought to the model's, as on a gateway; an array must have its shape.
 

@@ -13,6 +13,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from edvit.errors import ModelError
+from edvit.shape.image import ImageSize
 from edvit.shape.vit import AttentionMode, round_width
 
 KEEP_STEPS = 16
@@ -20,6 +21,7 @@ KEEP_STEPS = 16
 TIME_STEPS = 4
 """Time steps of a spiking network, as in EC-SNN (IJCAI 2024)."""
 SMALLEST_IMAGE = 16
+"""Pixels of a side, at least."""
 
 _VGG: dict[str, tuple[int | Literal["pool"], ...]] = {
     "vgg5": (32, "pool", 64, "pool", 128, 128, "pool"),
@@ -58,8 +60,8 @@ class Conv(BaseModel):
     writes: int
     """The set it writes."""
     kernel: int = Field(gt=0)
-    size: int = Field(gt=0)
-    """Height and width of its output."""
+    size: ImageSize
+    """Of its output."""
     bias: bool
 
 
@@ -69,7 +71,7 @@ class ConvArchitecture(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    image_size: int = Field(gt=0)
+    image_size: ImageSize
     channels: int = Field(gt=0)
     classes: int = Field(ge=0)
     """Outputs of the head; 0 where the model ends at its feature."""
@@ -119,12 +121,14 @@ def is_convnet(name: str | None) -> bool:
     return name in NAMES
 
 
-def convnet(name: str, *, image_size: int | None = None, channels: int = 3, classes: int) -> ConvArchitecture:
+def convnet(
+    name: str, *, image_size: ImageSize | int | None = None, channels: int = 3, classes: int
+) -> ConvArchitecture:
     """The shape of a whole network.
 
     Args:
         name: one of `NAMES`.
-        image_size: height and width, pixels; 32 by default.
+        image_size: one number is a square, pixels; 32 by default.
 
     Raises:
         ModelError: no such network, or the image is too small for it.
@@ -132,9 +136,9 @@ def convnet(name: str, *, image_size: int | None = None, channels: int = 3, clas
     if not is_convnet(name):
         near = difflib.get_close_matches(name, NAMES, n=1)
         raise ModelError(f"unknown network {name!r}; {f'did you mean {near[0]}?' if near else ', '.join(NAMES)}")
-    size = 32 if image_size is None else image_size
-    if size < SMALLEST_IMAGE:
-        raise ModelError(f"image size {size} is too small for {name}; give at least {SMALLEST_IMAGE}")
+    size = ImageSize.of(32 if image_size is None else image_size)
+    if min(size) < SMALLEST_IMAGE:
+        raise ModelError(f"image size {size} is too small for {name}; give at least {SMALLEST_IMAGE} for each side")
     plain = name.removeprefix(SPIKING)
     convs, filters = _vgg_convs(plain, size)
     return ConvArchitecture(
@@ -149,28 +153,32 @@ def convnet(name: str, *, image_size: int | None = None, channels: int = 3, clas
     )
 
 
-def vgg_plan(name: str, size: int) -> tuple[int | Literal["pool"], ...]:
+def vgg_plan(name: str, size: ImageSize) -> tuple[int | Literal["pool"], ...]:
     """A VGG's layers in order: the set that a convolution writes, or a pool, without those that would leave nothing."""
     plan: list[int | Literal["pool"]] = []
     count = 0
     for layer in _VGG[name.removeprefix(SPIKING)]:
         if layer == "pool":
-            if size >= 2:
+            if min(size) >= 2:
                 plan.append("pool")
-                size //= 2
+                size = _pooled(size)
             continue
         plan.append(count)
         count += 1
     return tuple(plan)
 
 
-def _vgg_convs(name: str, size: int) -> tuple[tuple[Conv, ...], tuple[int, ...]]:
+def _pooled(size: ImageSize) -> ImageSize:
+    return ImageSize(size.height // 2, size.width // 2)
+
+
+def _vgg_convs(name: str, size: ImageSize) -> tuple[tuple[Conv, ...], tuple[int, ...]]:
     """After torchvision's VGG with batch normalisation; its classifier of three layers is left out."""
     filters = tuple(layer for layer in _VGG[name] if layer != "pool")
     convs, module = [], 0
     for layer in vgg_plan(name, size):
         if layer == "pool":
-            module, size = module + 1, size // 2
+            module, size = module + 1, _pooled(size)
             continue
         convs.append(
             Conv(

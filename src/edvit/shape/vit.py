@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
+from edvit.shape.image import ImageSize
+
 AttentionMode = Literal["dims", "heads"]
 Pool = Literal["token", "avg", "max", "avgmax", "token+avg"]
 """How tokens become what the head reads. In timm's words: the class token, the mean of the patches, their maximum, or
@@ -57,8 +59,7 @@ class Architecture(BaseModel):
 
     name: str
     """timm model name of the base, e.g. `deit_tiny_patch16_224`."""
-    image_size: int = Field(gt=0)
-    """Height and width of the input, pixels."""
+    image_size: ImageSize
     patch_size: int = Field(gt=0)
     channels: int = Field(gt=0)
     """Input channels: 1 or 3."""
@@ -103,7 +104,8 @@ class Architecture(BaseModel):
     @property
     def tokens(self) -> int:
         """Tokens in the residual stream, prefix tokens included."""
-        return (self.image_size // self.patch_size) ** 2 + self.prefix_tokens
+        height, width = self.image_size
+        return (height // self.patch_size) * (width // self.patch_size) + self.prefix_tokens
 
     @property
     def heads(self) -> int:

@@ -7,17 +7,21 @@ from torchvision.models.vgg import cfgs, make_layers
 from conv_modules import assert_as_described
 from edvit.builder.conv import network
 from edvit.shape.conv import NAMES, convnet
+from edvit.shape.image import ImageSize
 
 torch.set_num_threads(1)
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("pruned", [0, 8, 15])
-def test_every_path_of_the_shape_is_a_module_of_its_widths(name, pruned):
-    shape = convnet(name, image_size=16, channels=1, classes=10).narrowed(pruned)
+@pytest.mark.parametrize(
+    ("pruned", "size"),
+    [(0, ImageSize(16, 16)), (8, ImageSize(16, 16)), (15, ImageSize(16, 16)), (8, ImageSize(20, 50))],
+)
+def test_every_path_of_the_shape_is_a_module_of_its_widths(name, pruned, size):
+    shape = convnet(name, image_size=size, channels=1, classes=10).narrowed(pruned)
     model = network.create(shape).eval()
     assert_as_described(model)
-    images = torch.randn(2, 1, 16, 16)
+    images = torch.randn(2, 1, *size)
     with torch.inference_mode():
         maps = model.forward_features(images)
         assert maps.shape[1] == shape.feature_dim

@@ -20,6 +20,7 @@ from edvit.builder.vit import backbone, importance, surgery
 from edvit.builder.vit.backbone import FeatureExtractor
 from edvit.errors import BuildError
 from edvit.plan.cost import model_cost
+from edvit.shape.image import ImageSize
 from edvit.shape.vit import pruned_widths
 from vit_variants import images, make
 
@@ -249,3 +250,20 @@ def test_features_that_int8_moves_too_far_are_an_error(exported, tmp_path, monke
     path = Path(shutil.copy(exported("plain"), tmp_path / "submodel.onnx"))
     with pytest.raises(BuildError, match=r"in int8 .*--precision fp32"):
         quantise_submodel(path, pixels(6))
+
+
+@pytest.mark.parametrize("variant", [*VARIANTS, "distilled", "pre_norm"])
+@pytest.mark.parametrize("rotated", [False, True])
+def test_a_submodel_whose_input_is_not_square_equals_pytorch(tmp_path, variant, rotated):
+    base = make(variant, image_size=ImageSize(8, 20))
+    widths = pruned_widths(backbone.describe(base).widths, 1, "dims")
+    torch.manual_seed(0)
+    small = backbone.initialised(backbone.like(base, widths=widths, rotated=rotated))
+    extractor = FeatureExtractor(small, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)).eval()
+    wide = torch.randint(0, 256, (5, 3, 8, 20), dtype=torch.uint8)
+    export_submodel(extractor, wide[:4], tmp_path / "wide.onnx")
+    session = onnxruntime.InferenceSession(str(tmp_path / "wide.onnx"), providers=["CPUExecutionProvider"])
+    assert session.get_inputs()[0].shape[1:] == [3, 8, 20]
+    with torch.no_grad():
+        expected = extractor(wide).numpy()
+    assert np.abs(run(tmp_path / "wide.onnx", image=wide) - expected).max() <= 1e-4

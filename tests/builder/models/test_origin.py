@@ -11,10 +11,12 @@ import torch
 from safetensors.torch import save_file
 from timm.models import save_for_hf
 
+from edvit.builder.models.checkpoint import save_model
 from edvit.builder.models.family import VIT
 from edvit.builder.models.origin import find_weights, pretrained_weights
 from edvit.builder.models.weights import HeadOrder, head_order, load_weights
 from edvit.errors import WeightsError
+from edvit.shape.image import ImageSize
 from vit_variants import CLASSES, NAMES, images, make
 
 torch.set_num_threads(1)
@@ -52,7 +54,7 @@ def test_timms_own_folder_to_the_same_numbers(tmp_path):
     origin = find_weights(hub_folder(tmp_path / "m", model, label_names=LABELS))
     assert origin.facts.model == PLAIN
     assert origin.facts.classes == tuple(LABELS)
-    assert origin.facts.image_size == 8
+    assert origin.facts.image_size == (8, 8)
     assert (origin.facts.mean, origin.facts.std) == (model.pretrained_cfg["mean"], model.pretrained_cfg["std"])
     loaded, head_kept = load(origin, CLASSES)
     assert head_kept
@@ -81,7 +83,7 @@ def test_how_timm_wrote_configs_at_first(tmp_path):
         json.dumps({"architecture": PLAIN, "mean": [0.1] * 3, "std": [0.2] * 3, "input_size": [3, 8, 8]})
     )
     facts = find_weights(tmp_path).facts
-    assert (facts.model, facts.mean, facts.std, facts.image_size) == (PLAIN, (0.1,) * 3, (0.2,) * 3, 8)
+    assert (facts.model, facts.mean, facts.std, facts.image_size) == (PLAIN, (0.1,) * 3, (0.2,) * 3, (8, 8))
 
 
 def test_another_shape_under_the_same_name_is_refused(tmp_path):
@@ -147,7 +149,7 @@ def test_what_timms_training_script_writes_down(args, tmp_path):
         tmp_path / "model_best.pth.tar",
     )
     facts = find_weights(tmp_path / "model_best.pth.tar").facts
-    assert (facts.model, facts.mean, facts.std, facts.image_size) == (PLAIN, (0.3,), (0.4,), 8)
+    assert (facts.model, facts.mean, facts.std, facts.image_size) == (PLAIN, (0.3,), (0.4,), (8, 8))
     assert (facts.interpolation, facts.accuracy) == ("bilinear", 0.855)
 
 
@@ -203,3 +205,43 @@ def test_the_pooling_that_a_config_says(tmp_path):
     loaded, _ = load_weights(origin, VIT.plan(PLAIN, image_size=8, channels=3, classes=CLASSES, pool="avg"))
     with torch.no_grad():
         assert torch.equal(loaded.eval()(images()), model(images()))
+
+
+# --- inputs that are not square ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "size"),
+    [
+        ({"input_size": [3, 8, 20]}, (8, 20)),
+        ({"img_size": 16, "input_size": [3, 8, 20]}, (16, 16)),
+        ({"input_size": [3, 8, 0]}, None),
+        ({"img_size": "big"}, None),
+        ({}, None),
+    ],
+)
+def test_a_training_checkpoint_says_height_and_width(tmp_path, args, size):
+    torch.save({"state_dict": make("plain").state_dict(), "args": args}, tmp_path / "w.pth")
+    assert find_weights(tmp_path / "w.pth").facts.image_size == size
+
+
+def test_a_config_says_height_and_width(tmp_path):
+    save_file(make("plain", image_size=ImageSize(8, 20)).state_dict(), tmp_path / "model.safetensors")
+    config = {"architecture": PLAIN, "input_size": [3, 8, 20]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert find_weights(tmp_path).facts.image_size == (8, 20)
+    (tmp_path / "config.json").write_text(json.dumps({**config, "input_size": [3, 0, 0]}))
+    assert find_weights(tmp_path).facts.image_size is None
+    transformers = {"model_type": "vit", "hidden_size": 24, "image_size": [8, 20], "patch_size": 4}
+    (tmp_path / "config.json").write_text(json.dumps(transformers))
+    assert find_weights(tmp_path).facts.image_size == (8, 20)
+
+
+def test_a_base_model_of_ours_says_its_size(tmp_path):
+    """Of 4 x 16 pixels: as many patches as in the 8 x 8 of its name."""
+    model = make("plain", image_size=ImageSize(4, 16))
+    save_model(tmp_path / "base.safetensors", model)
+    origin = find_weights(tmp_path / "base.safetensors")
+    assert origin.facts.image_size == (4, 16)
+    loaded, _ = load_weights(origin, VIT.plan(PLAIN, image_size=ImageSize(4, 16), channels=3, classes=CLASSES))
+    assert torch.equal(loaded.pos_embed, model.pos_embed)

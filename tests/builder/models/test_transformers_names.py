@@ -129,7 +129,7 @@ def test_what_the_config_says(tmp_path):
     facts = find_weights(tmp_path).facts
     assert facts.classes == ("cat", "dog", "owl", "bee", "ant")
     assert (facts.mean, facts.std, facts.interpolation) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bilinear")
-    assert (facts.image_size, facts.pool, facts.model) == (8, "token", None)
+    assert (facts.image_size, facts.pool, facts.model) == ((8, 8), "token", None)
     assert find_weights(tmp_path / "model.safetensors").facts == facts, "the file in the folder says the same"
 
 

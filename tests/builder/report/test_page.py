@@ -420,6 +420,11 @@ def test_a_hundred_classes_scroll_in_their_own_box():
     assert len([row for row in parse(html).rows if row[0] in names]) >= 100
 
 
+def test_the_input_is_said_height_first():
+    how = Preprocessing(image_size=(96, 160), channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
+    assert "input 96 × 160 × 3" in render(replace(realistic(), manifest=manifest(preprocessing=how)))
+
+
 def test_sound_bundles_speak_of_sounds():
     how = Preprocessing(image_size=112, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3, spectrogram=Spectrogram())
     html = render(replace(realistic(), manifest=manifest(preprocessing=how)))

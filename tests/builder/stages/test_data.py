@@ -109,7 +109,7 @@ def test_training_and_validation_share_no_image(root):
 def test_defaults_suit_the_data():
     digits = open_source(tiny_config(model=None))
     assert digits.model == "vit_digits_patch4_8"
-    assert (digits.preprocessing.channels, digits.preprocessing.image_size) == (1, 8)
+    assert (digits.preprocessing.channels, digits.preprocessing.image_size) == (1, (8, 8))
     assert stage.augmentation(tiny_config()) == stage.GLYPHS
     assert stage.augmentation(tiny_config(data="cifar10")) == stage.NATURAL
     assert stage.augmentation(tiny_config(augment="none")).is_identity

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from digit_images import digit_images
 from edvit.builder.images import LABELS, PIXELS, open_images
-from edvit.builder.train.augment import GLYPHS, NATURAL, UNLABELLED, Augmentation, Views
+from edvit.builder.train.augment import GLYPHS, NATURAL, UNLABELLED, Augmentation, Views, _share_of_other
 
 torch.set_num_threads(1)
 
@@ -174,3 +174,32 @@ def test_half_are_averages_of_two_images_and_half_have_a_rectangle_of_another(fl
 
 def test_without_mixing_labels_are_those_of_the_images(flat):
     assert np.array_equal(Views(flat, NATURAL, seed=0).labels(3), flat.labels)
+
+
+# --- images that are not square ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def disc(tmp_path_factory):
+    """Images of 32 x 80 pixels with a soft disc in their middle, which no rotation changes."""
+    folder = tmp_path_factory.mktemp("disc")
+    down, across = np.mgrid[:32, :80]
+    grey = 200 * np.exp(-((down - 15.5) ** 2 + (across - 39.5) ** 2) / 2 / 5**2)
+    np.save(folder / PIXELS, np.broadcast_to(grey.astype(np.uint8), (40, 1, 32, 80)))
+    np.save(folder / LABELS, np.arange(40, dtype=np.int64))
+    return open_images(folder)
+
+
+def test_a_turned_disc_is_a_disc(disc):
+    turned = Views(disc, Augmentation(rotate=60), seed=0).batch(0, np.arange(40))
+    plain = torch.from_numpy(disc.pixels()).float()
+    inner = (..., slice(4, 28), slice(28, 52))  # what is turned in from above and below is a reflection
+    assert (turned - plain)[inner].abs().max() < 10
+
+
+def test_mixed_images_keep_their_shape_and_rectangles_theirs(disc):
+    made = Views(disc, Augmentation(), seed=0, mix=1.0).batch(0, np.arange(40))
+    assert made.shape == (40, 1, 32, 80)
+    draws = torch.tensor([[0.0, 0.25, 0.5, 0.5]])
+    share = _share_of_other(draws, 32, 80)[0, 0]
+    assert share[8:24, 20:60].eq(1).all() and share.sum() == 16 * 40, "half of each side"

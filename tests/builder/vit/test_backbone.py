@@ -5,12 +5,14 @@ import re
 import pytest
 import timm
 import torch
+from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 
 from edvit.builder.vit import backbone
 from edvit.builder.vit.joined import JoinedViT
 from edvit.errors import ModelError
 from edvit.plan import cost
+from edvit.shape.image import ImageSize
 from edvit.shape.vit import BlockWidths, Widths, pruned_widths
 from vit_variants import CLASSES, NAMES, VARIANTS, images, make
 
@@ -21,7 +23,7 @@ def test_describe_says_what_the_model_is():
     model = backbone.create("deit_tiny_patch16_224", image_size=112, classes=7)
     architecture = backbone.describe(model)
     assert architecture.name == "deit_tiny_patch16_224"
-    assert (architecture.image_size, architecture.patch_size, architecture.channels) == (112, 16, 3)
+    assert (architecture.image_size, architecture.patch_size, architecture.channels) == ((112, 112), 16, 3)
     assert (architecture.tokens, architecture.prefix_tokens, architecture.classes) == (50, 1, 7)
     assert architecture.qkv_bias
     assert not (architecture.qk_norm or architecture.layer_scale or architecture.pre_norm)
@@ -101,7 +103,7 @@ def _seeded() -> VisionTransformer:
 
 def test_the_digits_model():
     architecture = backbone.describe(_seeded())
-    assert (architecture.image_size, architecture.patch_size, architecture.channels) == (8, 4, 1)
+    assert (architecture.image_size, architecture.patch_size, architecture.channels) == ((8, 8), 4, 1)
     assert architecture.widths == Widths(dim=96, blocks=(BlockWidths(heads=6, head_dim=16, hidden=384),) * 6)
     assert backbone.create("vit_digits_patch4_8", classes=10)(torch.zeros(1, 3, 8, 8)).shape == (1, 10)
 
@@ -182,7 +184,16 @@ def test_names_that_are_like_nothing(name):
         backbone.create(name, classes=10)
 
 
-@pytest.mark.parametrize(("size", "hint"), [(100, "96 or 112"), (5, "use 16"), (0, "use 16"), (-16, "use 16")])
+@pytest.mark.parametrize(
+    ("size", "hint"),
+    [
+        (100, "image size 100 is no .* patch of 16 pixels; use 96 or 112"),
+        (5, "use 16"),
+        (ImageSize(90, 161), "image size 90x161 is no .* patch of 16 pixels; use 80x160 or 96x176"),
+        (ImageSize(96, 161), "use 96x160 or 96x176"),
+        (ImageSize(5, 160), "use 16x160"),
+    ],
+)
 def test_an_image_size_that_the_patches_do_not_tile(size, hint):
     with pytest.raises(ModelError, match=hint):
         backbone.create("deit_tiny_patch16_224", image_size=size, classes=10)
@@ -318,3 +329,68 @@ def test_what_timm_would_do_anyway_is_not_recorded(variant, given, recorded):
     shape = backbone.describe(backbone.template(NAMES[variant], classes=2, **given))
     assert (shape.pool, shape.fc_norm) == recorded
     assert backbone.describe(backbone.template_of(shape)) == shape
+
+
+# --- inputs that are not square ------------------------------------------------------------------------------------
+
+WIDE = ImageSize(8, 20)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_model_of_another_shape_than_square_is_timms(variant):
+    torch.manual_seed(0)
+    theirs = timm.create_model(NAMES[variant], img_size=(8, 20), num_classes=CLASSES).eval()
+    ours = backbone.create(NAMES[variant], image_size=WIDE, classes=CLASSES).eval()
+    ours.load_state_dict(backbone.fit_weights(theirs.state_dict(), ours, WIDE), strict=True)
+    wide = torch.randn(4, 3, 8, 20)
+    with torch.no_grad():
+        assert torch.allclose(ours(wide), theirs(wide), atol=1e-6)
+    architecture = backbone.describe(ours)
+    assert architecture.image_size == WIDE
+    assert architecture.tokens == backbone.embed(ours, wide).shape[1]
+    assert cost.vit_params(architecture) == sum(parameter.numel() for parameter in ours.parameters())
+
+
+@pytest.mark.parametrize("variant", ["plain", "reg_tokens", "avg_pool", "distilled"])
+@pytest.mark.parametrize(
+    ("own", "new"),
+    [
+        (ImageSize(16, 16), ImageSize(8, 20)),
+        (ImageSize(16, 16), ImageSize(8, 32)),  # as many patches
+        (ImageSize(8, 32), ImageSize(16, 16)),
+        (ImageSize(8, 20), ImageSize(16, 16)),
+        (ImageSize(8, 20), ImageSize(20, 8)),
+    ],
+    ids=str,
+)
+def test_position_embeddings_are_resampled_from_the_checkpoints_own_grid(variant, own, new):
+    theirs = make(variant, image_size=own)
+    fitted = backbone.fit_weights(
+        theirs.state_dict(), backbone.template(NAMES[variant], image_size=new, classes=5), own
+    )
+    prefix = 0 if theirs.no_embed_class else theirs.num_prefix_tokens
+    grids = [[side // 4 for side in size] for size in (own, new)]
+    expected = resample_abs_pos_embed(
+        theirs.pos_embed.detach(), new_size=grids[1], old_size=grids[0], num_prefix_tokens=prefix
+    )
+    assert torch.equal(fitted["pos_embed"], expected)
+    assert not torch.equal(fitted["pos_embed"], theirs.pos_embed) or own == new
+
+
+def test_a_checkpoint_that_says_nothing_has_the_grid_of_its_name():
+    """A model of 8 pixels has 2 x 2 patches, and so has one of 4 x 16, in another order."""
+    theirs = make("plain")
+    for size in (ImageSize(4, 16), ImageSize(8, 20)):
+        fitted = backbone.fit_weights(
+            theirs.state_dict(), backbone.template(NAMES["plain"], image_size=size, classes=5)
+        )
+        expected = resample_abs_pos_embed(
+            theirs.pos_embed.detach(), new_size=[side // 4 for side in size], old_size=[2, 2]
+        )
+        assert torch.equal(fitted["pos_embed"], expected)
+
+
+def test_a_checkpoint_of_the_models_own_size_stays_as_it_is():
+    theirs = make("plain", image_size=WIDE)
+    fitted = backbone.fit_weights(theirs.state_dict(), backbone.template(NAMES["plain"], image_size=WIDE, classes=5))
+    assert torch.equal(fitted["pos_embed"], theirs.pos_embed)

@@ -32,6 +32,7 @@ from edvit.runtime.wire.messages import MAX_BATCH, DeviceInfo, HeldSubModel, Inf
 from edvit.runtime.wire.packet import MAX_PAYLOAD_BYTES, Packet
 from edvit.runtime.wire.topics import ALIVE, INFER, INFO, LOAD
 from edvit.runtime.wire.transport import Reply
+from edvit.shape.image import ImageSize
 from fleet_in_memory import memory_fleet, some_images
 from tiny_bundle import FEATURE_DIM, write_tiny_bundle
 from waiting import eventually
@@ -698,3 +699,16 @@ def test_the_submodels_of_a_device_that_is_gone_go_elsewhere_and_come_back(fleet
     eventually(lambda: [held.id for held in one.info().submodels] == [0, 2])
     assert not gateway.predict(images).degraded
     assert gateway.predict(images).logits.tobytes() == local.predict(images).logits.tobytes()
+
+
+@pytest.mark.parametrize("encoding", ["raw", "webp"])
+def test_images_that_are_not_square_cross_the_wire(tmp_path, encoding):
+    bundle = write_tiny_bundle(tmp_path / "bundle", size=ImageSize(24, 40))
+    with memory_fleet(bundle, tmp_path / "cache") as fleet:
+        fleet.device("dev-1")
+        fleet.device("dev-2")
+        gateway = fleet.gateway(image_encoding=encoding)
+        images = np.random.default_rng(0).integers(0, 256, (5, 3, 24, 40), dtype=np.uint8)
+        assert np.array_equal(gateway.predict(images).logits, LocalPredictor(bundle).predict(images).logits)
+        with pytest.raises(ImageError, match=r"\[batch, 3, 24, 40\], not \[5, 3, 40, 24\]"):
+            gateway.predict(images.transpose(0, 1, 3, 2))

@@ -12,6 +12,7 @@ from edvit.inputs.audio import Spectrogram
 from edvit.inputs.preprocess import Preprocessing
 from edvit.runtime.http.body import FILE, NPY, read_array, read_npy, to_npy
 from edvit.runtime.wire.messages import MAX_BATCH
+from edvit.shape.image import ImageSize
 from hostile_files import npy_header
 
 HOW = Preprocessing(image_size=4, channels=3, mean=(0.0,) * 3, std=(1.0,) * 3)
@@ -122,3 +123,11 @@ def test_a_model_of_sounds_says_that_it_takes_sounds():
 def test_an_empty_body_says_so_whatever_its_type(media_type):
     with pytest.raises(ImageError, match="the body is empty"):
         read_array(b"", media_type, HOW)
+
+
+def test_arrays_that_are_not_square():
+    how = HOW.model_copy(update={"image_size": ImageSize(4, 6)})
+    images = np.arange(3 * 4 * 6, dtype=np.uint8).reshape(1, 3, 4, 6)
+    assert np.array_equal(read_npy(to_npy(images), how), images)
+    with pytest.raises(ImageError, match=r"shape is \[3, 6, 4\]: send uint8 \[3, 4, 6\]"):
+        read_npy(to_npy(np.zeros((3, 6, 4), np.uint8)), how)

@@ -200,3 +200,17 @@ def test_text_from_the_network_is_escaped():
     info = DeviceInfo(device="pi-1", instance=INSTANCE, version="0", host=text, pid=1, threads=1)
     assert info.host == "\\x1b[2J\\nready\\u202e\\x07"
     assert decode(DeviceInfo, encode(info)) == info
+
+
+def test_a_size_that_is_square_is_one_number_and_another_is_two():
+    values = SPEC.model_dump(mode="json")
+    assert values["image_size"] == 8
+    wide = SubModelSpec.model_validate_json(json.dumps({**values, "image_size": [96, 160]}))
+    assert wide.image_size == (96, 160)
+    assert json.loads(wide.model_dump_json())["image_size"] == [96, 160]
+
+
+@pytest.mark.parametrize("wrong", ["8", "96x160", 0, [96], [96, 0], [96, 160, 3], 9.0, True])
+def test_a_size_that_is_none_is_refused(wrong):
+    with pytest.raises(ValueError, match="image_size"):
+        SubModelSpec.model_validate_json(json.dumps({**SPEC.model_dump(mode="json"), "image_size": wrong}))

@@ -33,7 +33,7 @@ QUANTISATION_LIMIT = 0.3
 
 
 def export_submodel(extractor: FeatureExtractor, images: Tensor, path: Path) -> None:
-    """Write `image` uint8 `[batch, channels, size, size]` -> `feature` float32 `[batch, dim]`.
+    """Write `image` uint8 `[batch, channels, height, width]` -> `feature` float32 `[batch, dim]`.
 
     Args:
         images: uint8, at least two real images to compare on.

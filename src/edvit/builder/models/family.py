@@ -26,6 +26,7 @@ from edvit.builder.vit.scores import Scores
 from edvit.errors import ModelError
 from edvit.shape.any import AnyArchitecture
 from edvit.shape.conv import ConvArchitecture, FilterWidths, convnet, is_convnet
+from edvit.shape.image import ImageSize
 from edvit.shape.vit import Architecture, Pool, Widths
 
 Classifier: TypeAlias = VisionTransformer | ConvNet
@@ -96,7 +97,7 @@ class Family(Protocol):
         self,
         name: str,
         *,
-        image_size: int | None,
+        image_size: ImageSize | int | None,
         channels: int,
         classes: int,
         pool: Pool | None = None,
@@ -106,7 +107,7 @@ class Family(Protocol):
 
         Args:
             name: of the model.
-            image_size: height and width, pixels; None: the model's own.
+            image_size: one number is a square, pixels; None: the model's own.
             channels: of the images.
             classes: outputs of the head.
             pool: how tokens are pooled, as the config of a checkpoint may say; None: the model's own way.
@@ -125,8 +126,10 @@ class Family(Protocol):
     def describe(self, model: Classifier) -> AnyArchitecture:
         """The shape of a model."""
 
-    def fit_weights(self, state: dict[str, Tensor], model: Classifier) -> dict[str, Tensor]:
-        """A checkpoint's tensors as `model` has them, where that can be done."""
+    def fit_weights(
+        self, state: dict[str, Tensor], model: Classifier, image_size: ImageSize | None = None
+    ) -> dict[str, Tensor]:
+        """A checkpoint's tensors as `model` has them, where that can be done; its own image size may be known."""
 
     def score(
         self, model: Classifier, images: Tensor, how: Scoring, progress: Callable[[int, int], None], path: Path
@@ -148,7 +151,7 @@ class VitFamily:
         self,
         name: str,
         *,
-        image_size: int | None,
+        image_size: ImageSize | int | None,
         channels: int,
         classes: int,
         pool: Pool | None = None,
@@ -173,8 +176,10 @@ class VitFamily:
     def describe(self, model: Classifier) -> Architecture:
         return backbone.describe(model)
 
-    def fit_weights(self, state: dict[str, Tensor], model: Classifier) -> dict[str, Tensor]:
-        return backbone.fit_weights(state, model)
+    def fit_weights(
+        self, state: dict[str, Tensor], model: Classifier, image_size: ImageSize | None = None
+    ) -> dict[str, Tensor]:
+        return backbone.fit_weights(state, model, image_size)
 
     def score(
         self, model: Classifier, images: Tensor, how: Scoring, progress: Callable[[int, int], None], path: Path
@@ -195,7 +200,7 @@ class ConvFamily:
         self,
         name: str,
         *,
-        image_size: int | None,
+        image_size: ImageSize | int | None,
         channels: int,
         classes: int,
         pool: Pool | None = None,
@@ -219,7 +224,9 @@ class ConvFamily:
         shape: ConvArchitecture = model.architecture
         return shape
 
-    def fit_weights(self, state: dict[str, Tensor], model: Classifier) -> dict[str, Tensor]:
+    def fit_weights(
+        self, state: dict[str, Tensor], model: Classifier, image_size: ImageSize | None = None
+    ) -> dict[str, Tensor]:
         return state
 
     def score(

@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field, ValidationError
 from edvit.builder.models.weights_file import SUFFIXES, check_file, read_metadata
 from edvit.errors import WeightsError
 from edvit.fleet import first_problem
+from edvit.shape.image import ImageSize
 
 HUB = "hf-hub:"
 """What the name of a repository of Hugging Face's hub begins with, as in timm."""
@@ -44,7 +45,7 @@ class Facts:
     Attributes:
         source: what says so, for messages.
         model: timm's name of the model.
-        image_size: pixels of each side of its input.
+        image_size: of its input.
         classes: names of the outputs of its head, in their order.
         mean: per channel, on a scale of 0 to 1.
         std: likewise.
@@ -56,7 +57,7 @@ class Facts:
 
     source: str = ""
     model: str | None = None
-    image_size: int | None = None
+    image_size: ImageSize | None = None
     classes: tuple[str, ...] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
@@ -187,7 +188,7 @@ class _TransformersConfig(BaseModel):
     hidden_size: int = 768
     num_attention_heads: int = 12
     patch_size: int = 16
-    image_size: int = 224
+    image_size: ImageSize = ImageSize(224, 224)
     hidden_act: str = "gelu"
     use_swiglu_ffn: bool = False
     architectures: list[str] = []
@@ -279,7 +280,7 @@ def _of_timm(given: str, config: _TimmConfig) -> Facts:
     return Facts(
         source=CONFIG,
         model=config.architecture,
-        image_size=size[1] if size is not None and size[1] == size[2] else None,
+        image_size=_image_size((size or ())[1:]),
         classes=tuple(names) if names else None,
         mean=how.mean,
         std=how.std,
@@ -318,22 +319,38 @@ def _interpolation(name: str | None) -> Interpolation | None:
 
 
 def _facts_of_checkpoint(content: Mapping[str, Any]) -> Facts:
-    """What timm's train.py writes beside the weights: the model's name, its own arguments, and its metric."""
+    """What timm's train.py writes beside the weights (the model's name, its own arguments, and its metric), or what
+    `edvit.builder.models.checkpoint` does."""
     args = content.get("args")
     asked = vars(args) if isinstance(args, argparse.Namespace) else args if isinstance(args, dict) else {}
     arch = asked.get("model", content.get("arch"))
-    pixels = asked.get("img_size") or (asked.get("input_size") or (None,))[-1]
     metric, top1 = content.get("metric"), asked.get("eval_metric", "top1") == "top1"
     return Facts(
         source="the checkpoint's arguments",
         model=arch if isinstance(arch, str) and timm.is_model(arch) else None,
-        image_size=pixels if isinstance(pixels, int) else None,
+        image_size=_own_size(content) or _image_size(asked.get("img_size") or (asked.get("input_size") or ())[1:]),
         mean=_numbers(asked.get("mean")),
         std=_numbers(asked.get("std")),
         interpolation=_interpolation(asked.get("interpolation")),
         pool=asked["gp"] if isinstance(asked.get("gp"), str) else None,
         accuracy=metric / 100 if isinstance(metric, float) and top1 and 0 < metric <= 100 else None,
     )
+
+
+def _own_size(content: Mapping[str, Any]) -> ImageSize | None:
+    """The image size in the architecture that files of ours hold."""
+    try:
+        return _image_size(json.loads(content["architecture"])["image_size"])
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _image_size(value: Any) -> ImageSize | None:
+    """A size as a file says it; None where it says none that there can be."""
+    try:
+        return ImageSize.of(value)
+    except ValueError:
+        return None
 
 
 def _numbers(value: Any) -> tuple[float, ...] | None:

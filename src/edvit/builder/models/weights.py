@@ -60,7 +60,7 @@ def load_weights(
         state = transformers_names.timm_names(state)
     state = _of_backbone(origin.given, state, own)
     try:
-        fitted = family.fit_weights(state, model)
+        fitted = family.fit_weights(state, model, origin.facts.image_size)
     except Exception:  # timm meets names and shapes it was not written for, and fails in its own ways
         fitted = state
     fitted, head_kept = _with_head(origin.given, fitted, own, order)

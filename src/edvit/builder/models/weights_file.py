@@ -12,7 +12,7 @@ from typing import Any
 import safetensors.torch
 import timm
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from timm.models import clean_state_dict
 from torch import Tensor
 
@@ -59,13 +59,14 @@ def read_weights(paths: Iterable[Path]) -> dict[str, Tensor]:
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """What a PyTorch training checkpoint holds beside tensors, by its keys; empty where there is nothing to read.
+    """What a weights file holds beside tensors, by its keys; empty where there is nothing to read.
 
     Tensors are mapped and not read.
     """
-    if path.suffix.lower() == _SAFETENSORS_SUFFIX:
-        return {}
     try:
+        if path.suffix.lower() == _SAFETENSORS_SUFFIX:
+            with safe_open(path, framework="pt") as file:
+                return dict(file.metadata() or {})
         with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
             warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

@@ -58,7 +58,7 @@ def measure_latencies(
 
     Args:
         exported: the base as an ONNX file; None where there is none, and then no `BASE_ONNX`.
-        image: a real one, uint8 `[1, channels, size, size]`.
+        image: a real one, uint8 `[1, channels, height, width]`.
         devices: the device of each sub-model, in their order.
         baseline: N = 1 at the same width; None where it was not built.
     """

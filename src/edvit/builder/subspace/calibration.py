@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from edvit.errors import DataError
+from edvit.shape.image import ImageSize
 
 
 class Images(Protocol):
@@ -55,10 +56,11 @@ class Calibration:
             chosen = rows[start : start + self.batch_size]
             yield chosen, (torch.as_tensor(self.images.pixels(chosen)).float() / 255.0 - mean) / std
 
-    def check(self, channels: int, size: int) -> None:
+    def check(self, channels: int, size: ImageSize) -> None:
         """Raise DataError unless there are images, of a model's shape."""
         if len(self.images) == 0:
             raise DataError("no images to calibrate on")
         shape = self.images.pixels(np.arange(1)).shape[1:]
-        if shape != (channels, size, size) or len(self.mean) != channels or len(self.std) != channels:
-            raise DataError(f"calibration images are {list(shape)}, the model takes [{channels}, {size}, {size}]")
+        wanted = (channels, *size)
+        if shape != wanted or len(self.mean) != channels or len(self.std) != channels:
+            raise DataError(f"calibration images are {list(shape)}, the model takes {list(wanted)}")

@@ -92,7 +92,7 @@ class Views:
         return np.where(self._mixing(view)[:, 0] < self.mix, UNLABELLED, self.images.labels)
 
     def batch(self, view: int, index: np.ndarray, device: TorchDevice = CPU) -> torch.Tensor:
-        """Images `index` of view `view`: float32 `[len(index), channels, size, size]` on a scale of 0 to 255.
+        """Images `index` of view `view`: float32 `[len(index), channels, height, width]` on a scale of 0 to 255.
 
         They are made on the device that uses them: a GPU would wait for a CPU that makes them.
         """
@@ -105,7 +105,7 @@ class Views:
             return pixels
         partners = (draws[mixed, 1] * len(self.images)).astype(np.int64)
         others = self._changed(view, partners, device)
-        weight = _share_of_other(device.move(torch.from_numpy(draws[mixed, 2:]).float()), pixels.shape[-1])
+        weight = _share_of_other(device.move(torch.from_numpy(draws[mixed, 2:]).float()), *pixels.shape[-2:])
         rows = device.move(torch.from_numpy(mixed))
         pixels[rows] += weight * (others - pixels[rows])
         return pixels
@@ -127,14 +127,14 @@ class Views:
         return np.random.default_rng((self.seed, view, 1)).uniform(size=(len(self.images), 6))
 
 
-def _share_of_other(draws: torch.Tensor, size: int) -> torch.Tensor:
-    """How much of each pixel is the other image's, float32 `[n, 1, size, size]`; of draws `[n, 4]`."""
+def _share_of_other(draws: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """How much of each pixel is the other image's, float32 `[n, 1, height, width]`; of draws `[n, 4]`."""
     pasted, share, *centre = draws.T[..., None, None, None]
-    pixel = ((torch.arange(size) + 0.5) / size).to(draws.device)
+    across, down = (((torch.arange(side) + 0.5) / side).to(draws.device) for side in (width, height))
     x, y = (
-        (line - middle).abs() < share.sqrt() / 2 for line, middle in zip((pixel, pixel[:, None]), centre, strict=True)
+        (line - middle).abs() < share.sqrt() / 2 for line, middle in zip((across, down[:, None]), centre, strict=True)
     )
-    return torch.where(pasted < 0.5, (x & y).float(), share.expand(-1, 1, size, size))
+    return torch.where(pasted < 0.5, (x & y).float(), share.expand(-1, 1, height, width))
 
 
 def _transform(pixels: torch.Tensor, draws: torch.Tensor, how: Augmentation) -> torch.Tensor:
@@ -142,9 +142,11 @@ def _transform(pixels: torch.Tensor, draws: torch.Tensor, how: Augmentation) -> 
     angle = turn * (how.rotate * torch.pi / 180)
     zoom = 1 + zoom * how.scale
     mirror = (1 - 2 * (flip < 0).float()) if how.flip else torch.ones_like(flip)
-    # Rows of the affine map from output to input coordinates, which run from -1 to 1.
-    row_x = torch.stack([mirror * angle.cos() / zoom, -angle.sin() / zoom, 2 * dx * how.shift], dim=1)
-    row_y = torch.stack([mirror * angle.sin() / zoom, angle.cos() / zoom, 2 * dy * how.shift], dim=1)
+    # Rows of the affine map from output to input coordinates, which run from -1 to 1 along either side: where the sides
+    # differ, a step of one down is not as long as a step of one across, and a rotation has to keep lengths.
+    tall = pixels.shape[-2] / pixels.shape[-1]
+    row_x = torch.stack([mirror * angle.cos() / zoom, -angle.sin() / zoom * tall, 2 * dx * how.shift], dim=1)
+    row_y = torch.stack([mirror * angle.sin() / zoom / tall, angle.cos() / zoom, 2 * dy * how.shift], dim=1)
     grid = F.affine_grid(torch.stack([row_x, row_y], dim=1), list(pixels.shape), align_corners=False)
     pixels = F.grid_sample(pixels, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
     if how.colour:

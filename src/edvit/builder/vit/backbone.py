@@ -8,6 +8,7 @@ narrower parts, and its forward is timm's own. Where the head reads two vectors 
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import partial
@@ -15,7 +16,17 @@ from typing import Any, Literal, get_args
 
 import timm
 import torch
-from timm.layers import Attention, GluMlp, LayerNorm, LayerScale, Mlp, PatchEmbed, RmsNorm, SwiGLU
+from timm.layers import (
+    Attention,
+    GluMlp,
+    LayerNorm,
+    LayerScale,
+    Mlp,
+    PatchEmbed,
+    RmsNorm,
+    SwiGLU,
+    resample_abs_pos_embed,
+)
 from timm.models import adapt_input_conv
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_filter_fn
@@ -24,6 +35,7 @@ from torch import Tensor, nn
 from edvit.builder.vit import suggest, zoo  # noqa: F401  (registers our small models with timm)
 from edvit.builder.vit.joined import JoinedViT, with_one_head
 from edvit.errors import ModelError
+from edvit.shape.image import ImageSize
 from edvit.shape.vit import Architecture, BlockWidths, Pool, Widths
 
 Axis = Literal["dim", "feature", "qkv", "attention", "head_dim", "hidden"] | None
@@ -86,7 +98,7 @@ def axes(parameter: str) -> tuple[int | None, tuple[Axis, ...]]:
 def create(
     name: str,
     *,
-    image_size: int | None = None,
+    image_size: ImageSize | int | None = None,
     channels: int = 3,
     classes: int,
     pool: Pool | None = None,
@@ -98,7 +110,7 @@ def create(
 
     Args:
         name: timm model name, e.g. `deit_tiny_patch16_224`.
-        image_size: height and width, pixels; the model's own by default.
+        image_size: one number is a square, pixels; the model's own by default.
         channels: input channels.
         classes: outputs of the classifier head; 0 leaves the head out.
         pool: how tokens are pooled; the named model's own by default.
@@ -133,7 +145,7 @@ def initialised(model: VisionTransformer) -> VisionTransformer:
 def template(
     name: str,
     *,
-    image_size: int | None = None,
+    image_size: ImageSize | int | None = None,
     channels: int = 3,
     classes: int,
     pool: Pool | None = None,
@@ -247,14 +259,12 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
 
 
-def _checked_image_size(model: VisionTransformer, name: str, image_size: int | None) -> int:
+def _checked_image_size(model: VisionTransformer, name: str, image_size: ImageSize | int | None) -> ImageSize:
     patch = model.patch_embed.patch_size[0]
-    height, width = model.patch_embed.img_size
-    if image_size is None and height != width:
-        raise ModelError(f"{name} takes {height}x{width} images; give a square image size, a multiple of {patch}")
-    size: int = height if image_size is None else image_size
-    if size <= 0 or size % patch:
-        down, up = max(patch, size // patch * patch), (max(size, 0) // patch + 1) * patch
+    size = ImageSize(*model.patch_embed.img_size) if image_size is None else ImageSize.of(image_size)
+    if any(side % patch for side in size):
+        down = ImageSize(*(max(patch, side // patch * patch) for side in size))
+        up = ImageSize(*(-(-side // patch) * patch for side in size))
         nearest = up if down == up else f"{down} or {up}"
         raise ModelError(f"image size {size} is no multiple of {name}'s patch of {patch} pixels; use {nearest}")
     return size
@@ -397,22 +407,52 @@ def _make_rotated(model: VisionTransformer, base_dim: int) -> None:
             setattr(layer, name, nn.Linear(linear.in_features, linear.out_features))
 
 
-def fit_weights(state: dict[str, Tensor], model: VisionTransformer) -> dict[str, Tensor]:
+def fit_weights(
+    state: dict[str, Tensor], model: VisionTransformer, image_size: ImageSize | None = None
+) -> dict[str, Tensor]:
     """A state dict with position embeddings, patch projection and names as `model` has them, where timm knows how.
+
+    Args:
+        state: of a checkpoint.
+        model: it is fitted to.
+        image_size: of the checkpoint's model; None: that of timm's model of the name, where it can be, else a square.
 
     Raises:
         Exception: of any kind, where the state is of an architecture that timm's conversion was not written for.
     """
-    projection = "patch_embed.proj.weight"
+    projection, state = "patch_embed.proj.weight", dict(state)
     with torch.no_grad():
+        positions = _resampled_positions(state, model, image_size)
+        if positions is not None:  # timm takes them for those of a square, of which there may be as many
+            del state["pos_embed"]
         # DeiT III's own files call LayerScale `gamma_1` and `gamma_2`; no other splittable model has such names.
-        fitted: dict[str, Tensor] = checkpoint_filter_fn(dict(state), model, adapt_layer_scale=True)
+        fitted: dict[str, Tensor] = checkpoint_filter_fn(state, model, adapt_layer_scale=True)
+        if positions is not None:
+            fitted["pos_embed"] = positions
         if isinstance(model, JoinedViT):
             fitted = with_one_head(fitted)
         channels = model.patch_embed.proj.in_channels
         if projection in fitted and fitted[projection].shape[1] == 3 != channels:
             fitted[projection] = adapt_input_conv(channels, fitted[projection])
     return fitted
+
+
+def _resampled_positions(
+    state: dict[str, Tensor], model: VisionTransformer, image_size: ImageSize | None
+) -> Tensor | None:
+    """The position embeddings of a checkpoint on the grid of `model`; None where the checkpoint's grid is not known."""
+    positions = state.get("pos_embed")
+    if positions is None or model.pos_embed is None or positions.dim() != 3:
+        return None
+    prefix = 0 if model.no_embed_class else model.num_prefix_tokens
+    for size in (image_size, ImageSize(*model.pretrained_cfg["input_size"][1:])):
+        grid = [side // model.patch_embed.patch_size[0] for side in size or ()]
+        if grid and math.prod(grid) + prefix == positions.shape[1]:
+            resampled: Tensor = resample_abs_pos_embed(
+                positions, new_size=list(model.patch_embed.grid_size), old_size=grid, num_prefix_tokens=prefix
+            )
+            return resampled
+    return None
 
 
 # --- reading -----------------------------------------------------------------------------------------------
@@ -425,7 +465,7 @@ def describe(model: VisionTransformer) -> Architecture:
     qk_norm = not isinstance(first.attn.q_norm, nn.Identity)
     return Architecture(
         name=model.pretrained_cfg["architecture"],
-        image_size=model.patch_embed.img_size[0],
+        image_size=ImageSize(*model.patch_embed.img_size),
         patch_size=model.patch_embed.patch_size[0],
         channels=model.patch_embed.proj.in_channels,
         prefix_tokens=model.num_prefix_tokens,

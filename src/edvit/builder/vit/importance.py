@@ -131,9 +131,9 @@ def _check_images(images: Tensor, architecture: Architecture) -> None:
         raise BuildError(f"a model of {architecture.classes} classes has no output distribution to score by")
     if len(images) == 0:
         raise DataError("no images to score on; every class group needs some")
-    size = architecture.image_size
-    if images.shape[1:] != (architecture.channels, size, size) or not images.is_floating_point():
-        expected = f"[count, {architecture.channels}, {size}, {size}] of floating point"
+    height, width = architecture.image_size
+    if images.shape[1:] != (architecture.channels, height, width) or not images.is_floating_point():
+        expected = f"[count, {architecture.channels}, {height}, {width}] of floating point"
         raise DataError(f"images to score on are {list(images.shape)} {images.dtype}, not {expected}")
 
 

@@ -71,7 +71,7 @@ class LabelledImages(ABC):
         """The image as the gateway would send it to a device, and remarks on it. Raises DataError."""
 
     def prepared(self, index: int, how: Preprocessing) -> UInt8:
-        """The image as the gateway would send it to a device, uint8 `[channels, size, size]`. Raises DataError."""
+        """The image as the gateway would send it to a device, uint8 `[channels, height, width]`. Raises DataError."""
         return self.decoded(index, how).array
 
     def check_decodable(self) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from edvit.errors import DeadlineError, ImageError, ModelError
 from edvit.runtime.engine.session import check_values, open_session
 from edvit.runtime.prediction import Float32, UInt8
+from edvit.shape.image import ImageSize
 
 CHUNK = 32
 """Images that one run takes. More are not faster, need more memory, and hold a device past its deadline."""
@@ -21,7 +22,7 @@ class SubModelEngine:
 
     Args:
         path: its ONNX file.
-        channels, image_size: what its input must be, uint8 `[batch, channels, image_size, image_size]`.
+        channels, image_size: what its input must be, uint8 `[batch, channels, height, width]`; one number is a square.
         feature_dim: what its output must be, float32 `[batch, feature_dim]`.
         threads: CPU threads of one run.
 
@@ -29,8 +30,10 @@ class SubModelEngine:
         ModelError: the file is no usable ONNX model, or has other inputs or outputs.
     """
 
-    def __init__(self, path: Path, *, channels: int, image_size: int, feature_dim: int, threads: int = 1) -> None:
-        self._shape = (channels, image_size, image_size)
+    def __init__(
+        self, path: Path, *, channels: int, image_size: ImageSize | int, feature_dim: int, threads: int = 1
+    ) -> None:
+        self._shape = (channels, *ImageSize.of(image_size))
         self._feature_dim = feature_dim
         self._session = open_session(path, threads)
         check_values("input", self._session.get_inputs(), {"image": ("tensor(uint8)", self._shape)})
@@ -39,7 +42,7 @@ class SubModelEngine:
         self.run(np.zeros((1, *self._shape), np.uint8))
 
     def run(self, images: UInt8) -> Float32:
-        """uint8 `[batch, channels, size, size]` -> feature, float32 `[batch, feature_dim]`.
+        """uint8 `[batch, channels, height, width]` -> feature, float32 `[batch, feature_dim]`.
 
         Raises:
             ImageError: the images have another shape or dtype.

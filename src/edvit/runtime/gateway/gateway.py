@@ -123,7 +123,7 @@ class Gateway:
         return self._reconciler.status()
 
     def predict(self, images: UInt8, *, since: float | None = None) -> Prediction:
-        """uint8 `[batch, channels, size, size]` -> the fused answer.
+        """uint8 `[batch, channels, height, width]` -> the fused answer.
 
         A sub-model that does not answer before the deadline is replaced by its stand-in, and the answer degraded;
         one whose device dies or hangs is not waited for.

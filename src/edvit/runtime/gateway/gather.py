@@ -76,7 +76,7 @@ def gather(
     Args:
         ask_each: `Transport.ask_each`, or what stands for it.
         bundle: digest of the bundle the features must be of.
-        images: uint8 `[batch, channels, size, size]`.
+        images: uint8 `[batch, channels, height, width]`.
         expected: by sub-model id.
         encoding: of the images on the wire; they are encoded once, for all devices.
         deadline_s: seconds, encoding included, after which the rest is given up.

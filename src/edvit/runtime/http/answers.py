@@ -34,7 +34,7 @@ class Predicted(Answer):
 
 
 class PredictedBatch(Completeness):
-    """The answer for an array `[batch, channels, size, size]`."""
+    """The answer for an array `[batch, channels, height, width]`."""
 
     predictions: tuple[ImageAnswer, ...]
     timings: AnswerTimings

@@ -37,7 +37,7 @@ def read_array(data: bytes, media_type: str, how: Preprocessing) -> tuple[UInt8,
         how: gives the shape, which an array must have.
 
     Returns:
-        uint8 `[batch, channels, size, size]`, and whether the caller sent a batch rather than one image.
+        uint8 `[batch, channels, height, width]`, and whether the caller sent a batch rather than one image.
 
     Raises:
         UnsupportedMediaError: another media type.
@@ -59,7 +59,7 @@ def read_array(data: bytes, media_type: str, how: Preprocessing) -> tuple[UInt8,
 
 
 def read_npy(data: bytes, how: Preprocessing) -> UInt8:
-    """A uint8 array `[channels, size, size]` or `[batch, channels, size, size]`; no copy, and never a pickle."""
+    """A uint8 array `[channels, height, width]` or `[batch, channels, height, width]`; no copy, and never a pickle."""
     expected = f"uint8 {list(how.shape)} or [batch, {', '.join(map(str, how.shape))}]"
     magic, length = data[:8], {1: 2, 2: 4}.get(data[6] if len(data) > 6 else 0, 0)
     start = 8 + length

@@ -70,11 +70,11 @@ class Client:
         return self._post(file, FILE, Predicted)
 
     def predict_array(self, image: UInt8) -> Predicted:
-        """Classify one image, uint8 `[channels, size, size]`."""
+        """Classify one image, uint8 `[channels, height, width]`."""
         return self._post(to_npy(image), NPY, Predicted)
 
     def predict_batch(self, images: UInt8) -> PredictedBatch:
-        """Classify a batch, uint8 `[batch, channels, size, size]`."""
+        """Classify a batch, uint8 `[batch, channels, height, width]`."""
         return self._post(to_npy(images), NPY, PredictedBatch)
 
     def health(self) -> HealthAnswer:

@@ -13,6 +13,7 @@ from edvit.fleet import NAME_PATTERN
 from edvit.runtime.wire.header import Header
 from edvit.runtime.wire.image_encoding import ImageEncoding
 from edvit.runtime.wire.packet import MAX_PAYLOAD_BYTES
+from edvit.shape.image import ImageSize
 
 MAX_BATCH = 1024
 """Images of one request. Bytes alone are no limit: 312,500 images of 8x8 pixels fit into the largest HTTP body, and
@@ -59,7 +60,7 @@ class SubModelSpec(Header):
     memory_bytes: int = Field(gt=0)
     """What it counts against the memory limit: `peak_memory_bytes` of the manifest."""
     channels: int = Field(gt=0)
-    image_size: int = Field(gt=0)
+    image_size: ImageSize
     feature_dim: int = Field(gt=0)
 
 
@@ -145,7 +146,7 @@ class DeviceInfo(Header):
 
 
 class InferRequest(ArrayHeader):
-    """Images; payload uint8 `[batch, channels, size, size]`, encoded as `encoding` says."""
+    """Images; payload uint8 `[batch, channels, height, width]`, encoded as `encoding` says."""
 
     dtype: Literal["uint8"] = "uint8"
     shape: tuple[int, ...] = Field(min_length=4, max_length=4)
