@@ -46,7 +46,7 @@ class Recovered:
     loss: float
     divergence: float
     seconds: float
-    """Seconds that the training takes."""
+    """Processor seconds of the training, which other processes do not change."""
 
 
 def main() -> None:
@@ -106,7 +106,7 @@ def measure(config: BuildConfig, trial: Trial, work: Path) -> Recovered:
     group = Group(plan.submodels[0].classes, plan.submodels[0].architecture.widths)
     (pruned,) = prune(build.runner, config, data, trained, [group], source=build.source, device=build.device)
     mean, std = how.mean, how.std
-    start = time.monotonic()
+    start = time.process_time()
     with torch_threads(1):
         model = recover(
             checkpoint.load_model(weights_path(pruned)),
@@ -122,7 +122,7 @@ def measure(config: BuildConfig, trial: Trial, work: Path) -> Recovered:
             seed=config.seed,
             device=build.device,
         )
-    seconds = time.monotonic() - start
+    seconds = time.process_time() - start
     scores = base.logits_of(FeatureExtractor(model, mean, std), data.validation)
     wanted = base.logits_of(trained.extractor, data.validation)
     return Recovered(

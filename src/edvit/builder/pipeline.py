@@ -165,15 +165,17 @@ def _work_size(config: BuildConfig, source: Source, plan: Plan, folder: WorkFold
     """What the work folder will take, and on how many views streams are kept within its limit. Raises ConfigError."""
     train, held_out = split_training(source.train, config.validation)
     seen = len(train) + (0 if source.unlabelled is None else len(source.unlabelled))
+    groups = _wanted(config, plan)
     fixed = fixed_bytes(
         plan,
-        len(_wanted(config, plan)),
+        len(groups),
         decoded=seen + len(held_out) + len(source.test),
         train=seen,
         views=config.resolved_views,
         feature_views=most_fusion_views(config),
         pixels=source.preprocessing.channels * source.preprocessing.image_size**2,
         workers=config.workers,
+        pruning=prune_subspace.disk_bytes(config, source, groups),
     )
     capacity = folder.capacity()
     return work_size(

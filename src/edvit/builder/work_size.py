@@ -64,7 +64,16 @@ class WorkSize:
 
 
 def fixed_bytes(
-    plan: Plan, submodels: int, *, decoded: int, train: int, views: int, feature_views: int, pixels: int, workers: int
+    plan: Plan,
+    submodels: int,
+    *,
+    decoded: int,
+    train: int,
+    views: int,
+    feature_views: int,
+    pixels: int,
+    workers: int,
+    pruning: int,
 ) -> int:
     """Bytes of all results but streams, and of the checkpoints that lie beside them.
 
@@ -77,14 +86,15 @@ def fixed_bytes(
         feature_views: that the fusion is trained on.
         pixels: values of one image.
         workers: trainings at a time.
+        pruning: bytes of what pruning measures and keeps on its way.
     """
     base, largest = model_cost(plan.base), max((s.cost for s in plan.submodels), key=lambda cost: cost.weight_bytes)
     images = decoded * pixels
     outputs = 4 * views * train * (plan.base.classes + plan.base.feature_dim)
     features = feature_views * decoded * submodels * largest.feature_bytes
-    models = 2 * base.weight_bytes + 4 * submodels * largest.weight_bytes
+    models = 2 * base.weight_bytes + 5 * submodels * largest.weight_bytes
     checkpoints = STATES * max(base.weight_bytes, min(workers, submodels) * largest.weight_bytes)
-    return images + outputs + features + models + checkpoints
+    return images + outputs + features + models + checkpoints + pruning
 
 
 def work_size(
