@@ -137,6 +137,8 @@ def cut(
             continue
         begun = None if state is None else state["begun"]
         state = None
+        if begun is not None:
+            progress(index * halves + begun["half"], len(chunks) * halves)
         keep = _Keeper(checkpoint, progress, tuple(cuts), index * halves, len(chunks) * halves).keep
         cuts += _cut_together(base, sums, calibration, together, used=used, options=options, begun=begun, keep=keep)
     return cuts

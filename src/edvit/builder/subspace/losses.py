@@ -145,6 +145,7 @@ def estimate_losses(
     if checkpoint is not None and (state := checkpoint.load()) is not None:
         done, squares = state["images"], [square.to(base.head.weight.device) for square in state["squares"]]
         generator.set_state(state["drawn"])
+        progress(done, len(rows))
     at_once = max(1, min(calibration.batch_size, GRAPH_BYTES // activation_bytes(architecture)))
     for batch, images in replace(calibration, batch_size=at_once).batches(rows[done:]):
         part = share[done : done + len(batch)]

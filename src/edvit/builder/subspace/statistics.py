@@ -130,6 +130,7 @@ def collect(
         for name, value in state["sums"].items():
             getattr(sums, name).copy_(value)
         generator.set_state(state["drawn"])
+        progress(begun, len(of_image))
     for index in np.unique(of_image):
         into = Sums(**{f.name: getattr(sums, f.name)[index] for f in fields(sums)})
         of_bin = np.flatnonzero(of_image == index)
