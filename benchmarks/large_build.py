@@ -84,13 +84,19 @@ def watch(options: list[str], root: Path) -> None:
     peaks: dict[str, Peak] = {}
     work, out, began = root / "out-work", root / "out", time.monotonic()
     command = [sys.executable, "-m", "edvit", "build", *options, "--work", str(work), "-o", str(out)]
-    build = subprocess.Popen(command)
-    while build.poll() is None:
-        anonymous, resident = memory(build.pid)
-        disk = occupied(work) + occupied(out)
-        for name in ("in all", stage_of(work)):
-            peaks.setdefault(name, Peak()).take(anonymous, resident, disk)
-        time.sleep(EVERY_S)
+    build, last = subprocess.Popen(command), ""
+    try:
+        while build.poll() is None:
+            anonymous, resident = memory(build.pid)
+            disk, stage = occupied(work) + occupied(out), stage_of(work)
+            for name in ("in all", stage):
+                peaks.setdefault(name, Peak()).take(anonymous, resident, disk)
+            if stage != last and last:
+                print(f"  {last:10} {peaks[last].describe()}", flush=True)
+            last = stage
+            time.sleep(EVERY_S)
+    finally:
+        build.terminate()
     for name, peak in peaks.items():
         print(f"{name:12} {peak.describe()}")
     print(f"{time.monotonic() - began:,.0f} s; the work folder keeps {si(occupied(work), 'B')}")

@@ -458,7 +458,7 @@ def _resolved(built: Built) -> dict[str, Any]:
         "base_lr": trained["lr"],
         "widths": config.resolved_widths,
         "views": config.resolved_views,
-        "views_kept": built.size.kept,
+        **({"views_kept": built.size.kept} if built.size.blocks else {}),
         "mix": config.resolved_mix,
         "strength": config.resolved_strength,
         "amp": built.mixed,
