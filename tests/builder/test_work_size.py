@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import io
-import shutil
 
 import pytest
 from hypothesis import given
@@ -116,16 +115,15 @@ def test_a_resumed_build_keeps_the_share_that_the_first_one_settled(tmp_path):
     assert WorkFolder(tmp_path).settled("limit", 70) == 70
 
 
-def test_a_build_without_room_for_streams_is_as_accurate_and_says_so(tmp_path):
+@pytest.mark.timeout(1200)
+def test_a_build_without_room_for_streams_is_as_accurate_and_says_so(tiny_build, tmp_path):
     """Streams that are computed in recovery are those that would have been kept, but for rounding."""
-    settings, work = {"recover_epochs": 2}, tmp_path / "work"
-    _, whole = build(tiny_config(**settings), tmp_path / "whole", work=work)
+    whole, work = tiny_build.built, tmp_path / "work"
     assert (whole.size.kept, whole.size.views) == (2, 2)
-    shutil.rmtree(work)
     file = io.StringIO()
     limit = (whole.size.fixed + whole.size.streams // 2) / GB
     bundle, half = build(
-        tiny_config(**settings, work_limit=limit),
+        tiny_config(work_limit=limit),
         tmp_path / "half",
         work=work,
         report=Reporter(Console(file=file, width=400)),
@@ -133,5 +131,5 @@ def test_a_build_without_room_for_streams_is_as_accurate_and_says_so(tmp_path):
     assert half.size.kept == 1
     assert bundle.manifest.config["views_kept"] == 1
     assert "keeps the base model's streams of 1 of 2 views" in file.getvalue().splitlines()[0]
-    assert sorted(path.parent.name[:7] for path in work.glob("teacher-*/streams.npy")) == ["teacher"]
+    assert len(list(work.glob("teacher-*/streams.npy"))) == 1
     assert half.test.accuracy(half.test.fused) == pytest.approx(whole.test.accuracy(whole.test.fused), abs=0.02)
