@@ -1,9 +1,9 @@
-"""Builds that are killed in every stage at a random time and run again: do they end with the same bytes?
+"""Builds that are killed in every stage at a random time and run again: do they end with the same bytes on the disk?
 
     OMP_NUM_THREADS=1 python -m benchmarks.killed_builds [--kills 50] [--seed 0] [-- OPTIONS OF EDVIT BUILD]
 
 One build runs undisturbed. The others are killed by SIGKILL once in each stage, and end when they were killed in all.
-Every result in their work folders, and the bundle, is compared by its digest.
+Every result in their work folders, and the bundle, is compared by its digest, and all files by their sizes.
 """
 
 from __future__ import annotations
@@ -52,9 +52,17 @@ def digests(folder: Path) -> dict[str, str]:
     return {**found, "bundle": read_bundle(folder / "out").digest}
 
 
-def left_behind(folder: Path) -> list[str]:
-    """What killed builds left that the last one should have removed."""
-    return sorted(path.name for path in folder.glob("**/.*") if path.name != ".lock")
+def left_behind(folder: Path, whole: Path) -> list[str]:
+    """Files that killed builds left and the undisturbed one did not, or of another size; and hidden ones."""
+    there, expected = sizes(folder), sizes(whole)
+    hidden = {path.name for path in folder.glob("**/.*") if path.name != ".lock"}
+    return sorted(hidden | {name for name in there.keys() | expected.keys() if there.get(name) != expected.get(name)})
+
+
+def sizes(folder: Path) -> dict[str, int]:
+    """Bytes of each result's files; the limit of the work folder is each folder's own."""
+    files = [path for path in folder.glob("out-work/**/*") if path.is_file() and path.name != "limit.json"]
+    return {str(path.relative_to(folder)): path.stat().st_size for path in files}
 
 
 def main() -> None:
@@ -82,7 +90,7 @@ def main() -> None:
                     print(f"killed in {stage} after {wait_s:.1f} s", flush=True)
             if start(options, folder, log).wait():
                 raise SystemExit(log.read_text())
-            resumed, left = log.read_text().count("resumed from step"), left_behind(folder)
+            resumed, left = log.read_text().count("resumed from step"), left_behind(folder, whole)
             builds += 1
             same += digests(folder) == expected and not left
             print(

@@ -17,7 +17,7 @@ from edvit.builder.subspace.calibration import Calibration
 from edvit.builder.subspace.cut import CutGroup, Options, cut
 from edvit.builder.subspace.rms import to_rms
 from edvit.builder.subspace.statistics import collect
-from edvit.builder.subspace.widths import fit_groups
+from edvit.builder.subspace.widths import fit_group
 from edvit.builder.vit import backbone
 from edvit.plan.keep import default_keep, heads_pruned_at
 from edvit.plan.partition import partition
@@ -64,7 +64,7 @@ def main() -> None:
     collected = time.monotonic()
     options = Options(fisher=0.3)
     if args.widths == "fitted":
-        groups = fit_groups(base, sums, calibration, groups, options, seed=args.seed)
+        groups = [fit_group(base, sums, calibration, group, options, seed=args.seed) for group in groups]
     fitted = time.monotonic()
     cut(base, sums, calibration, groups, options, seed=args.seed)
     done = time.monotonic()

@@ -23,6 +23,12 @@ def finished(work):
     return sorted(path.name.rsplit("-", 1)[0] for path in work.glob("[a-z]*-*"))
 
 
+def sizes(work):
+    """Bytes of every file, but of what a result's note says of the folder that made it."""
+    files = [path for path in work.rglob("*") if path.is_file() and path.name not in {"done.json", "limit.json"}]
+    return {str(path.relative_to(work)): path.stat().st_size for path in files}
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_build_killed_in_recovery_leaves_no_bundle_and_goes_on_from_there(tiny_build, tmp_path):
@@ -54,7 +60,9 @@ def test_a_build_killed_in_recovery_leaves_no_bundle_and_goes_on_from_there(tiny
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("stage", ["base", "teacher", "recover", "fuse"])
+@pytest.mark.parametrize(
+    "stage", ["data", "base", "teacher", "statistics", "prune", "recover", "export", "fuse", "test"]
+)
 def test_a_build_killed_within_a_stage_goes_on_from_its_checkpoint(tiny_build, tmp_path, stage):
     torch.set_num_threads(1)
     out, work = tmp_path / "out", tmp_path / "out-work"
@@ -72,6 +80,7 @@ def test_a_build_killed_within_a_stage_goes_on_from_its_checkpoint(tiny_build, t
     assert "resumed from step" in file.getvalue() or stage in finished(work)
     assert finished(work) == finished(tiny_build.work)
     assert [path.name for path in work.glob(".*")] == [".lock"]
+    assert sizes(work) == sizes(tiny_build.work), "a killed build leaves nothing on the disk"
 
 
 @pytest.mark.slow

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from edvit.builder.arrays import create_array
 from edvit.builder.jobs.artifacts import Artifact
+from edvit.builder.jobs.checkpoint import Checkpoint
+from edvit.builder.jobs.filling import fill_arrays
 from edvit.errors import DataError
 from edvit.inputs.datasets import LabelledImages
 from edvit.inputs.preprocess import Preprocessing
@@ -90,27 +90,45 @@ class Written:
 
 
 def write_images(
-    images: LabelledImages, how: Preprocessing, folder: Path, progress: Callable[[int, int], None]
+    images: LabelledImages,
+    how: Preprocessing,
+    folder: Path,
+    progress: Callable[[int, int], None],
+    checkpoint: Checkpoint | None = None,
 ) -> Written:
-    """Decode and resize every image into `folder`; of one that cannot be read, the row is left black and noted."""
+    """Decode and resize every image into `folder`; of one that cannot be read, the row is left black and noted.
+
+    `checkpoint` is as for `fill_arrays`.
+    """
     labels = np.asarray(images.labels, dtype=np.int64)
-    pixels = create_array(folder / PIXELS, np.uint8, (len(labels), *how.shape))
     bad: dict[int, str] = {}
-    remarks: Counter[str] = Counter()
-    for i in range(len(labels)):
-        try:
-            decoded = images.decoded(i, how)
-        except DataError as error:
-            bad[i] = str(error)
-        else:
-            pixels[i] = decoded.array
-            remarks.update(decoded.remarks)
-        progress(i + 1, len(labels))
-    pixels.flush()
+    remarks: dict[str, int] = {}
+
+    def write(index: npt.NDArray[np.int64], arrays: Mapping[str, np.memmap]) -> None:
+        for i in index.tolist():
+            try:
+                decoded = images.decoded(i, how)
+            except DataError as error:
+                bad[i] = str(error)
+                continue
+            arrays[PIXELS][i] = decoded.array
+            for remark in decoded.remarks:
+                remarks[remark] = remarks.get(remark, 0) + 1
+
+    fill_arrays(
+        folder,
+        {PIXELS: (np.uint8, (len(labels), *how.shape))},
+        len(labels),
+        write,
+        batch=1,
+        checkpoint=checkpoint,
+        notes=(bad, remarks),
+        progress=progress,
+    )
     np.save(folder / LABELS, labels)
     if bad:  # nothing is written otherwise: the folder's digest stays what it was
         np.save(folder / UNREADABLE, np.array(list(bad), dtype=np.int64))
-    return Written(tuple(bad.values()), dict(remarks))
+    return Written(tuple(bad.values()), remarks)
 
 
 def open_images(folder: Path) -> ImageSet:

@@ -319,8 +319,8 @@ class BuildOptions(PlanOptions):
     work_limit: Annotated[float | None, MACHINE] = Field(
         default=None,
         gt=0,
-        description="GB that the work folder may take; with less than is needed sub-models follow the base model in "
-        "fewer blocks. Default: half of what its disk has free, at most 12 GiB of it for what they follow.",
+        description="GB that the work folder may take; what does not fit of the base model's streams is computed again "
+        "in recovery, which takes longer. Default: half of what its disk has free when the folder is made.",
     )
     checkpoint_every: Annotated[float, MACHINE] = Field(
         default=120.0,

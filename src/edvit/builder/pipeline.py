@@ -55,7 +55,7 @@ from edvit.builder.stages.teacher import teach
 from edvit.builder.stages.test import TestResult, export_base, open_test, run_test
 from edvit.builder.subspace import rms
 from edvit.builder.train.device import TorchDevice, devices
-from edvit.builder.work_size import WorkSize, fixed_bytes, work_size
+from edvit.builder.work_size import DEFAULT_SHARE, WorkSize, fixed_bytes, work_size
 from edvit.bundle import (
     BaseModelInfo,
     Bundle,
@@ -99,6 +99,8 @@ class Built:
     latencies: Mapping[str, Latency]
     """Measured on this machine, as `measure_latencies` gives them."""
     verdict: Verdict
+    size: WorkSize
+    """Announced for the work folder, and on how many views streams were kept."""
     mixed: bool
     """Whether training was in mixed precision."""
 
@@ -143,7 +145,7 @@ def build(
     folder = WorkFolder(root, force, checkpoint_s=config.checkpoint_every)
     with folder.locked(), _pool(config, folder) as pool:
         runner = Runner(folder, pool, report or Reporter(quiet=True))
-        size = _work_size(config, source, plan, folder.capacity())
+        size = _work_size(config, source, plan, folder)
         runner.report.note("work", size.describe())
         return _run(
             runner,
@@ -151,7 +153,7 @@ def build(
             source,
             plan,
             start,
-            blocks=size.blocks,
+            size=size,
             where=where,
             out=out,
             flags=dict(flags or {}),
@@ -159,28 +161,32 @@ def build(
         )
 
 
-def _work_size(config: BuildConfig, source: Source, plan: Plan, capacity: int) -> WorkSize:
-    """What the work folder will take, and which blocks sub-models follow within its limit. Raises ConfigError."""
+def _work_size(config: BuildConfig, source: Source, plan: Plan, folder: WorkFolder) -> WorkSize:
+    """What the work folder will take, and on how many views streams are kept within its limit. Raises ConfigError."""
     train, held_out = split_training(source.train, config.validation)
     seen = len(train) + (0 if source.unlabelled is None else len(source.unlabelled))
+    groups = _wanted(config, plan)
     fixed = fixed_bytes(
         plan,
-        len(_wanted(config, plan)),
+        len(groups),
         decoded=seen + len(held_out) + len(source.test),
         train=seen,
         views=config.resolved_views,
         feature_views=most_fusion_views(config),
         pixels=source.preprocessing.channels * source.preprocessing.image_size.pixels,
         workers=config.workers,
+        pruning=prune_subspace.disk_bytes(config, source, groups),
     )
+    capacity = folder.capacity()
     return work_size(
-        plan.base,
+        plan,
         train=seen,
         views=config.resolved_views,
         recovers=config.recover_epochs > 0,
         fixed=fixed,
         limit_gb=config.work_limit,
         capacity=capacity,
+        share=folder.settled("limit", int(capacity * DEFAULT_SHARE)),
     )
 
 
@@ -197,7 +203,7 @@ def _run(
     plan: Plan,
     begun: Start,
     *,
-    blocks: Sequence[int],
+    size: WorkSize,
     where: Sequence[TorchDevice],
     out: Path,
     flags: dict[str, Any],
@@ -218,7 +224,7 @@ def _run(
     runner.report.line("partition", describe_groups(plan, data))
 
     views = training_views(config, data)
-    taught = teach(runner, config, base, views, blocks=blocks, preprocessing=how, devices=where)
+    taught = teach(runner, config, base, views, blocks=size.blocks, kept=size.kept, preprocessing=how, devices=where)
     wanted, n = _wanted(config, plan), len(plan.submodels)
     pruned = prune(runner, config, data, base, wanted, source=source, device=where[0])
     _check_memory(plan, pruned, config)
@@ -284,7 +290,9 @@ def _run(
     verdict = _judge(test, n, what(source.preprocessing))
     runner.report.line("verdict", " ".join((verdict.text, *verdict.remarks)))
 
-    built = Built(config, source, data, base, plan, fused, baseline, test, latencies, verdict, mixed=where[0].mixed)
+    built = Built(
+        config, source, data, base, plan, fused, baseline, test, latencies, verdict, size, mixed=where[0].mixed
+    )
     made = Made(datetime.now(timezone.utc), cpu(), None if command is None else shlex.join(command))
 
     def fill(folder: Path) -> Manifest:
@@ -450,6 +458,7 @@ def _resolved(built: Built) -> dict[str, Any]:
         "base_lr": trained["lr"],
         "widths": config.resolved_widths,
         "views": config.resolved_views,
+        **({"views_kept": built.size.kept} if built.size.blocks else {}),
         "mix": config.resolved_mix,
         "strength": config.resolved_strength,
         "amp": built.mixed,

@@ -9,7 +9,7 @@ import torch
 from edvit.builder.models import checkpoint
 from edvit.builder.models.family import Kept, kept_importance
 from edvit.builder.pipeline import make_plan, prune
-from edvit.builder.stages import prune_channels
+from edvit.builder.stages import prune_channels, prune_subspace
 from edvit.builder.stages.base import load_extractor, weights_path
 from edvit.builder.stages.prune import Group, calibration_rows, load_kept, load_rotation
 from edvit.builder.stages.prune_subspace import options_of
@@ -107,6 +107,15 @@ def test_groups_are_cut_once_and_a_new_one_alone(work):
     assert other[1].digest != other[2].digest
 
 
+def test_a_build_that_was_stopped_while_cuts_were_kept_does_not_cut_again(work, monkeypatch):
+    *_, whole = pruned(work)
+    for artifact in whole:
+        shutil.rmtree(artifact.folder)
+    monkeypatch.setattr(prune_subspace, "cut", None)  # not called
+    *_, again = pruned(work)
+    assert [artifact.digest for artifact in again] == [artifact.digest for artifact in whole]
+
+
 def test_statistics_by_group_where_those_by_class_are_too_large(work, monkeypatch):
     *_, artifacts = pruned(work)
     by_class = [artifact.note["validation"] for artifact in artifacts]
@@ -126,7 +135,7 @@ def test_other_widths_are_cut_from_the_same_scores(work):
     pruned(work, prune="channels")
     scored = {path: path.stat().st_mtime_ns for path in work.glob("scores-*")}
     *_, narrow = pruned(work, prune="channels", keep="1/3")
-    assert len(scored) == 2
+    assert len(scored) == 4, "sixteen images of each group, in two parts"
     assert {path: path.stat().st_mtime_ns for path in work.glob("scores-*")} == scored
     assert backbone.describe(model_of(narrow[0])).widths.dim == 8
 
@@ -189,6 +198,7 @@ def test_a_stopped_build_keeps_the_parts_of_a_group_that_are_scored(work, monkey
 @pytest.mark.parametrize(("criterion", "stages"), [("fisher-kl", 3), ("kl", 3), ("magnitude", 1), ("random", 1)])
 def test_images_are_scored_in_parts_where_they_are_looked_at(work, monkeypatch, criterion, stages):
     settings = {"prune": "channels", "calibration": 24, "criterion": criterion, "groups": (tuple(range(10)),)}
+    monkeypatch.setattr(prune_channels, "SCORED_BY_JOB", 24)
     *_, (whole,) = pruned(work, **settings)
     kept = load_kept(whole)
     assert len(list(work.glob("scores-*"))) == 1

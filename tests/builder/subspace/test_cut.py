@@ -23,7 +23,7 @@ from edvit.builder.subspace.cut import (
 )
 from edvit.builder.subspace.rms import to_rms
 from edvit.builder.subspace.statistics import collect
-from edvit.builder.subspace.widths import fit_groups
+from edvit.builder.subspace.widths import fit_group
 from edvit.builder.train.device import CPU, TorchDevice
 from edvit.builder.vit import backbone
 from edvit.errors import BuildError, ConfigError, DataError
@@ -310,7 +310,7 @@ def test_a_gpu_cuts_what_the_cpu_cuts(variant):
             sums = collect(base, calibration, gradients=True)
             groups = [CutGroup((0, 1), NARROW), CutGroup((2, 3, 4), NARROW)]
             fitted = Widths(dim=16, blocks=(BlockWidths(heads=3, head_dim=4, hidden=16),) * 3)
-            groups += fit_groups(base, sums, calibration, [CutGroup((0, 1), fitted)], Options(fisher=0.3))
+            groups.append(fit_group(base, sums, calibration, CutGroup((0, 1), fitted), Options(fisher=0.3)))
             cuts.append(cut(base, sums, calibration, groups, Options(fisher=0.3)))
     for cpu, gpu in zip(*cuts, strict=True):
         assert {parameter.device.type for parameter in gpu.model.parameters()} == {"cuda"}

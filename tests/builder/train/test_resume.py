@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import pytest
 import torch
@@ -15,7 +13,7 @@ from digit_images import HOW, train_and_validation
 from edvit.builder.jobs.checkpoint import Checkpoint
 from edvit.builder.subspace import attention
 from edvit.builder.train.augment import GLYPHS, Views
-from edvit.builder.train.base import BaseTraining, train_base
+from edvit.builder.train.base import BaseTraining, features_of, train_base
 from edvit.builder.train.fusion import FusionTraining, Samples, train_fusion
 from edvit.builder.train.recover import Recovery, recover
 from edvit.builder.train.teacher import open_views, write_view
@@ -23,32 +21,10 @@ from edvit.builder.train.training import Schedule, train
 from edvit.builder.vit import backbone, importance, surgery
 from edvit.builder.vit.backbone import FeatureExtractor
 from edvit.shape.vit import pruned_widths
+from killing import KilledError, interrupted
 
 torch.set_num_threads(1)
 anywhere = settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-class KilledError(Exception):
-    """Stands for what ends a process."""
-
-
-def interrupted(training, folder, step):
-    """What a training gives that is killed after a step and run again; and the step that it went on from.
-
-    Time is counted in steps: there is one checkpoint, after `step` steps.
-    """
-    steps, calls = itertools.count(), itertools.count(1)
-
-    def kill(done, total):
-        if next(calls) > step:
-            raise KilledError
-
-    with pytest.raises(KilledError):
-        training(checkpoint=Checkpoint(folder, "key", every_s=step, clock=lambda: next(steps)), progress=kill)
-    torch.manual_seed(12345)  # another process has other random states
-    seen = []
-    result = training(checkpoint=Checkpoint(folder, "key"), progress=lambda done, total: seen.append(done))
-    return result, seen[0]
 
 
 def same(one, other):
@@ -170,6 +146,50 @@ def test_the_best_so_far_is_kept_over_an_interruption(tmp_path):
     training.judged = 0
     again, _ = interrupted(training, tmp_path, 7)
     assert same(again, whole)
+
+
+def test_a_training_that_ended_is_not_trained_again(base, tmp_path):
+    """What its job does with the model afterwards may take minutes."""
+    whole, steps = base(checkpoint=Checkpoint(tmp_path, "key")), []
+    again = base(checkpoint=Checkpoint(tmp_path, "key"), progress=lambda done, total: steps.append(done == total))
+    assert steps == [True]
+    assert same(again, whole)
+
+
+def test_the_fusion_that_was_judged_best_is_kept_by_the_last_checkpoint(fusion, tmp_path):
+    whole = fusion(checkpoint=Checkpoint(tmp_path, "key"))
+    assert same(fusion(checkpoint=Checkpoint(tmp_path, "key")), whole)
+
+
+def test_features_go_on_and_end_with_the_same_bytes(digits, tmp_path):
+    extractor, batch = FeatureExtractor(small_vit().eval(), HOW.mean, HOW.std), 16
+    whole, calls = features_of(extractor, digits, batch), []
+    batches = -(-len(digits) // batch)
+
+    @anywhere
+    @given(st.integers(1, batches - 1))
+    def law(killed):
+        calls.clear()
+
+        def forward(image):
+            calls.append(len(image))
+            if len(calls) > killed:
+                raise KilledError
+            return FeatureExtractor.forward(extractor, image)
+
+        folder = tmp_path / str(killed)
+        folder.mkdir(exist_ok=True)
+        (folder / "state.pt").unlink(missing_ok=True)
+        extractor.forward = forward
+        with pytest.raises(KilledError):
+            features_of(extractor, digits, batch, checkpoint=Checkpoint(folder, "key", every_s=0))
+        extractor.forward = lambda image: calls.append(len(image)) or FeatureExtractor.forward(extractor, image)
+        calls.clear()
+        assert torch.equal(features_of(extractor, digits, batch, checkpoint=Checkpoint(folder, "key")), whole)
+        assert len(calls) == batches - killed
+
+    law()
+    del extractor.forward
 
 
 def test_a_view_of_the_teacher_goes_on_and_ends_with_the_same_bytes(tmp_path):

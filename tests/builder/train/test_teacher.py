@@ -7,7 +7,7 @@ import torch
 from digit_images import HOW, train_and_validation
 from edvit.builder.train.augment import GLYPHS, Views
 from edvit.builder.train.device import TorchDevice
-from edvit.builder.train.teacher import STREAM_LIMIT_BYTES, open_views, stream_blocks, write_view
+from edvit.builder.train.teacher import open_views, stream_blocks, stream_bytes, streams_of, write_view
 from edvit.builder.vit import backbone
 from edvit.builder.vit.backbone import FeatureExtractor
 
@@ -59,13 +59,21 @@ def test_in_mixed_precision_the_teacher_sees_what_sub_models_see(tmp_path, extra
     assert torch.equal(torch.cat(seen), views.batch(0, np.arange(len(train))))
 
 
-def test_streams_are_kept_of_the_second_half_while_they_fit_on_the_disk():
+def test_the_second_half_but_the_last_block_is_followed():
     architecture = backbone.describe(backbone.template("vit_digits_patch4_8", channels=1, classes=10))
     depth = len(architecture.widths.blocks)
-    blocks = stream_blocks(architecture, images=1000, views=2)
+    blocks = stream_blocks(architecture)
     assert blocks == tuple(range((depth - 1) // 2, depth - 1))
-    each = 2 * architecture.tokens * architecture.widths.dim
-    for kept in (blocks, blocks[::2], blocks[-1:]):
-        images = STREAM_LIMIT_BYTES // (each * len(kept))
-        assert stream_blocks(architecture, images=images, views=1) == kept
-    assert stream_blocks(architecture, images=STREAM_LIMIT_BYTES // each // 4, views=5) == ()
+    assert stream_bytes(architecture, 1000) == 2 * 1000 * len(blocks) * architecture.tokens * architecture.widths.dim
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_computed_streams_are_those_that_would_be_kept(tmp_path, extractor, mixed):
+    train, _ = train_and_validation(tmp_path / "digits", 100)
+    views, blocks, device = Views(train, GLYPHS, 3, mix=0.5), (1, 2), TorchDevice("cpu", mixed=mixed)
+    write_view(extractor, views, 0, tmp_path, blocks=blocks, device=device)
+    (kept,) = open_views([tmp_path])
+    index = np.array([7, 3, 60])
+    computed = streams_of(extractor, views.batch(0, index), blocks, device)
+    assert (computed.dtype, computed.requires_grad) == (torch.float16, False)
+    assert np.allclose(computed, kept.streams[index], atol=5e-2 if mixed else 2e-3, rtol=2e-2 if mixed else 2e-3)

@@ -114,6 +114,21 @@ class WorkFolder:
         held = sum(path.stat().st_size for path in self.root.rglob("*") if path.is_file())
         return held + shutil.disk_usage(self.root).free
 
+    def settled(self, name: str, value: int) -> int:
+        """The number of that name that the folder's first build settled; `value` where this is the first.
+
+        A resumed build then does not decide otherwise than the killed one because the disk is fuller by now.
+        """
+        path = self.root / f"{name}.json"
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            found = None
+        if isinstance(found, int):
+            return found
+        path.write_text(json.dumps(value), encoding="utf-8")
+        return value
+
     def find(self, job: Job) -> Artifact | None:
         """The job's result, if it is done and is not to be redone."""
         if self._is_forced(job):

@@ -39,6 +39,15 @@ class Checkpoint:
         self._key, self._every_s, self._clock = key, every_s, clock
         self._saved = clock()
 
+    @classmethod
+    def part_of(cls, whole: Checkpoint | None, name: str) -> Checkpoint | None:
+        """The checkpoint of one part of a job, in a folder within that of the job; None where the job has none."""
+        if whole is None:
+            return None
+        folder = whole.folder / name
+        folder.mkdir(exist_ok=True)
+        return cls(folder, whole._key, every_s=whole._every_s, clock=whole._clock)
+
     @property
     def due(self) -> bool:
         """Whether it is time for the next one."""

@@ -29,11 +29,6 @@ class Runner:
         self._made.clear()
         return made
 
-    def keep(self, job: Job) -> Artifact:
-        """The result of a job that takes no time; it runs in this process, also where it is done."""
-        self._made.append(job)
-        return self.work.make(job, lambda done, total: None)
-
     def make(self, job: Job, text: str, *, line: str | None = None) -> Artifact:
         """The job's result; it runs in this process if it is not done yet.
 

@@ -119,7 +119,12 @@ class TrainBase(Resumable):
                 progress=progress,
             )
             checkpoint.save_model(folder / checkpoint.WEIGHTS, trained)
-            logits = logits_of(FeatureExtractor(trained, mean, std), self.validation, device=self.device)
+            logits = logits_of(
+                FeatureExtractor(trained, mean, std),
+                self.validation,
+                device=self.device,
+                checkpoint=Checkpoint.part_of(resume, "validation"),
+            )
         schedule = self.how.schedule
         return {
             "validation": accuracy(logits, self.validation),

@@ -14,7 +14,8 @@ import numpy.typing as npt
 from edvit.builder import images
 from edvit.builder.config import BuildConfig
 from edvit.builder.images import ImageSet
-from edvit.builder.jobs.job import Job, Note, unkeyed
+from edvit.builder.jobs.checkpoint import Checkpoint
+from edvit.builder.jobs.job import Note, Resumable, unkeyed
 from edvit.builder.jobs.parallel import Progress
 from edvit.builder.jobs.runner import Runner
 from edvit.builder.options import Augment, BadFiles
@@ -45,7 +46,7 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Decode(Job):
+class Decode(Resumable):
     """Decodes and resizes every image of a data set.
 
     Attributes:
@@ -69,8 +70,8 @@ class Decode(Job):
         stamps = tuple(images.stamp(index) for index in range(len(images)))
         return cls(stamps, np.asarray(images.labels, dtype=np.int64), how, images)
 
-    def run(self, folder: Path, progress: Progress) -> Note:
-        written = images.write_images(self.images, self.preprocessing, folder, progress)
+    def run_from(self, resume: Checkpoint | None, folder: Path, progress: Progress) -> Note:
+        written = images.write_images(self.images, self.preprocessing, folder, progress, resume)
         return {"images": len(self.images), "bad": list(written.bad), "remarks": dict(written.remarks)}
 
 

@@ -6,13 +6,14 @@ A sub-model is loaded once after recovery, here: whatever comes later needs no P
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -21,9 +22,12 @@ from edvit.builder.export import onnx_file
 from edvit.builder.export.onnx_form import OPSET
 from edvit.builder.images import ImageSet
 from edvit.builder.jobs.artifacts import Artifact
-from edvit.builder.jobs.job import Job, Note, unkeyed
+from edvit.builder.jobs.checkpoint import Checkpoint
+from edvit.builder.jobs.filling import fill_arrays
+from edvit.builder.jobs.job import Job, Note, Resumable, unkeyed
 from edvit.builder.jobs.parallel import Progress
 from edvit.builder.jobs.runner import Runner
+from edvit.builder.models.family import describe
 from edvit.builder.stages.base import load_extractor
 from edvit.builder.train.augment import Views
 from edvit.builder.train.base import features_of
@@ -43,7 +47,7 @@ SAMPLES = 8
 
 
 @dataclass(frozen=True)
-class Export(Job):
+class Export(Resumable):
     """Writes what a sub-model leaves for the bundle and for the fusion.
 
     Attributes:
@@ -67,22 +71,36 @@ class Export(Job):
     device: TorchDevice = unkeyed()
     opset: int = OPSET
 
-    def run(self, folder: Path, progress: Progress) -> Note:
+    def run_from(self, resume: Checkpoint | None, folder: Path, progress: Progress) -> Note:
         extractor = load_extractor(self.submodel, self.preprocessing)
         compared = torch.from_numpy(_sample(self.validation).pixels())
         onnx_file.export_submodel(extractor, compared, folder / SUBMODEL_FILE)
         head: nn.Linear = extractor.model.head
         save_file({name: value.contiguous() for name, value in head.state_dict().items()}, folder / HEAD)
         extractor.to(self.device.name)
-        rows, n = [], len(self.views.images)
-        with torch.inference_mode():
-            for view in range(self.count):
-                for start in range(0, n, FEATURE_BATCH):
-                    index = np.arange(start, min(start + FEATURE_BATCH, n))
-                    rows.append(extractor(self.views.batch(view, index, self.device)).cpu())
-                    progress(view * n + start, self.count * n)
-        np.save(folder / FEATURES, torch.cat(rows).numpy())
-        np.save(folder / VALIDATION, features_of(extractor, self.validation, device=self.device).numpy())
+        images, batches = len(self.views.images), -(-len(self.views.images) // FEATURE_BATCH)
+
+        def write(steps: npt.NDArray[np.int64], arrays: Mapping[str, np.memmap]) -> None:
+            for view, batch in zip(*np.divmod(steps, batches), strict=True):
+                start = int(batch) * FEATURE_BATCH
+                index = np.arange(start, min(start + FEATURE_BATCH, images))
+                with torch.inference_mode():
+                    of_batch = extractor(self.views.batch(int(view), index, self.device)).cpu()
+                arrays[FEATURES][int(view) * images + index] = of_batch.numpy()
+
+        dim = describe(extractor.model).feature_dim
+        fill_arrays(
+            folder,
+            {FEATURES: (np.float32, (self.count * images, dim))},
+            self.count * batches,
+            write,
+            batch=1,
+            checkpoint=resume,
+            progress=progress,
+        )
+        part = Checkpoint.part_of(resume, "validation")
+        held_out = features_of(extractor, self.validation, device=self.device, checkpoint=part)
+        np.save(folder / VALIDATION, held_out.numpy())
         return {}
 
 

@@ -123,7 +123,7 @@ class Fuse(Resumable):
 
     def _features(self, name: str) -> np.ndarray:
         """Features of all sub-models side by side, float32 `[images, sum of dims]`."""
-        return np.concatenate([np.load(artifact.folder / name) for artifact in self.exported], axis=1)
+        return np.concatenate([np.load(artifact.folder / name, mmap_mode="r") for artifact in self.exported], axis=1)
 
 
 def fusion_views(config: BuildConfig, teacher: Teacher) -> int:

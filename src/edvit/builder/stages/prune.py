@@ -17,6 +17,7 @@ from torch import Tensor
 
 from edvit.builder.images import ImageSet
 from edvit.builder.jobs.artifacts import Artifact
+from edvit.builder.jobs.checkpoint import Checkpoint
 from edvit.builder.jobs.job import Note
 from edvit.builder.models import checkpoint
 from edvit.builder.models.family import AnyWidths, Classifier, Kept
@@ -52,21 +53,24 @@ def load_kept(pruned: Artifact) -> Kept:
     return Kept(**pruned.note["kept"])
 
 
-def save_pruned(
-    folder: Path,
+def save_cut(folder: Path, model: Classifier, rotation: Tensor) -> None:
+    """Write a pruned model and its rotation."""
+    checkpoint.save_model(folder / checkpoint.WEIGHTS, model)
+    save_file({"rotation": rotation.float().contiguous()}, folder / ROTATION)
+
+
+def noted(
     model: Classifier,
-    rotation: Tensor,
     kept: Kept,
     *,
     preprocessing: Preprocessing,
     validation: ImageSet,
     device: TorchDevice = CPU,
+    resume: Checkpoint | None = None,
 ) -> Note:
-    """Write a pruned model and its rotation; its accuracy as it is and what it kept are noted."""
-    checkpoint.save_model(folder / checkpoint.WEIGHTS, model)
-    save_file({"rotation": rotation.float().contiguous()}, folder / ROTATION)
+    """What is noted of a pruned model: its accuracy as it is, and what it kept."""
     extractor = FeatureExtractor(model, preprocessing.mean, preprocessing.std)
-    logits = logits_of(extractor, validation, device=device)
+    logits = logits_of(extractor, validation, device=device, checkpoint=resume)
     return {"validation": accuracy(logits, validation), "kept": asdict(kept)}
 
 

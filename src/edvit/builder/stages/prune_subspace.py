@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
@@ -15,21 +17,22 @@ from timm.models.vision_transformer import VisionTransformer
 from edvit.builder.config import BuildConfig
 from edvit.builder.images import ImageSet
 from edvit.builder.jobs.artifacts import Artifact
-from edvit.builder.jobs.job import Job, Note, unkeyed
+from edvit.builder.jobs.checkpoint import Checkpoint
+from edvit.builder.jobs.job import Note, Resumable, unkeyed
 from edvit.builder.jobs.parallel import Progress
 from edvit.builder.jobs.runner import Runner
-from edvit.builder.models.family import AnyWidths, Kept, vit_widths
-from edvit.builder.options import Fit
+from edvit.builder.models import checkpoint
+from edvit.builder.models.family import Kept, vit_widths
 from edvit.builder.stages.base import Base
 from edvit.builder.stages.data import Data, split_training
-from edvit.builder.stages.prune import Group, calibration_rows, save_pruned
+from edvit.builder.stages.prune import Group, calibration_rows, noted, save_cut
 from edvit.builder.stages.source import Source
 from edvit.builder.subspace import cut as cutting
 from edvit.builder.subspace import statistics
 from edvit.builder.subspace.calibration import Calibration
-from edvit.builder.subspace.cut import Cut, CutGroup, Options, cut
+from edvit.builder.subspace.cut import CutGroup, Options, cut
 from edvit.builder.subspace.rms import to_rms
-from edvit.builder.subspace.widths import fit_groups
+from edvit.builder.subspace.widths import fit_group
 from edvit.builder.train.device import TorchDevice
 from edvit.builder.vit import backbone
 from edvit.errors import ConfigError
@@ -40,7 +43,24 @@ SUMS = "sums.safetensors"
 
 
 @dataclass(frozen=True)
-class Measure(Job):
+class Rotated:
+    """The rotated base model, made when a job first needs it.
+
+    Attributes:
+        base: the base model.
+        device: where it is then.
+    """
+
+    base: Base
+    device: TorchDevice
+
+    @cached_property
+    def model(self) -> VisionTransformer:
+        return to_rms(self.base.model).to(self.device.name)
+
+
+@dataclass(frozen=True)
+class Measure(Resumable):
     """Collects the statistics of the rotated base model that all cuts are made from.
 
     Attributes:
@@ -49,9 +69,8 @@ class Measure(Job):
         bins: the bin of each class, in pairs.
         gradients: whether the Fisher weight is wanted.
         seed: of the draws.
-        rotated: the base model, loaded and rotated.
+        rotated: the base model, loaded.
         calibration: the calibration set, loaded.
-        device: what it runs on.
     """
 
     STAGE: ClassVar[str] = "statistics"
@@ -62,53 +81,148 @@ class Measure(Job):
     bins: tuple[tuple[int, int], ...]
     gradients: bool
     seed: int
-    rotated: VisionTransformer = unkeyed()
+    rotated: Rotated = unkeyed()
     calibration: Calibration = unkeyed()
-    device: TorchDevice = unkeyed()
 
-    def run(self, folder: Path, progress: Progress) -> Note:
+    def run_from(self, resume: Checkpoint | None, folder: Path, progress: Progress) -> Note:
         bins = dict(self.bins)
         of_image = [bins[label] for label in self.calibration.labels.tolist()]
-        with self.device.default():
+        with self.rotated.device.default():
             sums = statistics.collect(
-                self.rotated, self.calibration, of_image, gradients=self.gradients, seed=self.seed, progress=progress
+                self.rotated.model,
+                self.calibration,
+                of_image,
+                gradients=self.gradients,
+                seed=self.seed,
+                checkpoint=resume,
+                progress=progress,
             )
         sums.save(folder / SUMS)
         return {"images": len(self.images)}
 
 
 @dataclass(frozen=True)
-class KeepCut(Job):
-    """Keeps one group's cut. The cuts of all groups are made together, from the same states of the base model."""
+class FitGroup(Resumable):
+    """Fits the widths of one group.
+
+    Attributes:
+        measured: the statistics.
+        base: the base model.
+        images: the calibration set.
+        group: the group, with the widths that it may take.
+        options: of the cut.
+        seed: of the draws.
+        rotated: the base model, loaded.
+        calibration: the calibration set, loaded.
+    """
 
     STAGE: ClassVar[str] = "prune"
     LIBRARIES: ClassVar[tuple[str, ...]] = ("timm", "torch")
 
+    measured: Artifact
     base: Artifact
     images: ImageSet
-    classes: tuple[int, ...]
-    widths: AnyWidths
+    group: CutGroup
     options: Options
-    fit: Fit
     seed: int
+    rotated: Rotated = unkeyed()
+    calibration: Calibration = unkeyed()
+
+    def run_from(self, resume: Checkpoint | None, folder: Path, progress: Progress) -> Note:
+        device = self.rotated.device
+        with device.default():
+            fitted = fit_group(
+                self.rotated.model,
+                load_sums(self.measured, device),
+                self.calibration,
+                self.group,
+                self.options,
+                seed=self.seed,
+                checkpoint=resume,
+                progress=progress,
+            )
+        return {"widths": fitted.widths.model_dump(mode="json")}
+
+
+@dataclass(frozen=True)
+class CutGroups(Resumable):
+    """Cuts all groups together, from the same states of the base model.
+
+    Attributes:
+        measured: the statistics.
+        base: the base model.
+        images: the calibration set.
+        groups: the groups and their widths.
+        options: of the cut.
+        seed: of the draws.
+        rotated: the base model, loaded.
+        calibration: the calibration set, loaded.
+    """
+
+    STAGE: ClassVar[str] = "prune"
+    LIBRARIES: ClassVar[tuple[str, ...]] = ("timm", "torch")
+
+    measured: Artifact
+    base: Artifact
+    images: ImageSet
+    groups: tuple[CutGroup, ...]
+    options: Options
+    seed: int
+    rotated: Rotated = unkeyed()
+    calibration: Calibration = unkeyed()
+
+    def run_from(self, resume: Checkpoint | None, folder: Path, progress: Progress) -> Note:
+        device = self.rotated.device
+        with device.default():
+            cuts = cut(
+                self.rotated.model,
+                load_sums(self.measured, device),
+                self.calibration,
+                self.groups,
+                self.options,
+                seed=self.seed,
+                checkpoint=resume,
+                progress=progress,
+            )
+        kept = []
+        for index, made in enumerate(cuts):
+            of_group = folder / str(index)
+            of_group.mkdir()
+            save_cut(of_group, made.model.cpu(), made.rotation.cpu())
+            kept.append(asdict(Kept(attention=made.after_attention, ffn=made.after_ffn, energy=made.energy)))
+        return {"kept": kept}
+
+
+@dataclass(frozen=True)
+class KeepCut(Resumable):
+    """Keeps one group's cut, with its accuracy on validation images.
+
+    Attributes:
+        cuts: of all groups.
+        index: which of them.
+        validation: the validation images.
+        preprocessing: how images reach it.
+        device: what runs it.
+    """
+
+    STAGE: ClassVar[str] = "prune"
+    LIBRARIES: ClassVar[tuple[str, ...]] = ("timm", "torch")
+
+    cuts: Artifact
+    index: int
     validation: ImageSet
     preprocessing: Preprocessing
     device: TorchDevice = unkeyed()
-    made: Cut | None = unkeyed()
 
-    def run(self, folder: Path, progress: Progress) -> Note:
-        made = self.made
-        if made is None:
-            raise ValueError("there is no cut to keep")
-        kept = Kept(attention=made.after_attention, ffn=made.after_ffn, energy=made.energy)
-        return save_pruned(
-            folder,
-            made.model.cpu(),
-            made.rotation.cpu(),
-            kept,
+    def run_from(self, resume: Checkpoint | None, folder: Path, progress: Progress) -> Note:
+        shutil.copytree(self.cuts.folder / str(self.index), folder, dirs_exist_ok=True)
+        return noted(
+            checkpoint.load_model(folder / checkpoint.WEIGHTS),
+            Kept(**self.cuts.note["kept"][self.index]),
             preprocessing=self.preprocessing,
             validation=self.validation,
             device=self.device,
+            resume=resume,
         )
 
 
@@ -128,72 +242,58 @@ def prune(
         ModelError: the base model's residual stream cannot be rotated.
         DataError: a class has no calibration images.
     """
-    options = options_of(config)
-    parts = _parts(groups, len(data.classes))
+    options, seed = options_of(config), config.seed
+    parts, gradients = _parts(groups, len(data.classes)), options.fisher is not None
     rows = np.unique(
-        np.concatenate([calibration_rows(data.train, part.classes, config.calibration, config.seed) for part in parts])
+        np.concatenate([calibration_rows(data.train, part.classes, config.calibration, seed) for part in parts])
     )
     images = data.train.take(rows)
-    jobs = [
-        KeepCut(
-            base=base.artifact,
-            images=images,
-            classes=group.classes,
-            widths=group.widths,
-            options=options,
-            fit=config.resolved_widths,
-            seed=config.seed,
-            validation=data.validation,
-            preprocessing=preprocessing,
-            device=device,
-            made=None,
-        )
+    rotated, calibration = Rotated(base, device), Calibration(images, preprocessing.mean, preprocessing.std)
+    bins = _bins(backbone.describe(base.model).rotated_form(), parts, gradients=gradients)
+    measure = Measure(base.artifact, images, tuple(sorted(bins.items())), gradients, seed, rotated, calibration)
+    measured = runner.make(measure, "statistics of the base model", line="prune")
+    to_cut = [
+        CutGroup(group.classes, vit_widths(group.widths), bins=tuple(sorted({bins[label] for label in group.classes})))
         for group in groups
     ]
-    # A cut's key does not name the statistics that it was made by: only a build that redoes these makes it again.
-    done = [None if runner.work.forces(Measure.STAGE) else runner.work.find(job) for job in jobs]
-    missing = [index for index, artifact in enumerate(done) if artifact is None]
-    if missing:
-        cuts = _cut(runner, base, images, [jobs[index] for index in missing], parts)
-        for index, made in zip(missing, cuts, strict=True):
-            done[index] = runner.keep(replace(jobs[index], made=made))
-    return tuple(artifact for artifact in done if artifact is not None)
-
-
-def _cut(
-    runner: Runner,
-    base: Base,
-    images: ImageSet,
-    jobs: Sequence[KeepCut],
-    parts: Sequence[Group],
-) -> list[Cut]:
-    """The cuts that jobs are to keep, made together."""
-    options, seed, device, preprocessing = jobs[0].options, jobs[0].seed, jobs[0].device, jobs[0].preprocessing
-    rotated = to_rms(base.model).to(device.name)
-    calibration = Calibration(images, preprocessing.mean, preprocessing.std)
-    gradients = options.fisher is not None
-    bins = _bins(backbone.describe(rotated), parts, gradients=gradients)
-    job = Measure(
-        base=base.artifact,
-        images=images,
-        bins=tuple(sorted(bins.items())),
-        gradients=gradients,
-        seed=seed,
-        rotated=rotated,
-        calibration=calibration,
-        device=device,
+    if config.resolved_widths == "fitted":
+        fitted = [
+            runner.make(
+                FitGroup(measured, base.artifact, images, group, options, seed, rotated, calibration),
+                f"widths of group {index + 1} of {len(to_cut)}",
+                line="prune",
+            )
+            for index, group in enumerate(to_cut)
+        ]
+        to_cut = [
+            replace(group, widths=Widths.model_validate(artifact.note["widths"]))
+            for group, artifact in zip(to_cut, fitted, strict=True)
+        ]
+    job = CutGroups(measured, base.artifact, images, tuple(to_cut), options, seed, rotated, calibration)
+    cuts = runner.make(job, "subspaces", line="prune")
+    return tuple(
+        runner.make(KeepCut(cuts, index, data.validation, preprocessing, device), "validation")
+        for index in range(len(groups))
     )
-    measured = runner.make(job, "statistics of the base model", line="prune")
-    sums = device.move(statistics.Sums.load(measured.folder / SUMS))
-    to_cut = [
-        CutGroup(job.classes, vit_widths(job.widths), bins=tuple(sorted({bins[label] for label in job.classes})))
-        for job in jobs
-    ]
-    if jobs[0].fit == "fitted":
-        with runner.report.bar("prune", "widths") as bar, device.default():
-            to_cut = fit_groups(rotated, sums, calibration, to_cut, options, seed=seed, progress=bar)
-    with runner.report.bar("prune", "subspaces") as bar, device.default():
-        return list(cut(rotated, sums, calibration, to_cut, options, seed=seed, progress=bar))
+
+
+def disk_bytes(config: BuildConfig, source: Source, groups: Sequence[Group]) -> int:
+    """Bytes that statistics, and the checkpoints of them and of a cut, take at most; told from labels and widths."""
+    architecture, options = source.architecture, options_of(config)
+    if not (config.rotated and isinstance(architecture, Architecture)):
+        return 0
+    rotated, gradients = architecture.rotated_form(), options.fisher is not None
+    bins = len(set(_bins(rotated, _parts(groups, architecture.classes), gradients=gradients).values()))
+    counts, images = _own_images(groups, _training_counts(config, source), config.calibration)
+    streams = min(
+        cutting.STATE_LIMIT_BYTES, cutting.largest_state_bytes(rotated, counts, images, options) * len(groups)
+    )
+    return 3 * statistics.sums_bytes(rotated, bins, gradients=gradients) + 2 * streams
+
+
+def load_sums(measured: Artifact, device: TorchDevice) -> statistics.Sums:
+    """The statistics, on a device."""
+    return device.move(statistics.Sums.load(measured.folder / SUMS))
 
 
 def options_of(config: BuildConfig) -> Options:
@@ -222,8 +322,7 @@ def check_calibration(config: BuildConfig, source: Source, groups: Sequence[Grou
         return
     parts, gradients = _parts(groups, len(source.train.classes)), options.fisher is not None
     statistics.check_size(architecture.rotated_form(), len(parts), gradients=gradients)
-    train, _ = split_training(source.train, config.validation)
-    there = np.bincount(np.asarray(source.train.labels)[train], minlength=len(source.train.classes))
+    there = _training_counts(config, source)
 
     def fits(calibration: int) -> bool:
         counts, images = _own_images(groups, there, calibration)
@@ -242,6 +341,12 @@ def check_calibration(config: BuildConfig, source: Source, groups: Sequence[Grou
     raise ConfigError(
         f"the base model's states of --calibration {config.calibration} images {limit}; give --calibration {most}{hint}"
     )
+
+
+def _training_counts(config: BuildConfig, source: Source) -> npt.NDArray[np.int64]:
+    """Training images of each class."""
+    train, _ = split_training(source.train, config.validation)
+    return np.bincount(np.asarray(source.train.labels)[train], minlength=len(source.train.classes))
 
 
 def _own_images(

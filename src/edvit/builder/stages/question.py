@@ -13,7 +13,8 @@ import numpy.typing as npt
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from edvit.builder.images import ImageSet
-from edvit.builder.jobs.job import Job, Note, unkeyed
+from edvit.builder.jobs.checkpoint import Checkpoint
+from edvit.builder.jobs.job import Note, Resumable, unkeyed
 from edvit.builder.jobs.parallel import Progress, torch_threads
 from edvit.builder.models import question
 from edvit.builder.models.family import Classifier
@@ -37,7 +38,7 @@ STATISTICS = (
 
 
 @dataclass(frozen=True)
-class QuestionBase(Job):
+class QuestionBase(Resumable):
     """Asks a base model that is taken as given what it knows, on labelled images.
 
     Attributes:
@@ -69,13 +70,13 @@ class QuestionBase(Job):
     device: TorchDevice = unkeyed()
     threads: int = unkeyed()
 
-    def run(self, folder: Path, progress: Progress) -> Note:
+    def run_from(self, resume: Checkpoint | None, folder: Path, progress: Progress) -> Note:
         labels = self.images.labels
         with torch_threads(self.threads):
-            predicted = self._predicted(self.model, self.preprocessing)
+            predicted = self._predicted(self.model, self.preprocessing, Checkpoint.part_of(resume, "given"))
             found = [
                 (float((other == labels).mean()), what)
-                for what, other in self._alternatives(predicted)
+                for what, other in self._alternatives(predicted, resume)
                 if question.better(predicted, other, labels)
             ]
         right = float((predicted == labels).mean())
@@ -95,12 +96,15 @@ class QuestionBase(Job):
             )
         return {"accuracy": right}
 
-    def _predicted(self, model: Classifier, how: Preprocessing) -> npt.NDArray[np.int64]:
-        logits = logits_of(FeatureExtractor(model, how.mean, how.std), self.images, device=self.device)
+    def _predicted(self, model: Classifier, how: Preprocessing, checkpoint: Checkpoint | None) -> npt.NDArray[np.int64]:
+        extractor = FeatureExtractor(model, how.mean, how.std)
+        logits = logits_of(extractor, self.images, device=self.device, checkpoint=checkpoint)
         labels: npt.NDArray[np.int64] = logits.argmax(dim=1).numpy()
         return labels
 
-    def _alternatives(self, predicted: npt.NDArray[np.int64]) -> Iterator[tuple[str, npt.NDArray[np.int64]]]:
+    def _alternatives(
+        self, predicted: npt.NDArray[np.int64], resume: Checkpoint | None
+    ) -> Iterator[tuple[str, npt.NDArray[np.int64]]]:
         """What else the weights may have been trained with, in words, and what the model then predicts."""
         how = self.preprocessing
         order = question.other_order(predicted, self.images.labels, len(self.classes))
@@ -117,9 +121,9 @@ class QuestionBase(Job):
             pooled.global_pool = "avg"
             yield (
                 "if its tokens are pooled by their mean: it was trained so; give --pool avg",
-                self._predicted(pooled, how),
+                self._predicted(pooled, how, Checkpoint.part_of(resume, "pooled")),
             )
-        for mean, std in STATISTICS if self.default and how.channels == 3 else ():
+        for number, (mean, std) in enumerate(STATISTICS if self.default and how.channels == 3 else ()):
             if (mean, std) != (how.mean, how.std):
                 numbers = [" ".join(f"{value:g}" for value in values) for values in (mean, std)]
                 yield (
@@ -127,7 +131,11 @@ class QuestionBase(Job):
                         f"with another mean and deviation; give --mean {numbers[0]} --std {numbers[1]}, or the model's "
                         "own name"
                     ),
-                    self._predicted(self.model, how.model_copy(update={"mean": mean, "std": std})),
+                    self._predicted(
+                        self.model,
+                        how.model_copy(update={"mean": mean, "std": std}),
+                        Checkpoint.part_of(resume, f"statistics-{number}"),
+                    ),
                 )
 
 

@@ -51,14 +51,17 @@ class Recover(Resumable):
 
     def run_from(self, resume: Checkpoint | None, folder: Path, progress: Progress) -> Note:
         mean, std = self.preprocessing.mean, self.preprocessing.std
+        taught = self.teacher.open()
+        computed = bool(self.teacher.blocks) and any(view.streams is None for view in taught)
         trained = train_student(
             checkpoint.load_model(weights_path(self.pruned)),
             self.classes,
             self.views,
-            self.teacher.open(),
+            taught,
             self.how,
             rotation=load_rotation(self.pruned),
             blocks=self.teacher.blocks,
+            follow=self.teacher.follow(self.device) if computed else None,
             mean=mean,
             std=std,
             seed=self.seed,
@@ -68,7 +71,8 @@ class Recover(Resumable):
         )
         checkpoint.save_model(folder / checkpoint.WEIGHTS, trained)
         architecture = describe(trained).model_dump(mode="json")
-        logits = logits_of(FeatureExtractor(trained, mean, std), self.validation, device=self.device)
+        extractor, part = FeatureExtractor(trained, mean, std), Checkpoint.part_of(resume, "validation")
+        logits = logits_of(extractor, self.validation, device=self.device, checkpoint=part)
         return {"validation": accuracy(logits, self.validation), "architecture": architecture}
 
 

@@ -17,7 +17,8 @@ from edvit.builder.export.onnx_file import export_module
 from edvit.builder.export.onnx_form import OPSET
 from edvit.builder.images import ImageSet, open_images
 from edvit.builder.jobs.artifacts import Artifact
-from edvit.builder.jobs.job import Job, Note, unkeyed
+from edvit.builder.jobs.checkpoint import Checkpoint
+from edvit.builder.jobs.job import Job, Note, Resumable, unkeyed
 from edvit.builder.jobs.parallel import Progress
 from edvit.builder.jobs.runner import Runner
 from edvit.builder.stages.base import Base
@@ -113,7 +114,7 @@ class Sessions:
 
 
 @dataclass(frozen=True)
-class Score(Job):
+class Score(Resumable):
     """Scores the test images with the base model and with the files that devices will run.
 
     Attributes:
@@ -139,23 +140,27 @@ class Score(Job):
     where: TorchDevice = unkeyed()
     extractor: FeatureExtractor = unkeyed()
 
-    def run(self, folder: Path, progress: Progress) -> Note:
-        scores: dict[str, Any] = self._scores(progress)
+    def run_from(self, resume: Checkpoint | None, folder: Path, progress: Progress) -> Note:
+        scores: dict[str, Any] = self._scores(resume, progress)
         np.savez(folder / SCORES, **scores)
         return {"images": len(self.images)}
 
-    def _scores(self, progress: Progress) -> dict[str, npt.NDArray[Any]]:
+    def _scores(self, resume: Checkpoint | None, progress: Progress) -> dict[str, npt.NDArray[Any]]:
         whole = self.extractor.to(self.where.name)
         heads = [load_head(artifact) for artifact in self.exported]
         sessions = Sessions(self.files, self.fusion, torch.get_num_threads())
         alone = Sessions(self.baseline[:1], self.baseline[1], torch.get_num_threads()) if self.baseline else None
         batches = list(range(0, len(self.images), BATCH))
+        state = None if resume is None else resume.load()
         found: dict[str, list[Floats]] = {}
+        if state is not None:
+            found = {name: [part.numpy() for part in parts] for name, parts in state["scores"].items()}
+        first = len(found.get("base", ()))
 
         def keep(name: str, scores: Floats) -> None:
             found.setdefault(name, []).append(scores)
 
-        for step, start in enumerate(batches):
+        for step, start in enumerate(batches[first:], first):
             pixels = self.images.pixels(slice(start, start + BATCH))
             with torch.inference_mode(), self.where.default():
                 keep("base", whole.model.head(whole(self.where.move(torch.from_numpy(pixels)))).cpu().numpy())
@@ -170,6 +175,9 @@ class Score(Job):
             if alone is not None:
                 keep("baseline", alone.fuse(alone.features(pixels)))
             progress(step + 1, len(batches))
+            if resume is not None and (resume.due or step + 1 == len(batches)):
+                scored = {name: [torch.from_numpy(part) for part in parts] for name, parts in found.items()}
+                resume.save({"scores": scored}, step + 1, len(batches))
         whole.cpu()  # latencies are measured there
         return {name: np.concatenate(parts, axis=1 if name == "alone" else 0) for name, parts in found.items()}
 

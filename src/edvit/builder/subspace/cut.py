@@ -17,9 +17,10 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from edvit.builder.jobs.checkpoint import Checkpoint, State
 from edvit.builder.subspace import forward
 from edvit.builder.subspace.calibration import Calibration
-from edvit.builder.subspace.group import Cutting, Options
+from edvit.builder.subspace.group import Cutting, Options, narrow
 from edvit.builder.subspace.statistics import Sums
 from edvit.builder.vit import backbone
 from edvit.errors import BuildError, ConfigError, DataError
@@ -68,6 +69,23 @@ class Cut:
     after_attention: tuple[float, ...]
     after_ffn: tuple[float, ...]
 
+    def state(self) -> State:
+        """For a checkpoint."""
+        return {
+            "model": self.model.state_dict(),
+            "rotation": self.rotation,
+            "energy": self.energy,
+            "after_attention": self.after_attention,
+            "after_ffn": self.after_ffn,
+        }
+
+    @classmethod
+    def of_state(cls, state: State, base: VisionTransformer, widths: Widths) -> Cut:
+        """What `state` was taken from."""
+        model = narrow(base, widths)
+        model.load_state_dict(state["model"])
+        return cls(model, **{name: value for name, value in state.items() if name != "model"})
+
 
 @torch.no_grad()
 def cut(
@@ -78,6 +96,7 @@ def cut(
     options: Options | None = None,
     *,
     seed: int = 0,
+    checkpoint: Checkpoint | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Cut]:
     """Cut the base model once for each class group.
@@ -89,6 +108,7 @@ def cut(
         groups: class groups and widths.
         options: what to do; each step can be switched off.
         seed: of the draw of foreign images.
+        checkpoint: keeps the cuts and streams so far; the result is the same to the last bit.
         progress: called with half-blocks done, and of how many.
 
     Raises:
@@ -107,17 +127,20 @@ def cut(
         _check_widths(group.widths, architecture.widths)
     chosen = [_Chosen(group, *group_rows(calibration.labels, group.classes, options, seed)) for group in groups]
     chunks = _chunks(architecture, chosen)
+    state = None if checkpoint is None else checkpoint.load()
     cuts: list[Cut] = []
+    if state is not None:
+        cuts = [Cut.of_state(made, base, group.widths) for made, group in zip(state["cuts"], groups, strict=False)]
+    halves = 2 * len(base.blocks)
     for index, (together, used) in enumerate(chunks):
-        cuts += _cut_together(
-            base,
-            sums,
-            calibration,
-            together,
-            used=used,
-            options=options,
-            progress=partial(_of_chunk, progress, index, len(chunks)),
-        )
+        if sum(len(chunk) for chunk, _ in chunks[: index + 1]) <= len(cuts):
+            continue
+        begun = None if state is None else state["begun"]
+        state = None
+        if begun is not None:
+            progress(index * halves + begun["half"], len(chunks) * halves)
+        keep = _Keeper(checkpoint, progress, tuple(cuts), index * halves, len(chunks) * halves).keep
+        cuts += _cut_together(base, sums, calibration, together, used=used, options=options, begun=begun, keep=keep)
     return cuts
 
 
@@ -130,8 +153,31 @@ class _Chosen:
     weights: Tensor
 
 
-def _of_chunk(progress: Callable[[int, int], None], index: int, chunks: int, done: int, total: int) -> None:
-    progress(index * total + done, chunks * total)
+@dataclass(frozen=True)
+class _Keeper:
+    """Keeps the state of a chunk.
+
+    Attributes:
+        checkpoint: where, if anywhere.
+        progress: called with half-blocks done, and of how many.
+        cuts: that earlier chunks left.
+        before: half-blocks of these.
+        total: half-blocks of all chunks.
+    """
+
+    checkpoint: Checkpoint | None
+    progress: Callable[[int, int], None]
+    cuts: Sequence[Cut]
+    before: int
+    total: int
+
+    def keep(self, half: int, state: State) -> None:
+        """So many half-blocks of the chunk are done."""
+        done = self.before + half
+        self.progress(done, self.total)
+        if self.checkpoint is not None and self.checkpoint.due:
+            made = {"cuts": [one.state() for one in self.cuts], "begun": {"half": half, **state}}
+            self.checkpoint.save(made, done, self.total)
 
 
 def _chunks(architecture: Architecture, chosen: Sequence[_Chosen]) -> list[tuple[list[_Chosen], Ints]]:
@@ -172,9 +218,15 @@ def _cut_together(
     *,
     used: Ints,
     options: Options,
-    progress: Callable[[int, int], None],
+    begun: State | None,
+    keep: Callable[[int, State], None],
 ) -> list[Cut]:
-    """Cut these groups in one pass of the base model over the images `used`."""
+    """Cut these groups in one pass of the base model over the images `used`.
+
+    Args:
+        begun: what `keep` was given, to go on from.
+        keep: called after each half block with how many are done and a state.
+    """
     cuttings = [
         Cutting(
             base,
@@ -187,23 +239,23 @@ def _cut_together(
         )
         for one in chosen
     ]
-    before = _embed(base, calibration, used, cuttings)
-    total = 2 * len(base.blocks)
-    for index, block in enumerate(base.blocks):
+    first = 0
+    if begun is None:
+        before = _embed(base, calibration, used, cuttings)
+    else:
+        first, before = begun["half"], begun["stream"].to(base.head.weight.device)
+        for cutting, state in zip(cuttings, begun["cuttings"], strict=True):
+            cutting.restore(state)
+    for half in range(first, 2 * len(base.blocks)):
+        index, is_ffn = divmod(half, 2)
         for cutting in cuttings:
-            cutting.read_attention(index, before)
-        after = _advance(partial(forward.after_attention, block), before, calibration.batch_size)
+            (cutting.read_ffn if is_ffn else cutting.read_attention)(index, before)
+        step = partial(forward.after_ffn if is_ffn else forward.after_attention, base.blocks[index])
+        after = _advance(step, before, calibration.batch_size)
         for cutting in cuttings:
-            cutting.write_attention(index, before, after)
+            (cutting.write_ffn if is_ffn else cutting.write_attention)(index, before, after)
         before = after
-        progress(2 * index + 1, total)
-        for cutting in cuttings:
-            cutting.read_ffn(index, before)
-        after = _advance(partial(forward.after_ffn, block), before, calibration.batch_size)
-        for cutting in cuttings:
-            cutting.write_ffn(index, before, after)
-        before = after
-        progress(2 * index + 2, total)
+        keep(half + 1, {"stream": before, "cuttings": [cutting.state() for cutting in cuttings]})
     return [
         Cut(
             model=cutting.finish(before),

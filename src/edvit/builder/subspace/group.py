@@ -12,6 +12,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from edvit.builder.jobs.checkpoint import State
 from edvit.builder.subspace import attention, ffn, forward, rotation
 from edvit.builder.subspace.refit import Moments
 from edvit.builder.subspace.statistics import Sums
@@ -81,8 +82,7 @@ class Cutting:
         self.rows, self.weights, self.batch_size = rows, weights, batch_size
         self.rotation = self._directions(sums.stream[0], sums.gradient[0])
         architecture = backbone.describe(base)
-        model = backbone.initialised(backbone.template_of(architecture.model_copy(update={"widths": widths})))
-        self.model = model.eval().to(base.head.weight.device)
+        self.model = narrow(base, widths)
         self.tokens = architecture.tokens
         self.stream = torch.empty(0)
         self.explained: list[float] = []
@@ -118,6 +118,15 @@ class Cutting:
             if getattr(base, name) is not None:
                 getattr(model, name).copy_(getattr(base, name).double() @ q)
         self.inner_rotation = q
+
+    def state(self) -> State:
+        """All that changes from one half block to the next."""
+        return {"model": self.model.state_dict(), "stream": self.stream, "explained": list(self.explained)}
+
+    def restore(self, state: State) -> None:
+        """Become what `state` was taken from; the base, the statistics and the images are the same."""
+        self.model.load_state_dict(state["model"])
+        self.stream, self.explained = state["stream"].to(self.rotation.device), state["explained"]
 
     # --- following the base ------------------------------------------------------------------------------------
 
@@ -325,6 +334,13 @@ class Cutting:
         for name, factor in (("q_norm", scale), ("k_norm", 1.0)):
             for parameter, value in getattr(old, name).named_parameters():
                 getattr(getattr(new, name), parameter).copy_(value[dims] * factor)
+
+
+def narrow(base: VisionTransformer, widths: Widths) -> VisionTransformer:
+    """A model of these widths like the base, where the base is, with weights that mean nothing, in evaluation mode."""
+    architecture = backbone.describe(base).model_copy(update={"widths": widths})
+    model = backbone.initialised(backbone.template_of(architecture))
+    return model.eval().to(base.head.weight.device)
 
 
 def _head_shape(block: Any) -> tuple[int, int]:

@@ -8,6 +8,7 @@ stream has a small gradient.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from edvit.builder.jobs.checkpoint import Checkpoint
 from edvit.builder.subspace import attention, forward, rotation
 from edvit.builder.subspace.calibration import Calibration
 from edvit.builder.subspace.group import Options
@@ -101,6 +103,8 @@ def estimate_losses(
     *,
     fisher: float | None = None,
     seed: int = 0,
+    checkpoint: Checkpoint | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Losses:
     """One forward and backward pass over the calibration images of a class group.
 
@@ -117,6 +121,8 @@ def estimate_losses(
         weights: likewise, float64 `[n]`.
         fisher: as in `cut.Options`; needs sums with gradients.
         seed: of the sampled `y`.
+        checkpoint: keeps the sums so far; the result is the same to the last bit.
+        progress: called with images done, and of how many.
 
     Raises:
         BuildError: the base is not converted, or statistics or gradients are NaN or infinite.
@@ -136,14 +142,22 @@ def estimate_losses(
     share = (weights / weights.sum()).double()
     squares: list[Tensor] = []
     done = 0
+    if checkpoint is not None and (state := checkpoint.load()) is not None:
+        done, squares = state["images"], [square.to(base.head.weight.device) for square in state["squares"]]
+        generator.set_state(state["drawn"])
+        progress(done, len(rows))
     at_once = max(1, min(calibration.batch_size, GRAPH_BYTES // activation_bytes(architecture)))
-    for batch, images in replace(calibration, batch_size=at_once).batches(rows):
+    for batch, images in replace(calibration, batch_size=at_once).batches(rows[done:]):
         part = share[done : done + len(batch)]
         of_batch = [
             torch.einsum("n,n...->...", part, square) for square in _squared_effects(base, images, parts, generator)
         ]
         squares = [a + b for a, b in zip(squares, of_batch, strict=True)] if squares else of_batch
         done += len(batch)
+        progress(done, len(rows))
+        if checkpoint is not None and checkpoint.due:
+            state = {"images": done, "squares": squares, "drawn": generator.get_state()}
+            checkpoint.save(state, done, len(rows))
     if not all(bool(square.isfinite().all()) for square in squares):
         raise BuildError("the base model's gradients are NaN or infinite on the calibration images")
     stream, heads, units = (_curves(0.5 * square.cpu().numpy()) for square in squares)

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from edvit.builder.jobs.checkpoint import Checkpoint
 from edvit.builder.subspace import forward
 from edvit.builder.subspace.calibration import Calibration
 from edvit.builder.vit import backbone
@@ -67,9 +68,13 @@ class Sums:
         w = weights.double()
         return Sums(**{f.name: torch.einsum("n,n...->...", w, getattr(self, f.name))[None] for f in fields(self)})
 
+    def tensors(self) -> dict[str, Tensor]:
+        """All of them by their names."""
+        return {f.name: getattr(self, f.name).contiguous() for f in fields(self)}
+
     def save(self, path: Path) -> None:
         """Write as safetensors."""
-        save_file({f.name: getattr(self, f.name).contiguous() for f in fields(self)}, path)
+        save_file(self.tensors(), path)
 
     @classmethod
     def load(cls, path: Path) -> Sums:
@@ -92,6 +97,7 @@ def collect(
     *,
     gradients: bool = False,
     seed: int = 0,
+    checkpoint: Checkpoint | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Sums:
     """One pass of the base model over the calibration images.
@@ -101,6 +107,7 @@ def collect(
         bins: the bin of every image, `[n]`; its class by default. Fewer bins take less memory, `sums_bytes`.
         gradients: also `Sums.gradient`, for a Fisher-weighted rotation; takes a backward pass as well.
         seed: of the sampled `y`.
+        checkpoint: keeps the sums so far; the result is the same to the last bit.
         progress: called with images done, and of how many.
 
     Raises:
@@ -117,10 +124,19 @@ def collect(
     check_size(architecture, count, gradients=gradients)
     sums = _zeros(architecture, count, gradients=gradients)
     generator = torch.Generator("cpu").manual_seed(seed)
-    done = 0
+    done = begun = 0
+    if checkpoint is not None and (state := checkpoint.load()) is not None:
+        begun = state["images"]
+        for name, value in state["sums"].items():
+            getattr(sums, name).copy_(value)
+        generator.set_state(state["drawn"])
+        progress(begun, len(of_image))
     for index in np.unique(of_image):
         into = Sums(**{f.name: getattr(sums, f.name)[index] for f in fields(sums)})
-        for rows, images in calibration.batches(np.flatnonzero(of_image == index)):
+        of_bin = np.flatnonzero(of_image == index)
+        counted_before = min(begun - done, len(of_bin)) if done < begun else 0  # whole batches, or all of them
+        done += counted_before
+        for rows, images in calibration.batches(of_bin[counted_before:]):
             with torch.set_grad_enabled(gradients):
                 normals, logits = _add_pass(base, images, into)
             if gradients:
@@ -128,6 +144,9 @@ def collect(
             into.images.add_(len(rows))
             done += len(rows)
             progress(done, len(of_image))
+            if checkpoint is not None and checkpoint.due:
+                state = {"images": done, "sums": sums.tensors(), "drawn": generator.get_state()}
+                checkpoint.save(state, done, len(of_image))
     if not all(bool(getattr(sums, f.name).isfinite().all()) for f in fields(sums)):
         raise BuildError("the base model's activations are NaN or infinite on the calibration images")
     return sums

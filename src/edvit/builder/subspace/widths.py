@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
 from timm.models.vision_transformer import VisionTransformer
 
+from edvit.builder.jobs.checkpoint import Checkpoint
 from edvit.builder.subspace.calibration import Calibration
 from edvit.builder.subspace.cut import CutGroup, Options, bin_weights, group_rows
 from edvit.builder.subspace.losses import Floats, Ints, Losses, estimate_losses
@@ -20,28 +21,39 @@ from edvit.plan.cost import model_cost, peak_activation_bytes
 from edvit.shape.vit import WIDTH_MULTIPLE, Architecture, BlockWidths, Widths
 
 
-def fit_groups(
+def fit_group(
     base: VisionTransformer,
     sums: Sums,
     calibration: Calibration,
-    groups: Sequence[CutGroup],
+    group: CutGroup,
     options: Options,
     *,
     seed: int = 0,
+    checkpoint: Checkpoint | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> list[CutGroup]:
-    """The groups with the widths at which each loses least, at no larger cost than those it came with.
+) -> CutGroup:
+    """The group with the widths at which it loses least, at no larger cost than those it came with.
 
-    Args and errors: as `cut.cut`, which takes the groups that this returns.
+    Args:
+        checkpoint: as for `losses.estimate_losses`.
+        progress: called with images done, and of how many.
+
+    The rest, and errors, are as for `cut.cut`, which takes the groups that this returns.
     """
-    architecture, fitted = backbone.describe(base), []
-    for index, group in enumerate(groups):
-        rows, weights = group_rows(calibration.labels, group.classes, options, seed)
-        of_group = sums.weighted(bin_weights(sums, group.bins or group.classes, options.foreign))
-        lost = estimate_losses(base, of_group, calibration, rows, weights, fisher=options.fisher, seed=seed)
-        fitted.append(replace(group, widths=fit_widths(architecture, lost, group.widths)))
-        progress(index + 1, len(groups))
-    return fitted
+    rows, weights = group_rows(calibration.labels, group.classes, options, seed)
+    of_group = sums.weighted(bin_weights(sums, group.bins or group.classes, options.foreign))
+    lost = estimate_losses(
+        base,
+        of_group,
+        calibration,
+        rows,
+        weights,
+        fisher=options.fisher,
+        seed=seed,
+        checkpoint=checkpoint,
+        progress=progress,
+    )
+    return replace(group, widths=fit_widths(backbone.describe(base), lost, group.widths))
 
 
 def fit_widths(architecture: Architecture, losses: Losses, reference: Widths) -> Widths:

@@ -75,18 +75,38 @@ def train_base(
 
 
 def features_of(
-    extractor: FeatureExtractor, images: ImageSet, batch: int = 128, *, device: TorchDevice = CPU
+    extractor: FeatureExtractor,
+    images: ImageSet,
+    batch: int = 128,
+    *,
+    device: TorchDevice = CPU,
+    checkpoint: Checkpoint | None = None,
 ) -> Tensor:
-    """Features of a set, float32 `[n, dim]`, computed on the device, where the extractor then is."""
+    """Features of a set, float32 `[n, dim]`, computed on the device, where the extractor then is.
+
+    `checkpoint` keeps the features that are there already.
+    """
     extractor.to(device.name)
+    state = None if checkpoint is None else checkpoint.load()
+    parts: list[Tensor] = [] if state is None else [state["features"]]
+    done = sum(map(len, parts))
     with torch.inference_mode(), device.default():
-        return torch.cat([extractor(device.move(torch.from_numpy(pixels))) for pixels in images.batches(batch)]).cpu()
+        while done < len(images):
+            pixels = images.pixels(slice(done, done + batch))
+            parts.append(extractor(device.move(torch.from_numpy(pixels))).cpu())
+            done += len(pixels)
+            if checkpoint is not None and (checkpoint.due or done == len(images)):
+                checkpoint.save({"features": torch.cat(parts)}, done, len(images))
+        return torch.cat(parts)
 
 
-def logits_of(extractor: FeatureExtractor, images: ImageSet, *, device: TorchDevice = CPU) -> Tensor:
-    """Scores of a model's own head over a set, float32 `[n, classes]`; `device` as in `features_of`."""
+def logits_of(
+    extractor: FeatureExtractor, images: ImageSet, *, device: TorchDevice = CPU, checkpoint: Checkpoint | None = None
+) -> Tensor:
+    """Scores of a model's own head over a set, float32 `[n, classes]`; the rest as in `features_of`."""
     with torch.inference_mode():
-        logits: Tensor = extractor.model.head(device.move(features_of(extractor, images, device=device)))
+        features = features_of(extractor, images, device=device, checkpoint=checkpoint)
+        logits: Tensor = extractor.model.head(device.move(features))
         return logits.cpu()
 
 

@@ -116,6 +116,7 @@ def recover(
     *,
     rotation: Tensor,
     blocks: Sequence[int] = (),
+    follow: Callable[[Tensor], Tensor] | None = None,
     mean: tuple[float, ...],
     std: tuple[float, ...],
     seed: int,
@@ -132,6 +133,8 @@ def recover(
         teacher: the base model's outputs, view by view.
         rotation: `Q`, `[base dim, dim]`: the stream, and each vector of the feature, stand in for the base's times `Q`.
         blocks: whose outputs the teacher's streams are.
+        follow: the teacher's streams on a batch, as `teacher.streams_of` gives them, for views whose streams were not
+            kept; None: without streams a view teaches without them.
         mean: per channel, on a scale of 0 to 1.
         std: per channel, on a scale of 0 to 1.
         device: where it trains.
@@ -150,12 +153,16 @@ def recover(
         order = torch.randperm(len(views.images), generator=generator).numpy()
         for step in range(first, steps):
             index = order[step * how.batch_size : (step + 1) * how.batch_size]
+            images = views.batch(view, index, device)
+            streams = None if outputs.streams is None else torch.from_numpy(outputs.streams[index])
+            if streams is None and follow is not None:
+                streams = follow(images)
             yield Lesson(
-                views.batch(view, index, device),
+                images,
                 own_labels[index],
                 torch.from_numpy(outputs.logits[index]),
                 torch.from_numpy(outputs.features[index]),
-                None if outputs.streams is None else torch.from_numpy(outputs.streams[index]),
+                streams,
             )
 
     def loss_of(module: nn.Module, lesson: Lesson) -> Tensor:

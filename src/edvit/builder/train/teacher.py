@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
-from edvit.builder.arrays import create_array
 from edvit.builder.jobs.checkpoint import Checkpoint
+from edvit.builder.jobs.filling import Layout, fill_arrays
 from edvit.builder.models.family import describe
 from edvit.builder.train.augment import Views
 from edvit.builder.train.device import CPU, TorchDevice
@@ -22,8 +22,6 @@ from edvit.shape.vit import Architecture
 
 BATCH = 128
 LOGITS, FEATURES, STREAMS = "logits.npy", "features.npy", "streams.npy"
-STREAM_LIMIT_BYTES = 12 * 1024**3
-"""Disk that the streams of all views may take together unless `--work-limit` says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ class TeacherView:
     Attributes:
         logits: float32 `[n, classes]`.
         features: float32 `[n, dim]`.
-        streams: float16 `[n, blocks, tokens, dim]`, the residual stream after some blocks, or None.
+        streams: float16 `[n, blocks, tokens, dim]`, the residual stream after some blocks; None where it was not kept.
     """
 
     logits: npt.NDArray[np.float32]
@@ -41,32 +39,39 @@ class TeacherView:
     streams: npt.NDArray[np.float16] | None
 
 
-def stream_bytes(architecture: AnyArchitecture, images: int, views: int) -> int:
-    """Bytes of the streams after one block, on all views; 0 where there is no residual stream."""
+def stream_bytes(architecture: AnyArchitecture, images: int) -> int:
+    """Bytes of the streams of one view after all blocks of `stream_blocks`; 0 where there is no residual stream."""
     if not isinstance(architecture, Architecture):
         return 0
-    return 2 * images * views * architecture.tokens * architecture.widths.dim
+    return 2 * images * len(stream_blocks(architecture)) * architecture.tokens * architecture.widths.dim
 
 
-def stream_blocks(
-    architecture: AnyArchitecture, images: int, views: int, limit: int | None = STREAM_LIMIT_BYTES
-) -> tuple[int, ...]:
+def stream_blocks(architecture: AnyArchitecture) -> tuple[int, ...]:
     """Blocks whose outputs a sub-model is to follow: the second half, but for the last one.
 
-    Of the last block's output only the pooled tokens are read, and these are the feature. Where the streams would take
-    more than `limit` bytes, every other of them, or every third, and so on; none where there is no residual stream.
+    Of the last block's output only the pooled tokens are read, and these are the feature. None where there is no
+    residual stream.
     """
     if not isinstance(architecture, Architecture):
         return ()
     depth = len(architecture.widths.blocks)
-    blocks = tuple(range((depth - 1) // 2, depth - 1))
-    if limit is None or not blocks:
-        return blocks
-    each = stream_bytes(architecture, images, views)
-    if each > limit:
-        return ()
-    step = math.ceil(len(blocks) / (limit // each))
-    return blocks[::-1][::step][::-1]
+    return tuple(range((depth - 1) // 2, depth - 1))
+
+
+def streams_of(extractor: FeatureExtractor, pixels: Tensor, blocks: Sequence[int], device: TorchDevice = CPU) -> Tensor:
+    """The base model's streams on a batch, as `write_view` keeps them but for rounding.
+
+    Args:
+        extractor: the base model, where `device` computes.
+        pixels: on a scale of 0 to 255, float32 `[batch, channels, size, size]`, on the device.
+        blocks: after which, ascending.
+        device: what computes.
+
+    Returns:
+        float16 `[batch, blocks, tokens, dim]`, on the device, without a gradient.
+    """
+    with torch.no_grad(), device.autocast():
+        return torch.stack(extractor.streams(pixels, blocks), dim=1).half()
 
 
 def write_view(
@@ -89,63 +94,29 @@ def write_view(
         folder: where the arrays are written; on the disk of the checkpoint.
         blocks: after which the streams are kept.
         device: what computes.
-        checkpoint: how many images are done; the arrays lie beside it until all are.
+        checkpoint: as for `fill_arrays`.
         progress: called with images done and images in all.
     """
     device.place(extractor)
     shape, images = describe(extractor.model), len(views.images)
-    arrays: dict[str, tuple[npt.DTypeLike, tuple[int, ...]]] = {
+    arrays: dict[str, Layout] = {
         LOGITS: (np.float32, (images, shape.classes)),
         FEATURES: (np.float32, (images, shape.feature_dim)),
     }
     if blocks and isinstance(shape, Architecture):
         arrays[STREAMS] = (np.float16, (images, len(blocks), shape.tokens, shape.widths.dim))
-    filled = folder if checkpoint is None else checkpoint.folder
-    state = None if checkpoint is None else checkpoint.load()
-    begun = None if state is None else _reopen(filled, arrays)
-    opened = begun or {name: create_array(filled / name, dtype, sizes) for name, (dtype, sizes) in arrays.items()}
-    first = 0 if begun is None or state is None else int(state["images"])
-    if first:
-        progress(first, images)
-    with torch.inference_mode():
-        for start in range(first, images, BATCH):
-            index = np.arange(start, min(start + BATCH, images))
-            pixels = views.batch(view, index, device)  # in float32, as sub-models see it: half a pixel off in bfloat16
-            with device.autocast():
-                vectors, after = extractor.follow(pixels, blocks)
-                scores = extractor.model.head(vectors)
-            opened[FEATURES][index] = vectors.float().cpu().numpy()
-            opened[LOGITS][index] = scores.float().cpu().numpy()
-            if STREAMS in opened:
-                opened[STREAMS][index] = torch.stack(after, dim=1).half().cpu().numpy()
-            done = int(index[-1]) + 1
-            progress(done, images)
-            if checkpoint is not None and checkpoint.due:
-                _flush(opened)
-                checkpoint.save({"images": done}, done, images)
-    _flush(opened)
-    if filled != folder:
-        for name in opened:
-            (filled / name).replace(folder / name)
 
+    def write(index: npt.NDArray[np.int64], opened: Mapping[str, np.memmap]) -> None:
+        pixels = views.batch(view, index, device)  # in float32, as sub-models see it: half a pixel off in bfloat16
+        with torch.inference_mode(), device.autocast():
+            vectors, after = extractor.follow(pixels, blocks)
+            scores = extractor.model.head(vectors)
+        opened[FEATURES][index] = vectors.float().cpu().numpy()
+        opened[LOGITS][index] = scores.float().cpu().numpy()
+        if STREAMS in opened:
+            opened[STREAMS][index] = torch.stack(after, dim=1).half().cpu().numpy()
 
-def _flush(arrays: Mapping[str, np.memmap]) -> None:
-    for array in arrays.values():
-        array.flush()
-
-
-def _reopen(folder: Path, arrays: Mapping[str, tuple[npt.DTypeLike, tuple[int, ...]]]) -> dict[str, np.memmap] | None:
-    """The arrays that a killed process was filling; None where one is not there as it should be."""
-    opened = {}
-    for name, (dtype, sizes) in arrays.items():
-        try:
-            array = np.lib.format.open_memmap(folder / name, mode="r+")
-        except (OSError, ValueError):
-            return None
-        if array.dtype != dtype or array.shape != sizes:
-            return None
-        opened[name] = array
-    return opened
+    fill_arrays(folder, arrays, images, write, batch=BATCH, checkpoint=checkpoint, progress=progress)
 
 
 def open_views(folders: Sequence[Path]) -> tuple[TeacherView, ...]:

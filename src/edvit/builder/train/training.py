@@ -115,6 +115,8 @@ def train(
                 checkpoint.save(training.state(), training.step, total)
         if judge is not None and (found := judge(now.eval())) < training.least:
             training.least, training.best = found, copy.deepcopy(now)
+    if checkpoint is not None:  # what its job does with the model may take minutes as well
+        checkpoint.save(training.state(), training.step, total)
     return (now if judge is None else training.best).cpu().eval()
 
 

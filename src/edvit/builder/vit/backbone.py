@@ -591,3 +591,12 @@ class FeatureExtractor(nn.Module):
             if index in blocks:
                 after.append(stream)
         return read_by_head(self.model, stream), after
+
+    def streams(self, image: Tensor, blocks: Sequence[int]) -> list[Tensor]:
+        """The second of what `follow` gives; blocks behind the last of `blocks` do not run."""
+        stream, after = embed(self.model, self.normalise(image)), []
+        for index, block in enumerate(self.model.blocks[: max(blocks) + 1]):
+            stream = block(stream)
+            if index in blocks:
+                after.append(stream)
+        return after
