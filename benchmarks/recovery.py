@@ -82,7 +82,7 @@ def measure(config: BuildConfig, optimizer: Any, work: Path) -> Recovered:
             std=std,
             seed=config.seed,
             device=build.device,
-        )
+        ).model
     seconds = time.monotonic() - start
     scores = base.logits_of(FeatureExtractor(model, mean, std), data.validation)
     wanted = base.logits_of(trained.extractor, data.validation)

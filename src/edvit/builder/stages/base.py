@@ -118,14 +118,15 @@ class TrainBase(Resumable):
                 checkpoint=resume,
                 progress=progress,
             )
-            checkpoint.save_model(folder / checkpoint.WEIGHTS, trained)
-            logits = logits_of(FeatureExtractor(trained, mean, std), self.validation, device=self.device)
+            checkpoint.save_model(folder / checkpoint.WEIGHTS, trained.model)
+            logits = logits_of(FeatureExtractor(trained.model, mean, std), self.validation, device=self.device)
         schedule = self.how.schedule
         return {
             "validation": accuracy(logits, self.validation),
             "new_head": self.new_head,
             "epochs": schedule.epochs,
             "lr": schedule.lr,
+            "curve": trained.curve.note(),
         }
 
 

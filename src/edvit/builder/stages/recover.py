@@ -66,10 +66,13 @@ class Recover(Resumable):
             checkpoint=resume,
             progress=progress,
         )
-        checkpoint.save_model(folder / checkpoint.WEIGHTS, trained)
-        architecture = describe(trained).model_dump(mode="json")
-        logits = logits_of(FeatureExtractor(trained, mean, std), self.validation, device=self.device)
-        return {"validation": accuracy(logits, self.validation), "architecture": architecture}
+        checkpoint.save_model(folder / checkpoint.WEIGHTS, trained.model)
+        logits = logits_of(FeatureExtractor(trained.model, mean, std), self.validation, device=self.device)
+        return {
+            "validation": accuracy(logits, self.validation),
+            "architecture": describe(trained.model).model_dump(mode="json"),
+            "curve": trained.curve.note(),
+        }
 
 
 def recovery(config: BuildConfig) -> Recovery:
