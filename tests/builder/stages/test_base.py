@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -134,6 +138,28 @@ def test_pooling_by_mean_without_a_norm_after_it_is_refused(folder, tmp_path):
     with pytest.raises(WeightsError, match=r"if its tokens are pooled by their mean.*give --pool avg"):
         accuracy(folder, tmp_path / "work", weights)
     assert accuracy(folder, tmp_path / "work", weights, pool="avg") > 0.9
+
+
+def test_weights_of_images_with_blue_first_are_refused_and_can_be_turned(tmp_path):
+    """Classes differ in red alone; the file is as OpenCV's readers train it, and is turned as docs/models.md says."""
+    root, rng = tmp_path / "red", np.random.default_rng(0)
+    for split, images in (("train", 40), ("test", 4)):
+        for label, name in enumerate("abcde"):
+            (root / split / name).mkdir(parents=True)
+            for index in range(images):
+                colour = np.array([25 + 50 * label, 100, rng.integers(20, 230)])
+                pixels = colour + rng.normal(0, 5, (8, 8, 3))
+                Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / split / name / f"{index}.png")
+    rgb = trained(root, tmp_path / "a")
+    projection = "patch_embed.proj.weight"
+    state = load_file(rgb)
+    save_file({**state, projection: state[projection].flip(1).contiguous()}, tmp_path / "bgr.safetensors")
+    with pytest.raises(WeightsError, match=rf"with blue first, as OpenCV reads.*flip\(1\) of their {projection}"):
+        accuracy(root, tmp_path / "work", tmp_path / "bgr.safetensors")
+    page = (Path(__file__).parents[3] / "docs" / "models.md").read_text(encoding="utf-8")
+    (snippet,) = re.findall(r'python -c "(.*bgr\.safetensors.*)"', page)
+    subprocess.run([sys.executable, "-c", snippet], cwd=tmp_path, check=True)
+    assert accuracy(root, tmp_path / "work", tmp_path / "rgb.safetensors") > 0.9
 
 
 def test_weights_that_know_nothing_are_refused(folder, tmp_path):

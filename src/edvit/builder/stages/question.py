@@ -11,6 +11,7 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from timm.models.vision_transformer import VisionTransformer
 
 from edvit.builder.images import ImageSet
 from edvit.builder.jobs.job import Job, Note, unkeyed
@@ -118,6 +119,17 @@ class QuestionBase(Job):
             yield (
                 "if its tokens are pooled by their mean: it was trained so; give --pool avg",
                 self._predicted(pooled, how),
+            )
+        if how.channels == 3 and isinstance(self.model, VisionTransformer):
+            turned = copy.deepcopy(self.model)
+            weight = turned.patch_embed.proj.weight
+            weight.data = weight.data.flip(1)
+            yield (
+                (
+                    "if its images had their channels in the other order, with blue first, as OpenCV reads them; save "
+                    "the weights with flip(1) of their patch_embed.proj.weight (docs/models.md has the line)"
+                ),
+                self._predicted(turned, how),
             )
         for mean, std in STATISTICS if self.default and how.channels == 3 else ():
             if (mean, std) != (how.mean, how.std):
