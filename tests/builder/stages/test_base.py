@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -167,6 +168,20 @@ def test_weights_that_know_nothing_are_refused(folder, tmp_path):
     save_file({**state, "head.weight": torch.zeros_like(state["head.weight"])}, tmp_path / "w.safetensors")
     with pytest.raises(WeightsError, match=r"and chance is 20\.0%: the weights do not know these classes"):
         accuracy(folder, tmp_path / "work", tmp_path / "w.safetensors")
+
+
+def test_names_of_none_of_the_classes_are_the_cause_that_is_given(folder, tmp_path):
+    model = make("plain")
+    torch.nn.init.zeros_(model.head.weight)
+    save_for_hf(model, tmp_path / "hub", model_config={"label_names": list("vwxyz")}, safe_serialization=True)
+    told = r"config\.json names 5 outputs, none a class of the data: v, w, x, y, z;"
+    with pytest.raises(WeightsError, match=told):
+        accuracy(folder, tmp_path / "work", tmp_path / "hub", model=None)
+    two = timm.create_model(NAMES["plain"], num_classes=2)
+    save_for_hf(two, tmp_path / "two", model_config={"label_names": list("vw")}, safe_serialization=True)
+    config = config_of(folder, weights=tmp_path / "two", model=None, base_epochs=0)
+    with pytest.raises(WeightsError, match=r"has no head for the 5 classes of the data \(config\.json names 2 outputs"):
+        load(config, open_source(config))
 
 
 def test_a_new_head_is_trained_or_refused(folder, tmp_path):

@@ -145,9 +145,10 @@ def load(config: BuildConfig, source: Source) -> Start:
         return Start(family_of(source.model).create(source.architecture), knows=False, digest=None)
     model, knows = load_weights(origin, source.architecture, source.order)
     if not knows and config.base_epochs == 0:
+        why = "" if source.other_names is None else f" ({source.other_names}; --class-names FILE names them anew)"
         raise WeightsError(
-            f"{origin.given}: has no head for the {len(source.train.classes)} classes of the data, and --base-epochs 0 "
-            "trains none; leave it out, or give the number of epochs"
+            f"{origin.given}: has no head for the {len(source.train.classes)} classes of the data{why}, and "
+            "--base-epochs 0 trains none; leave it out, or give the number of epochs"
         )
     digest = hashlib.sha256("".join(map(sha256_of, origin.files)).encode()).hexdigest()
     return Start(model, knows, sha256_of(origin.files[0]) if len(origin.files) == 1 else digest)
@@ -177,6 +178,7 @@ def train(
             preprocessing=how_seen,
             default=source.statistics == source.model,
             accuracy=source.origin.facts.accuracy,
+            other_names=source.other_names,
             model=model,
             device=device,
             threads=threads,

@@ -50,6 +50,7 @@ class QuestionBase(Job):
         preprocessing: how images reach the model.
         default: whether mean and deviation are those of the model's name, which may not be those of the weights.
         accuracy: that the checkpoint says of itself; None: it says nothing.
+        other_names: what it says of its head where that names none of the classes, for messages.
         model: the model.
         device: what runs it.
         threads: of PyTorch.
@@ -66,6 +67,7 @@ class QuestionBase(Job):
     preprocessing: Preprocessing
     default: bool
     accuracy: float | None
+    other_names: str | None = unkeyed()
     model: Classifier = unkeyed()
     device: TorchDevice = unkeyed()
     threads: int = unkeyed()
@@ -86,8 +88,9 @@ class QuestionBase(Job):
             raise WeightsError(f"{scores}, and {best:.1%} {what}")
         if question.near_chance(predicted, labels, len(self.classes)):
             raise WeightsError(
-                f"{scores}, and chance is {1 / len(self.classes):.1%}: the weights do not know these classes; check "
-                "them and the data, or train the model on the data with --base-epochs"
+                f"{scores}, and chance is {1 / len(self.classes):.1%}: "
+                f"{self.other_names or 'the weights do not know these classes'}; check the weights and the data, or "
+                "train the model on the data with --base-epochs"
             )
         if self.accuracy is not None and right < self.accuracy - question.CLAIMED:
             raise WeightsError(

@@ -9,9 +9,10 @@ from typing import Any, cast, get_args
 from pydantic import ValidationError
 
 from edvit.builder.config import BuildConfig
+from edvit.builder.models.class_names import HeadOrder, head_order
 from edvit.builder.models.family import family_of
 from edvit.builder.models.origin import CONFIG, Facts, Origin, find_weights, pretrained_weights
-from edvit.builder.models.weights import HeadOrder, has_fc_norm, head_order
+from edvit.builder.models.weights import has_fc_norm
 from edvit.errors import ConfigError, DataError, WeightsError
 from edvit.fleet import first_problem
 from edvit.inputs.audio import Spectrogram
@@ -51,6 +52,14 @@ class Source:
     order: HeadOrder | None = None
     unlabelled: Files | None = None
     statistics: str = ""
+
+    @property
+    def other_names(self) -> str | None:
+        """What the checkpoint says of its head where it names outputs and none of them is a class of the data."""
+        facts = None if self.origin is None else self.origin.facts
+        if facts is None or facts.classes is None or self.order is not None:
+            return None
+        return f"{facts.source} names {len(facts.classes)} outputs, none a class of the data: {shorten(facts.classes)}"
 
 
 def open_source(config: BuildConfig) -> Source:
