@@ -49,7 +49,13 @@ def folder(tmp_path_factory):
 
 
 def config_of(folder, **settings):
-    known = {"model": NAMES["plain"], "data": f"imagefolder:{folder}", "augment": "none", "base_epochs": None}
+    known = {
+        "model": NAMES["plain"],
+        "data": f"imagefolder:{folder}",
+        "augment": "none",
+        "base_epochs": None,
+        "base_lr": None,
+    }
     return tiny_config(**{**known, **settings})
 
 
@@ -85,6 +91,13 @@ def test_classes_in_torchvisions_order_are_refused_and_named(folder, weights, tm
     other = reordered(weights, tmp_path / "w.safetensors", AS_SORTED)
     with pytest.raises(WeightsError, match=r"sorted letter by letter, as torchvision.*give --class-names FILE"):
         accuracy(folder, tmp_path / "work", other)
+
+
+def test_a_learning_rate_of_a_base_that_is_not_trained_is_refused(folder, tmp_path):
+    save_file(make("plain").state_dict(), tmp_path / "w.safetensors")
+    config = config_of(folder, weights=tmp_path / "w.safetensors", base_lr=1e-3)
+    with pytest.raises(ConfigError, match="--base-lr: the weights know the classes, so the base model is not trained"):
+        load(config, open_source(config))
 
 
 def test_class_names_put_them_right(folder, weights, tmp_path):

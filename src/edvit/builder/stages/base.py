@@ -135,7 +135,7 @@ def load(config: BuildConfig, source: Source) -> Start:
 
     Raises:
         WeightsError: as `load_weights`; or the head is new, and nothing is to train it.
-        ConfigError: the model is new, and nothing is to train it.
+        ConfigError: the model is new, and nothing is to train it; or it is not trained, and a learning rate is given.
     """
     origin = source.origin
     torch.manual_seed(config.seed)
@@ -149,6 +149,11 @@ def load(config: BuildConfig, source: Source) -> Start:
         raise WeightsError(
             f"{origin.given}: has no head for the {len(source.train.classes)} classes of the data{why}, and "
             "--base-epochs 0 trains none; leave it out, or give the number of epochs"
+        )
+    if knows and config.base_epochs is None and config.base_lr is not None:
+        raise ConfigError(
+            "--base-lr: the weights know the classes, so the base model is not trained; give --base-epochs as well, or "
+            "leave it out"
         )
     digest = hashlib.sha256("".join(map(sha256_of, origin.files)).encode()).hexdigest()
     return Start(model, knows, sha256_of(origin.files[0]) if len(origin.files) == 1 else digest)
