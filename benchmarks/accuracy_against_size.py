@@ -53,6 +53,11 @@ class Point:
         return float(np.mean(self.fused))
 
 
+def accuracies(manifests: list[Manifest], name: str) -> list[float]:
+    """A metric of each that has it."""
+    return [found for manifest in manifests if (found := manifest.metric(name)) is not None]
+
+
 def points(manifests: list[Manifest]) -> dict[tuple[str, int], list[Point]]:
     """By series, the smallest sub-models first."""
     alike: dict[tuple[str, int], dict[str, list[Manifest]]] = defaultdict(lambda: defaultdict(list))
@@ -61,8 +66,7 @@ def points(manifests: list[Manifest]) -> dict[tuple[str, int], list[Point]]:
     found = {}
     for series, by_keep in alike.items():
         made = [
-            Point(float(np.mean([largest(m) for m in seeds])), [m.metric("fused") for m in seeds])
-            for seeds in by_keep.values()
+            Point(float(np.mean([largest(m) for m in seeds])), accuracies(seeds, "fused")) for seeds in by_keep.values()
         ]
         found[series] = sorted(made, key=lambda point: point.params)
     return found
@@ -101,7 +105,7 @@ def draw(manifests: list[Manifest]) -> Figure:
             capsize=3,
         )
     axes.axhline(
-        100 * np.mean([m.metric("base") for m in manifests]), color="#555555", linewidth=0.8, label="base model"
+        100 * float(np.mean(accuracies(manifests, "base"))), color="#555555", linewidth=0.8, label="base model"
     )
     axes.set(xlabel="base model's parameters / a sub-model's", ylabel="fused test accuracy, percent")
     axes.set_xscale("log", base=2)

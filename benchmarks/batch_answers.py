@@ -44,7 +44,8 @@ def main() -> None:
 
 def some_images(data: str, bundle: Bundle, count: int, seed: int) -> Images:
     """Images of the test split, then of the training split, in random order."""
-    how, found = bundle.manifest.preprocessing, []
+    how = bundle.manifest.preprocessing
+    found: list[Images] = []
     for split in ("test", "train"):
         source = read_split(data, split, None)
         chosen = np.random.default_rng(seed).permutation(len(source))[: count - len(found)]

@@ -98,7 +98,7 @@ def measure(config: BuildConfig, work: Path) -> Kept:
             hidden=plan.fusion_hidden,
             how=FUSION,
             seed=seed,
-        )
+        ).model
         with torch.inference_mode():
             scores = fusion(torch.cat(held_out, dim=1), torch.ones(len(labels), len(groups)))
         accuracies.append(base.accuracy(scores, data.validation))

@@ -42,7 +42,8 @@ def make_bundle(folder: Path) -> Bundle:
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
     from tiny_bundle import write_tiny_bundle
 
-    return write_tiny_bundle(folder / "bundle", submodels=2, classes=4, size=224)
+    bundle: Bundle = write_tiny_bundle(folder / "bundle", submodels=2, classes=4, size=224)
+    return bundle
 
 
 def jpeg(rng: np.random.Generator) -> bytes:

@@ -25,6 +25,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ def attack(url: str, body: bytes, media_type: str, over: threading.Event, seen: 
 
 def connect(url: str, text: bytes) -> socket.socket:
     address = httpx.URL(url)
-    connection = socket.create_connection((address.host, address.port), timeout=10)
+    connection = socket.create_connection((address.host, address.port or 80), timeout=10)
     connection.sendall(text)
     return connection
 
@@ -178,7 +179,7 @@ def measure(seconds: float, rate: float) -> None:
         with serving(bundle.path, "--local", "--deadline-s", "10") as served:
             warm, idle, busy = Seen(), Seen(), Seen()
             for seen, its_seconds in ((warm, 2.0), (idle, seconds)):
-                with running(lambda over, seen=seen: ask(served.url, body, over, seen, rate)):
+                with running(partial(ask, served.url, body, seen=seen, rate=rate)):
                     time.sleep(its_seconds)
             before, most = served.memory_bytes(), [0]
             context = multiprocessing.get_context("spawn")

@@ -121,7 +121,7 @@ def measure(config: BuildConfig, trial: Trial, work: Path) -> Recovered:
             std=std,
             seed=config.seed,
             device=build.device,
-        )
+        ).model
     seconds = time.process_time() - start
     scores = base.logits_of(FeatureExtractor(model, mean, std), data.validation)
     wanted = base.logits_of(trained.extractor, data.validation)

@@ -65,13 +65,13 @@ def components(architecture: Architecture) -> int:
 @torch.inference_mode()
 def exact_seconds(model: torch.nn.Module, architecture: Architecture, images: torch.Tensor) -> float:
     """Seconds that exact KL over all components takes, from three timed runs."""
-    stream, depth = backbone.embed(model, images), len(model.blocks)
-    timed = []
-    for first in (0, depth // 2, depth - 1):
+    stream, depth = backbone.embed(model, images), len(architecture.widths.blocks)
+    firsts, timed = (0, depth // 2, depth - 1), []
+    for first in firsts:
         start = time.perf_counter()
         backbone.classify(model, stream, first)
-        timed.append((first, time.perf_counter() - start))
-    slope, intercept = np.polyfit(*zip(*timed, strict=True), 1)
+        timed.append(time.perf_counter() - start)
+    slope, intercept = np.polyfit(firsts, timed, 1)
     seconds = architecture.widths.dim * intercept
     for index, block in enumerate(architecture.widths.blocks):
         seconds += (block.attention + block.heads + block.hidden) * (intercept + slope * index)

@@ -15,6 +15,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from edvit.builder.vit import backbone
 from edvit.builder.vit.backbone import FeatureExtractor
 from edvit.plan.keep import heads_pruned_at, parse_keep
 from edvit.runtime.engine.submodel import SubModelEngine
-from edvit.shape.vit import pruned_widths
+from edvit.shape.vit import AttentionMode, pruned_widths
 
 GREY = (0.5, 0.5, 0.5)
 WHOLE = "unsplit, PyTorch fp32"
@@ -48,7 +49,7 @@ def main() -> None:
             compare(name, args.keep, args.attention, args.rounds, Path(folder))
 
 
-def compare(name: str, keep: str, attention: str, rounds: int, folder: Path) -> None:
+def compare(name: str, keep: str, attention: AttentionMode, rounds: int, folder: Path) -> None:
     """Print one table."""
     base = backbone.create(name, classes=10).eval()
     architecture = backbone.describe(base)
@@ -66,7 +67,7 @@ def compare(name: str, keep: str, attention: str, rounds: int, folder: Path) -> 
     calls: dict[str, Callable[[], object]] = {WHOLE: lambda: extractor(torch.from_numpy(image))}
     for row, path in files.items():
         engine = SubModelEngine(path, channels=3, image_size=size, feature_dim=widths.dim)
-        calls[row] = lambda engine=engine: engine.run(image)
+        calls[row] = partial(engine.run, image)
     seconds = timed(calls, rounds)
 
     params = {WHOLE: sum(p.numel() for p in base.parameters())}

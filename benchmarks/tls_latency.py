@@ -26,6 +26,7 @@ import time
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -61,7 +62,7 @@ def service(bundle: Bundle, folder: Path, keys: Path | None, token: str) -> Iter
     if keys:
         serve += ["--rate-limit", "1000000/second"]
     gateway = subprocess.Popen(serve, stdout=subprocess.PIPE, text=True)
-    processes = [gateway]
+    processes: list[subprocess.Popen[Any]] = [gateway]
     for name in sorted({line.device for line in plan.placed}):
         device = [*edvit, "device", "--name", name, "--fleet", plan.fleet.name, "--connect", endpoint, *extra]
         device += ["--threads", "1", "--cache", str(folder / "cache")]

@@ -72,7 +72,7 @@ def step_seconds(model: torch.nn.Module, images: torch.Tensor, device: TorchDevi
     how = Schedule(epochs=1, lr=1e-6, ema_decay=0.99)
     start = time.perf_counter()
     draws = torch.Generator()
-    train(model, batches, loss_of, steps_per_epoch=steps, schedule=how, generator=draws, device=device)  # type: ignore[arg-type]
+    train(model, batches, loss_of, steps_per_epoch=steps, schedule=how, generator=draws, device=device)
     return (time.perf_counter() - start) / steps
 
 

@@ -19,6 +19,7 @@ from edvit.builder.jobs.parallel import Processes
 from edvit.builder.jobs.progress import Reporter
 from edvit.builder.jobs.runner import Runner
 from edvit.builder.models.family import family_of
+from edvit.builder.options import NEEDS
 from edvit.builder.pipeline import Built, build
 from edvit.builder.stages.base import Base, Start, load, train
 from edvit.builder.stages.data import Data, decode
@@ -60,7 +61,7 @@ class TinyBuild:
 
 
 def tiny_config(**settings):
-    """The settings of the tiny build, some of them changed."""
+    """The settings of the tiny build, some of them changed; what then has no effect is left out."""
     tiny = {
         "model": MODEL,
         "fleet": local_fleet(2),
@@ -73,7 +74,9 @@ def tiny_config(**settings):
         "calibration": 16,
         "workers": 1,
     }
-    return make_config(**{**tiny, **settings})
+    changed = {**tiny, **settings}
+    useless = {name for name, need in NEEDS.items() if name in tiny and name not in settings and not need.met(changed)}
+    return make_config(**{name: value for name, value in changed.items() if name not in useless})
 
 
 def runner_of(work):

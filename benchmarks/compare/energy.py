@@ -82,7 +82,7 @@ def spiking_operations(model: ConvNet, images: Tensor) -> Operations:
             handle.remove()
     multiply_adds, additions = 0.0, 0.0
     for conv, share in zip(shape.convs, rates, strict=True):
-        dense = conv.kernel**2 * shape.inputs(conv) * shape.filters(conv) * conv.size**2
+        dense = conv.kernel**2 * shape.inputs(conv) * shape.filters(conv) * conv.size.pixels
         if conv.reads is None:
             multiply_adds += dense
         else:

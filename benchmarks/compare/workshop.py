@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -47,7 +47,7 @@ SAMPLES = 16
 BATCH = 64
 
 
-OF_BUILDS = BuildOptions.model_fields
+OF_BUILDS: Mapping[str, Any] = BuildOptions.model_fields
 """Options that are those of `edvit build`, declared there."""
 
 

@@ -13,18 +13,24 @@ import shlex
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
+import torch
+from onnxruntime import InferenceSession
+from torch import nn
 
+from edvit.builder.export.onnx_file import export_module
 from edvit.builder.jobs.parallel import torch_threads
 from edvit.builder.models.family import family_of
 from edvit.builder.vit.backbone import FeatureExtractor
 from edvit.bundle import MANIFEST, Bundle, read_bundle
 from edvit.errors import BuildError, ConfigError
+from edvit.runtime.engine.session import open_session
 from edvit.runtime.predictor import LocalPredictor
 from edvit.units import spread
 
@@ -64,6 +70,8 @@ class Row:
     """The base's parameters over those of the largest sub-model."""
     base_ms: float
     """Milliseconds an image, the unsplit model in PyTorch fp32 on one thread, median."""
+    base_onnx_ms: float | None
+    """Likewise in ONNX Runtime; None where it cannot be exported."""
     ms: float
     """The slowest sub-model and the fusion in ONNX Runtime fp32, one thread each, as on devices; without a network."""
     faster: float
@@ -132,7 +140,7 @@ def measure(cell: Cell, bundle: Bundle) -> Row:
         raise BuildError(f"{bundle.path}: holds no accuracy; build it again")
     lost = [m.value for m in manifest.metrics if m.split == "test" and m.name.startswith("fused-without-")]
     largest = max(manifest.submodels, key=lambda submodel: submodel.params)
-    base_s, split_s = latencies_s(bundle)
+    latencies = latencies_s(bundle)
     return Row(
         devices=cell.devices,
         seed=cell.seed,
@@ -142,38 +150,75 @@ def measure(cell: Cell, bundle: Bundle) -> Row:
         params=largest.params,
         bytes=max(submodel.model.bytes for submodel in manifest.submodels),
         smaller=manifest.base.params / largest.params,
-        base_ms=base_s * 1e3,
-        ms=split_s * 1e3,
-        faster=base_s / split_s,
+        base_ms=latencies.base * 1e3,
+        base_onnx_ms=None if latencies.base_onnx is None else latencies.base_onnx * 1e3,
+        ms=latencies.split * 1e3,
+        faster=latencies.faster,
         command=shown(cell),
     )
 
 
-def latencies_s(bundle: Bundle, rounds: int = ROUNDS) -> tuple[float, float]:
-    """Seconds an image of the unsplit model and of the split one, medians over rounds that time both.
+@dataclass(frozen=True)
+class Latencies:
+    """Median seconds of an image on one thread.
+
+    Attributes:
+        base: the unsplit model in PyTorch.
+        base_onnx: the same in ONNX Runtime; None where it cannot be exported.
+        split: the slowest sub-model and the fusion, in ONNX Runtime.
+    """
+
+    base: float
+    base_onnx: float | None
+    split: float
+
+    @property
+    def faster(self) -> float:
+        """How many times as fast the split model is as the unsplit one in what runs that faster."""
+        return min(self.base, self.base_onnx or self.base) / self.split
+
+
+def latencies_s(bundle: Bundle, rounds: int = ROUNDS) -> Latencies:
+    """Time the unsplit model and the split one in turns.
 
     The bundle does not hold the base: a model of its architecture with random weights is as slow.
     """
-    import torch
-
     manifest = bundle.manifest
     how, classes = manifest.preprocessing, len(manifest.data.classes)
     family, name = family_of(manifest.base.name), manifest.base.name
     model = family.create(family.plan(name, image_size=how.image_size, channels=how.channels, classes=classes))
-    extractor = FeatureExtractor(model, how.mean, how.std).eval()
+    whole = nn.Sequential(FeatureExtractor(model, how.mean, how.std), model.head).eval()
     predictor = LocalPredictor(bundle)
-    image = np.random.default_rng(0).integers(0, 256, (1, *how.shape), dtype=np.uint8)
-    base, split = [], []
+    images = np.random.default_rng(0).integers(0, 256, (2, *how.shape), dtype=np.uint8)
+    image = images[:1]
+    with tempfile.TemporaryDirectory() as folder:
+        session = _in_onnx(whole, torch.from_numpy(images), Path(folder) / "base.onnx")
     with torch_threads(1), torch.inference_mode():
+        calls: dict[str, Callable[[], object]] = {"base": lambda: whole(torch.from_numpy(image))}
+        if session is not None:
+            calls["base_onnx"] = lambda: session.run(None, {"image": image})
+        seconds: dict[str, list[float]] = {name: [] for name in (*calls, "split")}
         for round_ in range(rounds + 1):
-            start = time.perf_counter()
-            model.head(extractor(torch.from_numpy(image)))
-            whole = time.perf_counter() - start
-            timings = predictor.predict(image).timings
-            if round_:  # the first one warms up
-                base.append(whole)
-                split.append(timings.slowest_run_s + timings.fuse_s)
-    return statistics.median(base), statistics.median(split)
+            for called, call in calls.items():
+                start = time.perf_counter()
+                call()
+                seconds[called].append(time.perf_counter() - start)
+            timings = predictor.run(image).timings
+            seconds["split"].append(timings.slowest_run_s + timings.fuse_s)
+            if not round_:  # it warms up
+                for taken in seconds.values():
+                    taken.clear()
+    medians = {called: statistics.median(taken) for called, taken in seconds.items()}
+    return Latencies(medians["base"], medians.get("base_onnx"), medians["split"])
+
+
+def _in_onnx(whole: nn.Module, images: torch.Tensor, path: Path) -> InferenceSession | None:
+    """The model in ONNX Runtime as devices have it; None where it cannot be exported."""
+    try:
+        export_module(whole, (images,), ["image"], "logits", path)
+    except BuildError:
+        return None
+    return open_session(path, threads=1)
 
 
 def run_all(planned: Sequence[Cell], tell: Callable[[str], None]) -> Iterator[list[Row]]:
@@ -221,7 +266,7 @@ def to_markdown(rows: Sequence[Row]) -> str:
     note = (
         f"Mean and range over {'seeds' if len(seeds) > 1 else 'seed'} {', '.join(map(str, seeds))}. Milliseconds "
         "an image on one thread of this machine: the slowest sub-model and the fusion in ONNX Runtime fp32, without a "
-        "network; faster than the unsplit model in PyTorch fp32."
+        "network; faster than the unsplit model in PyTorch or ONNX Runtime fp32, whichever runs it faster."
     )
     return "\n".join([*lines, "", note, "", *(f"    {row.command}" for row in rows), ""])
 

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edvit.builder.config import make_config
+from edvit.builder.options import NEEDS
 from edvit.errors import ConfigError
 from edvit.fleet import local_fleet
 
@@ -85,6 +86,43 @@ def test_settings_of_subspaces_are_refused_where_channels_are_pruned(setting, va
     assert "\n" not in str(caught.value)
     assert getattr(config(**{setting: value}), setting) == value
     assert getattr(config(**by_channels), setting) == getattr(config(), setting), "a default is not given"
+
+
+WITHOUT_EFFECT = {
+    "data_root": [{"data_root": "x"}, {"data_root": "x", "data": "imagefolder:y"}],
+    "attention": [{"attention": "heads", "model": "vgg5"}],
+    "class_names": [{"class_names": "x"}],
+    "criterion": [{"criterion": "kl"}],
+    "without": [{"without": ("rotation",), "prune": "channels"}],
+    "fisher": [{"fisher": 0.2, "prune": "channels"}, {"fisher": 0.2, "without": ("rotation",)}],
+    "foreign": [{"foreign": 0.2, "model": "vgg5"}],
+    "calibration": [{"calibration": 9, "prune": "channels", "criterion": "random"}],
+    "base_lr": [{"base_lr": 1e-3, "base_epochs": 0}],
+    "recover_lr": [{"recover_lr": 1e-3, "recover_epochs": 0}],
+    "strength": [{"strength": 2.0, "augment": "none"}],
+    "batch_size": [
+        {"batch_size": 8, "recover_epochs": 0},
+        {"batch_size": 8, "recover_epochs": 0, "weights": "x", "base_epochs": 0},
+    ],
+    "memory_limit_mb": [{"memory_limit_mb": 9}, {"memory_limit_mb": 9, "model": "vgg5"}],
+}
+
+
+def test_an_option_that_would_change_nothing_is_refused():
+    assert set(WITHOUT_EFFECT) == set(NEEDS)
+    for option, cases in WITHOUT_EFFECT.items():
+        for settings in cases:
+            with pytest.raises(ConfigError, match=f"^{option}: .*(leave|not given)") as caught:
+                config(**settings)
+            assert "\n" not in str(caught.value)
+
+
+def test_an_option_that_changes_something_is_taken():
+    """The views are what the fusion learns from too, without any recovery; so are the weights of classes."""
+    config(recover_epochs=0, views=3, mix=0.5, strength=2.0, unlabeled="x", class_weights="balanced", base_epochs=0)
+    config(data="cifar10", data_root="x")
+    config(recover_epochs=0, batch_size=8, weights="x")
+    config(recover_lr=None, recover_epochs=0, base_lr=None, base_epochs=0, without=(), prune="channels")
 
 
 def test_a_criterion_is_refused_where_nothing_is_scored():

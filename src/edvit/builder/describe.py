@@ -38,10 +38,12 @@ def describe_base(source: Source, base: Base) -> str:
     text = f"{source.model} · {how} · {note['validation']:.1%} on validation"
     if source.origin is None:
         return text
-    named = "" if source.origin.facts.classes is None else f", as {source.origin.facts.source} names others"
-    order = f"as the data's{named}" if source.order is None else f"by {source.order.source}"
+    order = "as the data's" if source.order is None else f"by {source.order.source}"
     head = "new head" if note["new_head"] else f"head's classes {order}"
-    return f"{text} · {head}, mean and deviation of {source.statistics}"
+    named = "" if source.other_names is None else f" ({source.other_names})"
+    keys = source.origin.facts.weights
+    weights = f"weights of {keys[0]}, not {' or '.join(keys[1:])} · " if keys else ""
+    return f"{text} · {weights}{head}{named}, mean and deviation of {source.statistics}"
 
 
 def describe_groups(plan: Plan, data: Data) -> str:

@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from cyclopts import Group, Parameter
 from PIL import ImageColor
@@ -81,6 +81,88 @@ ImageSizeOption = Annotated[
 ]
 
 
+def _by_channels(settings: Mapping[str, Any]) -> bool:
+    """Whether channels are pruned: as asked for, or as the kind of model has it."""
+    pruner = settings.get("prune")
+    return pruner == "channels" or (pruner is None and is_convnet(settings.get("model")))
+
+
+def _fine_tunes(settings: Mapping[str, Any]) -> bool:
+    """Whether a base model that has weights may be trained."""
+    has_weights = settings.get("weights") is not None or settings.get("pretrained")
+    return bool(has_weights) and settings.get("base_epochs") != 0
+
+
+class Need(NamedTuple):
+    """What an option needs to have an effect."""
+
+    met: Callable[[Mapping[str, Any]], bool]
+    """Whether it has one, given the options before it (`NEEDS`) or what is known of the data (`NEEDS_OF_DATA`)."""
+    otherwise: str
+    """What is wrong where it has none, and what to do."""
+
+
+_OF_SUBSPACES = "goes with subspace pruning only, and this build prunes channels; leave it out"
+
+NEEDS: Mapping[str, Need] = {
+    "data_root": Need(
+        lambda given: (given.get("data") or "digits").partition(":")[0] not in ("digits", "imagefolder", "audiofolder"),
+        "is for data sets that have a name, such as cifar10, and --data is none of these; leave it out",
+    ),
+    "attention": Need(
+        lambda given: not is_convnet(given.get("model")),
+        "the model is a convolutional network and has none; leave it out",
+    ),
+    "class_names": Need(
+        lambda given: given.get("weights") is not None, "names the outputs of the head of --weights, which is not given"
+    ),
+    "criterion": Need(_by_channels, "only channels are scored; give --prune channels as well, or leave it out"),
+    "without": Need(lambda given: not _by_channels(given), _OF_SUBSPACES),
+    "fisher": Need(
+        lambda given: not _by_channels(given) and not {"rotation", "fisher"} & set(given.get("without", ())),
+        "goes with subspace pruning only, and with its steps rotation and fisher; leave it out",
+    ),
+    "foreign": Need(lambda given: not _by_channels(given), _OF_SUBSPACES),
+    "calibration": Need(
+        lambda given: given.get("criterion") not in ("magnitude", "random"),
+        "--criterion magnitude and random look at no image; leave it out",
+    ),
+    "base_lr": Need(
+        lambda given: given.get("base_epochs") != 0, "--base-epochs 0 does not train the base model; leave it out"
+    ),
+    "recover_lr": Need(
+        lambda given: given.get("recover_epochs") != 0, "--recover-epochs 0 leaves sub-models as pruned; leave it out"
+    ),
+    "strength": Need(
+        lambda given: given.get("augment") != "none", "--augment none leaves images as they are; leave one of them out"
+    ),
+    "batch_size": Need(
+        lambda given: given.get("recover_epochs") != 0 or _fine_tunes(given),
+        "neither a base model with weights nor a sub-model is trained; leave it out",
+    ),
+    "memory_limit_mb": Need(
+        lambda given: _by_channels(given) and not is_convnet(given.get("model")),
+        "only scoring a ViT by channels is bounded by it; leave it out, or give --prune channels",
+    ),
+}
+"""What options need of others. An option that is given and would change nothing is refused."""
+
+_OF_SOUNDS = Need(lambda data: data["sounds"], "is for sounds, and the data are images; leave it out")
+_OF_CUTS = Need(
+    lambda data: not data["validated"],
+    "the data set has a validation split of its own, which is kept; leave it out",
+)
+NEEDS_OF_DATA: Mapping[str, Need] = {
+    "background": Need(lambda data: not data["sounds"], "is for images, and the data are sounds; leave it out"),
+    "seconds": _OF_SOUNDS,
+    "sample_rate": _OF_SOUNDS,
+    "mels": _OF_SOUNDS,
+    "split_by": _OF_CUTS,
+    "validation": _OF_CUTS,
+}
+"""What options need of the data: whether they are `sounds`, and whether their authors `validated` some of them."""
+
+
 class PlanOptions(BaseModel):
     """Options that change a plan. What is left None is resolved from the data and the model."""
 
@@ -149,6 +231,14 @@ class PlanOptions(BaseModel):
     seed: Annotated[int, TRAINING] = Field(
         default=0, ge=0, description="Seed of the class groups, of all draws and of the training."
     )
+
+    @field_validator("*")
+    @classmethod
+    def _changes_something(cls, value: T, info: ValidationInfo) -> T:
+        need = NEEDS.get(info.field_name or "")
+        if need is not None and value not in (None, ()) and not need.met(info.data):
+            raise ValueError(need.otherwise)
+        return value
 
     @field_validator("pretrained")
     @classmethod
@@ -334,28 +424,12 @@ class BuildOptions(PlanOptions):
         "work folder.",
     )
 
-    @field_validator("class_names")
-    @classmethod
-    def _names(cls, class_names: Path | None, info: ValidationInfo) -> Path | None:
-        if class_names is not None and info.data.get("weights") is None:
-            raise ValueError("names the outputs of the head of --weights, which is not given")
-        return class_names
-
     @field_validator("criterion")
     @classmethod
     def _scores(cls, criterion: ChannelCriterion | None, info: ValidationInfo) -> ChannelCriterion | None:
         if criterion is not None and (criterion == "apoz") != is_convnet(info.data.get("model")):
             raise ValueError("apoz is how filters of convolutional networks are scored, and these only so")
-        if criterion is not None and not _by_channels(info.data):
-            raise ValueError("only channels are scored; give --prune channels as well, or leave it out")
         return criterion
-
-    @field_validator("without", "fisher", "foreign")
-    @classmethod
-    def _weighs(cls, value: T, info: ValidationInfo) -> T:
-        if _by_channels(info.data):
-            raise ValueError("goes with subspace pruning only, and this build prunes channels; leave it out")
-        return value
 
     @field_validator("widths")
     @classmethod
@@ -365,22 +439,9 @@ class BuildOptions(PlanOptions):
             raise ValueError("fitted goes with subspace pruning of head dimensions only")
         return widths
 
-    @field_validator("memory_limit_mb")
-    @classmethod
-    def _bounds(cls, memory_limit_mb: int | None, info: ValidationInfo) -> int | None:
-        if memory_limit_mb is not None and (not _by_channels(info.data) or is_convnet(info.data.get("model"))):
-            raise ValueError("only scoring a ViT by channels is bounded by it; leave it out, or give --prune channels")
-        return memory_limit_mb
-
     @field_validator("ray")
     @classmethod
     def _runs(cls, ray: str | None, info: ValidationInfo) -> str | None:
         if ray is not None and info.data.get("device") == "cuda":
             raise ValueError("a Ray cluster's tasks run on CPU cores; give either --ray or --device cuda")
         return ray
-
-
-def _by_channels(settings: Mapping[str, Any]) -> bool:
-    """Whether channels are pruned: as asked for, or as the kind of model has it."""
-    pruner = settings.get("prune")
-    return pruner == "channels" or (pruner is None and is_convnet(settings.get("model")))

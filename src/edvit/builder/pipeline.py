@@ -508,10 +508,10 @@ def report_data(built: Built, manifest: Manifest, made: Made, durations: Mapping
 def _trainings(built: Built) -> Iterator[Training]:
     """The base, the sub-models and the fusion, then N = 1 likewise."""
     images = len(built.data.validation)
-    yield Training.of("base", built.base.artifact.note, images)
+    yield Training.of("base", "base model", built.base.artifact.note, images)
     for number, artifact in enumerate(built.fused.recovered):
-        yield Training.of(f"sub-model {number}", artifact.note, images)
-    yield Training.of("fusion", built.fused.fusion.note, images)
+        yield Training.of(f"sub-model {number}", "sub-models", artifact.note, images)
+    yield Training.of("fusion", "fusion", built.fused.fusion.note, images)
     if built.baseline is not None:
-        yield Training.of("N = 1", built.baseline.recovered[0].note, images)
-        yield Training.of("N = 1, its fusion", built.baseline.fusion.note, images)
+        yield Training.of("N = 1", "sub-models", built.baseline.recovered[0].note, images)
+        yield Training.of("N = 1, its fusion", "fusion", built.baseline.fusion.note, images)

@@ -11,10 +11,12 @@ import torch
 from safetensors.torch import save_file
 from timm.models import save_for_hf
 
+from checkpoint_kinds import KINDS
 from edvit.builder.models.checkpoint import save_model
+from edvit.builder.models.class_names import HeadOrder, head_order
 from edvit.builder.models.family import VIT
 from edvit.builder.models.origin import find_weights, pretrained_weights
-from edvit.builder.models.weights import HeadOrder, head_order, load_weights
+from edvit.builder.models.weights import load_weights
 from edvit.errors import WeightsError
 from edvit.shape.image import ImageSize
 from vit_variants import CLASSES, NAMES, images, make
@@ -141,6 +143,31 @@ def test_a_model_without_pretrained_weights(name):
         pretrained_weights(name)
 
 
+@pytest.mark.parametrize(
+    ("name", "taken"),
+    [
+        ("timm-train", ("state_dict_ema", "state_dict")),
+        ("deit", ("model_ema", "model")),
+        ("dino", ("teacher", "student")),
+        ("model", ()),
+        ("plain", ()),
+    ],
+)
+def test_which_weights_of_several_are_taken(name, taken, tmp_path):
+    """That these are indeed the ones is checked with the kinds of checkpoints."""
+    kind = KINDS[name]
+    path, _ = kind.write(tmp_path / "w.pth")
+    assert find_weights(path).facts.weights == taken
+    assert all(f"`{key}`" in kind.what for key in taken)
+
+
+def test_a_synset_comes_with_its_words(tmp_path):
+    words = {"n01440764": "tench, Tinca tinca", "cat": "an animal"}
+    names = ["n01440764", "n01443537", "cat", "dog", "owl"]
+    folder = hub_folder(tmp_path / "m", make("plain"), label_names=names, label_descriptions=words)
+    assert find_weights(folder).facts.classes == ("n01440764 tench, Tinca tinca", *names[1:])
+
+
 @pytest.mark.parametrize("args", [argparse.Namespace, dict])
 def test_what_timms_training_script_writes_down(args, tmp_path):
     asked = {"model": PLAIN, "mean": [0.3], "std": [0.4], "img_size": 8, "interpolation": "bilinear", "gp": None}
@@ -168,28 +195,6 @@ def test_the_head_is_put_into_the_order_of_the_data(tmp_path):
     assert head_kept
     with torch.no_grad():
         torch.testing.assert_close(loaded.eval()(images()), model(images())[:, [4, 0, 2]])
-
-
-def test_names_of_something_else_say_nothing():
-    assert head_order(["n01440764", "n01443537"], ["cat", "dog"], "config.json") is None
-
-
-def test_names_of_some_classes_are_refused():
-    with pytest.raises(WeightsError, match=r"names 5 outputs, and not elk, gnu of the data's 3 classes"):
-        head_order(LABELS, ["cat", "elk", "gnu"], "config.json")
-
-
-def test_names_that_differ_in_case_alone_are_told_apart_where_they_are_exact():
-    assert head_order(["A", "a", "b_c"], ["a", "A", "b c"], "x").rows == (1, 0, 2)
-
-
-@pytest.mark.parametrize(
-    ("names", "classes"),
-    [(["a", "b", "a"], ["a", "b"]), (["A", "A", "b"], ["a", "b"]), (["a-b", "c"], ["a b", "a_b"])],
-)
-def test_a_name_that_is_there_twice_is_refused(names, classes):
-    with pytest.raises(WeightsError, match="which output is which of the classes is not clear for a"):
-        head_order(names, classes, "names.txt")
 
 
 def test_as_many_names_as_outputs(tmp_path):

@@ -137,9 +137,9 @@ def realistic() -> ReportData:
             for i in range(10)
         ),
         trainings=(
-            Training.of("base", {"validation": 0.9, "curve": {"loss": [2, 1], "validation": [0.5, 0.9]}}, 1000),
-            Training.of("sub-model 0", {"validation": 0.8, "curve": {"loss": [3, 2], "validation": [0.6, 0.8]}}, 1000),
-            Training.of("fusion", {"validation": 0.82}, 1000),
+            Training.of("base", "base model", {"validation": 0.9, "curve": {"loss": [2, 1]}}, 1000),
+            Training.of("sub-model 0", "sub-models", {"validation": 0.8, "curve": {"loss": [3, 2]}}, 1000),
+            Training.of("fusion", "fusion", {"validation": 0.82, "curve": {"loss": [1], "validation": [2]}}, 1000),
         ),
         made=Made(datetime(2026, 11, 27, 18, 30, tzinfo=timezone.utc), "Raspberry Pi 4 · 4 cores", COMMAND),
         confusion=confusion,
@@ -278,8 +278,9 @@ def test_mistakes_are_pictures_with_both_classes(full):
 def test_trainings_are_drawn_where_they_were_noted(full):
     page = parse(full)
     assert cells(page)["fusion"] == ["82.0 %79.5 – 84.3 %"]
-    assert "Mean training loss of each epoch." in full
-    assert "Accuracy on the validation images after each epoch." in full
+    text = " ".join(" ".join(page.text).split())
+    assert "Mean training loss of each epoch, and loss on the validation images after it where" in text
+    assert all(title in text for title in ("base model: training loss", "fusion: validation loss"))
 
 
 def test_when_where_and_how_it_was_built(full):
@@ -338,7 +339,7 @@ def test_hostile_names_stay_text(tmp_path):
         rows=(replace(result_rows(manifest(), correct)[0], name="<i>base</i>"),),
         classes=class_rows(names, np.arange(5), correct),
         mistakes=(describe(np.eye(5, dtype=np.float32)[1], 0, np.zeros((1, 8, 8), np.uint8)),),
-        trainings=(Training("<u>", Share(1, 2), (1.0,), (0.5,)),),
+        trainings=(Training("<u>", "fusion", Share(1, 2), (1.0,), (0.5,)),),
         confusion=np.eye(5, dtype=np.int64),
         latencies=latency_rows(manifest(), LATENCIES),
         measured_on="<u>",
@@ -434,7 +435,7 @@ def test_sound_bundles_speak_of_sounds():
 
 
 def test_curves_of_different_lengths_share_a_figure():
-    svg = figures.curves_figure({"base": [1.0, 0.5, 0.2], "$x^{2": [0.7]}, "loss", "training loss")
+    svg = figures.curves_figure("loss", {"base": [1.0, 0.5, 0.2], "$x^{2": [0.7]}, "curve")
     page = parse(svg)
     text = "".join(page.text)
     assert "$x^{2" in text

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -44,7 +49,13 @@ def folder(tmp_path_factory):
 
 
 def config_of(folder, **settings):
-    known = {"model": NAMES["plain"], "data": f"imagefolder:{folder}", "augment": "none", "base_epochs": None}
+    known = {
+        "model": NAMES["plain"],
+        "data": f"imagefolder:{folder}",
+        "augment": "none",
+        "base_epochs": None,
+        "base_lr": None,
+    }
     return tiny_config(**{**known, **settings})
 
 
@@ -80,6 +91,13 @@ def test_classes_in_torchvisions_order_are_refused_and_named(folder, weights, tm
     other = reordered(weights, tmp_path / "w.safetensors", AS_SORTED)
     with pytest.raises(WeightsError, match=r"sorted letter by letter, as torchvision.*give --class-names FILE"):
         accuracy(folder, tmp_path / "work", other)
+
+
+def test_a_learning_rate_of_a_base_that_is_not_trained_is_refused(folder, tmp_path):
+    save_file(make("plain").state_dict(), tmp_path / "w.safetensors")
+    config = config_of(folder, weights=tmp_path / "w.safetensors", base_lr=1e-3)
+    with pytest.raises(ConfigError, match="--base-lr: the weights know the classes, so the base model is not trained"):
+        load(config, open_source(config))
 
 
 def test_class_names_put_them_right(folder, weights, tmp_path):
@@ -136,11 +154,47 @@ def test_pooling_by_mean_without_a_norm_after_it_is_refused(folder, tmp_path):
     assert accuracy(folder, tmp_path / "work", weights, pool="avg") > 0.9
 
 
+def test_weights_of_images_with_blue_first_are_refused_and_can_be_turned(tmp_path):
+    """Classes differ in red alone; the file is as OpenCV's readers train it, and is turned as docs/models.md says."""
+    root, rng = tmp_path / "red", np.random.default_rng(0)
+    for split, images in (("train", 40), ("test", 4)):
+        for label, name in enumerate("abcde"):
+            (root / split / name).mkdir(parents=True)
+            for index in range(images):
+                colour = np.array([25 + 50 * label, 100, rng.integers(20, 230)])
+                pixels = colour + rng.normal(0, 5, (8, 8, 3))
+                Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / split / name / f"{index}.png")
+    rgb = trained(root, tmp_path / "a")
+    projection = "patch_embed.proj.weight"
+    state = load_file(rgb)
+    save_file({**state, projection: state[projection].flip(1).contiguous()}, tmp_path / "bgr.safetensors")
+    with pytest.raises(WeightsError, match=rf"with blue first, as OpenCV reads.*flip\(1\) of their {projection}"):
+        accuracy(root, tmp_path / "work", tmp_path / "bgr.safetensors")
+    page = (Path(__file__).parents[3] / "docs" / "models.md").read_text(encoding="utf-8")
+    (snippet,) = re.findall(r'python -c "(.*bgr\.safetensors.*)"', page)
+    subprocess.run([sys.executable, "-c", snippet], cwd=tmp_path, check=True)
+    assert accuracy(root, tmp_path / "work", tmp_path / "rgb.safetensors") > 0.9
+
+
 def test_weights_that_know_nothing_are_refused(folder, tmp_path):
     state = make("plain").state_dict()
     save_file({**state, "head.weight": torch.zeros_like(state["head.weight"])}, tmp_path / "w.safetensors")
     with pytest.raises(WeightsError, match=r"and chance is 20\.0%: the weights do not know these classes"):
         accuracy(folder, tmp_path / "work", tmp_path / "w.safetensors")
+
+
+def test_names_of_none_of_the_classes_are_the_cause_that_is_given(folder, tmp_path):
+    model = make("plain")
+    torch.nn.init.zeros_(model.head.weight)
+    save_for_hf(model, tmp_path / "hub", model_config={"label_names": list("vwxyz")}, safe_serialization=True)
+    told = r"config\.json names 5 outputs, none a class of the data: v, w, x, y, z;"
+    with pytest.raises(WeightsError, match=told):
+        accuracy(folder, tmp_path / "work", tmp_path / "hub", model=None)
+    two = timm.create_model(NAMES["plain"], num_classes=2)
+    save_for_hf(two, tmp_path / "two", model_config={"label_names": list("vw")}, safe_serialization=True)
+    config = config_of(folder, weights=tmp_path / "two", model=None, base_epochs=0)
+    with pytest.raises(WeightsError, match=r"has no head for the 5 classes of the data \(config\.json names 2 outputs"):
+        load(config, open_source(config))
 
 
 def test_a_new_head_is_trained_or_refused(folder, tmp_path):

@@ -151,7 +151,7 @@ def test_sounds_become_spectrograms_of_their_own_length(sounds):
 
 
 def test_settings_of_sounds_are_refused_for_images(root):
-    with pytest.raises(ConfigError, match="--sample-rate is for sounds"):
+    with pytest.raises(ConfigError, match="--sample-rate: is for sounds, and the data are images; leave it out"):
         open_source(tiny_config(data=f"imagefolder:{root}", sample_rate=8000))
 
 
@@ -289,6 +289,8 @@ def test_split_by_beside_a_validation_split_is_refused(root, tmp_path):
     assert decoded(root, tmp_path).notes == ("validation: val/",)
     with pytest.raises(ConfigError, match="--split-by: the data set has a validation split of its own"):
         decoded(root, tmp_path, split_by=r"(\d)\.png")
+    with pytest.raises(ConfigError, match="--validation: the data set has a validation split of its own"):
+        open_source(tiny_config(data=f"imagefolder:{root}", channels=1, validation=0.2))
 
 
 def test_what_the_test_split_skips_is_told_as_well(root, tmp_path):
@@ -312,7 +314,7 @@ def test_background_is_a_colour_of_images(root, sounds):
     assert open_source(tiny_config(data=f"imagefolder:{root}", background="Red")).preprocessing.background == "#ff0000"
     with pytest.raises(ConfigError, match=r"background.*chalk is no colour; give a name such as white, or #rrggbb"):
         tiny_config(background="chalk")
-    with pytest.raises(ConfigError, match="--background is for images"):
+    with pytest.raises(ConfigError, match="--background: is for images, and the data are sounds; leave it out"):
         open_source(tiny_config(data=sounds, channels=1, background="white"))
 
 

@@ -26,7 +26,7 @@ def fresh():
 
 def trained(digits, augmentation=GLYPHS, seed=0, **more):
     how = BaseTraining(**{"schedule": Schedule(epochs=1, lr=1e-3), "batch_size": 50, **more})
-    return train_base(fresh(), Views(digits[0], augmentation, 0), how, mean=HOW.mean, std=HOW.std, seed=seed)
+    return train_base(fresh(), Views(digits[0], augmentation, 0), how, mean=HOW.mean, std=HOW.std, seed=seed).model
 
 
 def test_features_and_scores_of_a_set_are_the_models(digits):

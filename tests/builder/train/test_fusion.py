@@ -90,7 +90,7 @@ def trained(drop=0.3, seed=0):
     held_out = Samples(*samples(500, 2))
     return train_fusion(
         Samples(features, labels), teacher, held_out, heads=blank_heads(3, 3), hidden=32, how=how, seed=seed
-    )
+    ).model
 
 
 def blank_heads(*dims):
@@ -133,8 +133,8 @@ def test_it_starts_as_the_mean_of_the_heads_and_never_ends_worse_on_held_out_dat
     held_out = Samples(features, mean.argmax(dim=1))
     how = FusionTraining(Schedule(epochs=6, lr=5e-3))
     teacher = torch.nn.functional.one_hot(noise.labels, 4).float()
-    fusion = train_fusion(noise, teacher, held_out, heads=heads, hidden=16, how=how, seed=0)
-    long = train_fusion(noise, teacher, noise, heads=heads, hidden=16, how=how, seed=0)
+    fusion = train_fusion(noise, teacher, held_out, heads=heads, hidden=16, how=how, seed=0).model
+    long = train_fusion(noise, teacher, noise, heads=heads, hidden=16, how=how, seed=0).model
 
     def loss(one):
         with torch.no_grad():
@@ -155,6 +155,6 @@ def test_a_feature_that_never_changes_does_no_harm():
     how = FusionTraining(Schedule(epochs=2, lr=5e-3))
     teacher = torch.nn.functional.one_hot(labels, 4).float()
     seen = Samples(features, labels)
-    fusion = train_fusion(seen, teacher, seen, heads=blank_heads(6), hidden=16, how=how, seed=0)
+    fusion = train_fusion(seen, teacher, seen, heads=blank_heads(6), hidden=16, how=how, seed=0).model
     with torch.no_grad():
         assert fusion(features, torch.ones(len(features), 1)).isfinite().all()

@@ -90,7 +90,7 @@ def taught(tmp_path_factory):
     train, validation = train_and_validation(folder / "digits", 700)
     model = backbone.create("vit_digits_patch4_8", channels=1, classes=10)
     how = BaseTraining(Schedule(epochs=12, lr=2e-3, warmup_epochs=1.0), batch_size=64)
-    model = train_base(model, Views(train, STILL, 0), how, mean=HOW.mean, std=HOW.std, seed=0)
+    model = train_base(model, Views(train, STILL, 0), how, mean=HOW.mean, std=HOW.std, seed=0).model
     views = Views(train, STILL, 1)
     extractor = FeatureExtractor(model, HOW.mean, HOW.std)
     folders = [folder / str(view) for view in range(2)]
@@ -133,7 +133,7 @@ def recovered(taught, classes, how, seed=0):
         mean=HOW.mean,
         std=HOW.std,
         seed=seed,
-    )
+    ).model
 
 
 def test_the_base_learns(taught):

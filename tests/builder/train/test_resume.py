@@ -1,4 +1,4 @@
-"""A training that is interrupted after any step and goes on from its checkpoint ends with the same bytes."""
+"""A training that is interrupted after any step and goes on from its checkpoint ends with the same bytes and course."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ anywhere = settings(max_examples=6, deadline=None, suppress_health_check=[Health
 
 
 def same(one, other):
-    one, other = one.state_dict(), other.state_dict()
+    """Whether two trainings gave the same bytes and the same course."""
+    if one.curve != other.curve:
+        return False
+    one, other = one.model.state_dict(), other.model.state_dict()
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
@@ -99,11 +102,13 @@ def fusion():
     return training
 
 
-@pytest.mark.parametrize("name", ["base", "recovery", "fusion"])
-def test_it_ends_with_the_same_bytes(name, request, tmp_path_factory):
+@pytest.mark.parametrize(("name", "epochs"), [("base", 3), ("recovery", 3), ("fusion", 4)])
+def test_it_ends_with_the_same_bytes_and_the_same_course(name, epochs, request, tmp_path_factory):
     training = request.getfixturevalue(name)
     steps = []
     whole = training(progress=lambda done, total: steps.append(done))
+    assert len(whole.curve.loss) == epochs
+    assert len(whole.curve.validation) == (epochs if name == "fusion" else 0)
 
     @anywhere
     @given(st.integers(1, len(steps) - 1))

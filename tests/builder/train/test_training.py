@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from edvit.builder.train.training import Schedule, train
+from edvit.builder.train.training import Curve, Schedule, train
 from edvit.errors import BuildError
 
 torch.set_num_threads(1)
@@ -33,6 +33,10 @@ def error(model, batch):
 
 
 def run(model, schedule, **more):
+    return trained(model, schedule, **more).model
+
+
+def trained(model, schedule, **more):
     return train(model, batches, error, steps_per_epoch=STEPS, schedule=schedule, generator=torch.Generator(), **more)
 
 
@@ -77,6 +81,7 @@ def test_it_learns():
 
 
 def test_no_epochs_leave_the_weights_as_they_are():
+    assert trained(line(), Schedule(epochs=0, lr=0.1)).curve == Curve()
     model = line()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     kept = run(model, Schedule(epochs=0, lr=0.1, ema_decay=0.9))
@@ -115,6 +120,29 @@ def test_a_diverging_loss_stops_with_what_to_try(value):
             schedule=Schedule(epochs=2, lr=0.1),
             generator=torch.Generator(),
         )
+
+
+def test_the_curve_has_the_mean_loss_of_each_epoch_and_what_the_judge_found():
+    seen, verdicts = [], [3.0, 1.0, 2.0]
+
+    def noted(model, batch):
+        loss = error(model, batch)
+        seen.append(loss.item())
+        return loss
+
+    found = train(
+        line(),
+        batches,
+        noted,
+        steps_per_epoch=STEPS,
+        schedule=Schedule(epochs=3, lr=0.05),
+        generator=torch.Generator(),
+        judge=lambda model: verdicts[len(seen) // STEPS - 1],
+    ).curve
+    assert found.loss == pytest.approx([sum(seen[i : i + STEPS]) / STEPS for i in range(0, 30, STEPS)])
+    assert found.loss[0] > found.loss[2]
+    assert found.validation == (3.0, 1.0, 2.0)
+    assert found.note() == {"loss": list(found.loss), "validation": verdicts}
 
 
 def test_progress_counts_every_step():

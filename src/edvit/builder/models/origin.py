@@ -14,7 +14,8 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from pydantic import BaseModel, Field, ValidationError
 
-from edvit.builder.models.weights_file import SUFFIXES, check_file, read_metadata
+from edvit.builder.models.class_names import SYNSET
+from edvit.builder.models.weights_file import SUFFIXES, check_file, read_metadata, taken_of_several
 from edvit.errors import WeightsError
 from edvit.fleet import first_problem
 from edvit.shape.image import ImageSize
@@ -53,6 +54,7 @@ class Facts:
         heads: of each block's attention; tensors do not tell.
         pool: how it pools its tokens, as `edvit.shape.vit.Pool` names it; other words where it cannot be split.
         accuracy: top-1 accuracy that was measured when it was saved, 0 to 1.
+        weights: the keys under which the file holds weights, the one that is taken first; empty where there is one.
     """
 
     source: str = ""
@@ -65,6 +67,7 @@ class Facts:
     heads: int | None = None
     pool: str | None = None
     accuracy: float | None = None
+    weights: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -179,6 +182,7 @@ class _TimmConfig(BaseModel):
     architecture: str
     global_pool: str | None = None
     label_names: list[str] | dict[str, str] | None = None
+    label_descriptions: dict[str, str] = {}
     model_args: dict[str, Any] = {}
     pretrained_cfg: _TimmInput
 
@@ -277,6 +281,9 @@ def _of_timm(given: str, config: _TimmConfig) -> Facts:
     names = config.label_names or how.label_names
     if isinstance(names, dict):
         names = [names[key] for key in sorted(names, key=_number)]
+    if names:  # a synset says which words it stands for
+        words = config.label_descriptions
+        names = [f"{name} {words[name]}" if SYNSET.match(name) and name in words else name for name in names]
     return Facts(
         source=CONFIG,
         model=config.architecture,
@@ -334,6 +341,7 @@ def _facts_of_checkpoint(content: Mapping[str, Any]) -> Facts:
         interpolation=_interpolation(asked.get("interpolation")),
         pool=asked["gp"] if isinstance(asked.get("gp"), str) else None,
         accuracy=metric / 100 if isinstance(metric, float) and top1 and 0 < metric <= 100 else None,
+        weights=taken_of_several(content),
     )
 
 

@@ -1,7 +1,7 @@
 """Whether a base model knows what it is said to know: asked on labelled images, before anything is cut.
 
-Weights may be right and their surroundings wrong: another order of classes, another mean and deviation, another way
-of pooling. None of these raises an error; each shows in what the model answers.
+Weights may be right and their surroundings wrong: another order of classes or of colour channels, another mean and
+deviation, another way of pooling. None of these raises an error; each shows in what the model answers.
 """
 
 from __future__ import annotations

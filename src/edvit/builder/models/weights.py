@@ -2,35 +2,17 @@
 
 from __future__ import annotations
 
-import unicodedata
-from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
 
 from torch import Tensor
 
 from edvit.builder.models import transformers_names
+from edvit.builder.models.class_names import HeadOrder
 from edvit.builder.models.family import Classifier, family_of
 from edvit.builder.models.origin import Origin
 from edvit.builder.models.weights_file import read_weights
 from edvit.errors import WeightsError
-from edvit.inputs.datasets.images import shorten
 from edvit.shape.any import AnyArchitecture
-
-
-@dataclass(frozen=True)
-class HeadOrder:
-    """Which output of a checkpoint's head stands for each of the data's classes.
-
-    Attributes:
-        source: what says so.
-        outputs: of the head, how many it names.
-        rows: an output for each class.
-    """
-
-    source: str
-    outputs: int
-    rows: tuple[int, ...]
 
 
 def load_weights(
@@ -72,47 +54,6 @@ def load_weights(
 def has_fc_norm(origin: Origin) -> bool:
     """Whether the last norm of a checkpoint stands after the pooling of the tokens. Raises WeightsError."""
     return any("fc_norm." in name for name in read_weights(origin.files))
-
-
-def head_order(names: Sequence[str], classes: Sequence[str], source: str) -> HeadOrder | None:
-    """The outputs of a head that stand for the data's classes, by their names.
-
-    Names are compared without regard to case, and `_`, `-` and spaces are one.
-
-    Args:
-        names: of the head's outputs, in their order.
-        source: what gives these names.
-
-    Returns:
-        None where no class is among the names: they are of something else, such as synsets.
-
-    Raises:
-        WeightsError: some of the classes are among the names and some are not, or one is there twice.
-    """
-    outputs: dict[str, list[int]] = defaultdict(list)
-    for index, name in enumerate(names):
-        outputs[_plain(name)].append(index)
-    found = {name: outputs[_plain(name)] for name in classes if _plain(name) in outputs}
-    exact = {name: [index for index in rows if names[index] == name] or rows for name, rows in found.items()}
-    missing = [name for name in classes if name not in found]
-    if found and missing:
-        raise WeightsError(
-            f"{source} names {len(names)} outputs, and not {shorten(missing)} of the data's {len(classes)} classes; "
-            "give --class-names FILE with the data's names, in the outputs' order"
-        )
-    several = [name for name, rows in exact.items() if len(rows) > 1]
-    rows = [rows[0] for rows in exact.values()]
-    if several or len(set(rows)) < len(rows):
-        same = several or [name for name in classes if rows.count(exact[name][0]) > 1]
-        raise WeightsError(
-            f"{source}: which output is which of the classes is not clear for {shorten(same)}; give --class-names FILE "
-            "with the class of each output, none of them twice"
-        )
-    return HeadOrder(source, len(names), tuple(rows)) if rows else None
-
-
-def _plain(name: str) -> str:
-    return " ".join(unicodedata.normalize("NFC", name).casefold().replace("_", " ").replace("-", " ").split())
 
 
 def _of_backbone(given: str, state: dict[str, Tensor], own: Collection[str]) -> dict[str, Tensor]:

@@ -26,6 +26,8 @@ WRAPPERS = (
     "backbone", "encoder",
 )  # fmt: skip
 """Keys under which checkpoints keep a state dict, beside those that timm knows; an average of weights comes first."""
+_TIMMS = ("state_dict_ema", "model_ema", "state_dict", "model")
+"""The keys that timm knows, in its order of preference: an average of the weights (EMA) comes first."""
 
 
 def check_file(path: Path) -> None:
@@ -73,6 +75,20 @@ def read_metadata(path: Path) -> dict[str, Any]:
     except Exception:  # whatever is wrong with the file comes out when its tensors are read
         return {}
     return dict(content) if isinstance(content, dict) else {}
+
+
+def taken_of_several(content: Mapping[str, Any]) -> tuple[str, ...]:
+    """The keys under which a training checkpoint holds weights, the one that `read_weights` takes first.
+
+    Returns:
+        Empty where there are no two of them, such as an average of the weights beside the weights.
+    """
+    keys = [key for key in (*_TIMMS, *WRAPPERS) if _holds_tensors(content.get(key))]
+    return tuple(keys) if len(keys) > 1 else ()
+
+
+def _holds_tensors(value: Any) -> bool:
+    return isinstance(value, Mapping) and any(isinstance(part, Tensor) for part in value.values())
 
 
 def _read_file(path: Path) -> dict[str, Tensor]:

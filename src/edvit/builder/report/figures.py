@@ -40,6 +40,8 @@ _EVERY_LABEL = 40
 _COUNTS = 20
 """Up to this many classes the counts are written into the confusion matrix."""
 _LABEL_LENGTH = 24
+_LINES_NAMED = 12
+"""Up to this many trainings in one figure are named."""
 
 
 def confusion_figure(matrix: npt.NDArray[np.int64], classes: Sequence[str]) -> str:
@@ -104,24 +106,27 @@ def channels_figure(kept: Sequence[Sequence[bool]]) -> str:
         return _to_svg(figure, "channels", "Residual channels kept by each sub-model")
 
 
-def curves_figure(curves: Mapping[str, Sequence[float]], prefix: str, label: str) -> str:
-    """One line for each training, a value for each epoch.
+def curves_figure(title: str, curves: Mapping[str, Sequence[float]], prefix: str) -> str:
+    """How trainings went: a line for each.
 
     Args:
-        curves: values by the training's name; lengths may differ.
+        title: what is drawn.
+        curves: a value for each epoch by the training's name; lengths may differ.
         prefix: of the figure's ids.
-        label: what the values are.
     """
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(7.0, 2.8), layout="constrained")
+        figure = Figure(figsize=(4.2, 2.6), layout="constrained")
         axes = figure.add_subplot()
         for name, values in curves.items():
-            axes.plot(range(1, len(values) + 1), values, label=_short(name), linewidth=1.2, marker=".")
+            marker = "." if len(values) == 1 else None
+            axes.plot(range(1, len(values) + 1), values, label=_short(name), linewidth=1.0, marker=marker)
+        axes.set_title(title, fontsize=9)
+        axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set(xlabel="epoch", ylabel=label)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
-        return _to_svg(figure, prefix, f"{label[0].upper()}{label[1:]} by epoch")
+        if 1 < len(curves) <= _LINES_NAMED:
+            axes.legend(frameon=False, fontsize=7, loc="best", labelspacing=0.2)
+        return _to_svg(figure, prefix, f"{title} by epoch")
 
 
 def _short(name: str) -> str:

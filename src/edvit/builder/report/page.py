@@ -19,7 +19,7 @@ from edvit.builder.report import figures
 from edvit.builder.report.mistakes import Mistake
 from edvit.builder.report.rows import ClassRow, LatencyRow, ResultRow, RowKind
 from edvit.builder.report.statistics import Difference, Share, p_text
-from edvit.builder.report.training import Training
+from edvit.builder.report.training import Training, curve_panels
 from edvit.builder.report.verdict import Verdict
 from edvit.bundle import Manifest
 from edvit.shape.conv import FilterWidths
@@ -169,12 +169,9 @@ def _figures(report: ReportData) -> dict[str, Markup]:
     drawn = {}
     if report.confusion is not None:
         drawn["confusion"] = figures.confusion_figure(report.confusion, report.manifest.data.classes)
-    for name, label, curves in (
-        ("loss", "training loss", {one.name: one.loss for one in report.trainings if one.loss}),
-        ("course", "validation accuracy", {one.name: one.course for one in report.trainings if one.course}),
-    ):
-        if curves:
-            drawn[name] = figures.curves_figure(curves, name, label)
+    if panels := curve_panels(report.trainings):
+        svgs = (figures.curves_figure(title, curves, f"curve{i}") for i, (title, curves) in enumerate(panels))
+        drawn["curves"] = "".join(svgs)
     kept = [report.kept[submodel] for submodel in sorted(report.kept)]
     parts = [
         (title, [list(shares) for shares in column])

@@ -118,9 +118,9 @@ class TrainBase(Resumable):
                 checkpoint=resume,
                 progress=progress,
             )
-            checkpoint.save_model(folder / checkpoint.WEIGHTS, trained)
+            checkpoint.save_model(folder / checkpoint.WEIGHTS, trained.model)
             logits = logits_of(
-                FeatureExtractor(trained, mean, std),
+                FeatureExtractor(trained.model, mean, std),
                 self.validation,
                 device=self.device,
                 checkpoint=Checkpoint.part_of(resume, "validation"),
@@ -131,6 +131,7 @@ class TrainBase(Resumable):
             "new_head": self.new_head,
             "epochs": schedule.epochs,
             "lr": schedule.lr,
+            "curve": trained.curve.note(),
         }
 
 
@@ -139,7 +140,7 @@ def load(config: BuildConfig, source: Source) -> Start:
 
     Raises:
         WeightsError: as `load_weights`; or the head is new, and nothing is to train it.
-        ConfigError: the model is new, and nothing is to train it.
+        ConfigError: the model is new, and nothing is to train it; or it is not trained, and a learning rate is given.
     """
     origin = source.origin
     torch.manual_seed(config.seed)
@@ -149,9 +150,15 @@ def load(config: BuildConfig, source: Source) -> Start:
         return Start(family_of(source.model).create(source.architecture), knows=False, digest=None)
     model, knows = load_weights(origin, source.architecture, source.order)
     if not knows and config.base_epochs == 0:
+        why = "" if source.other_names is None else f" ({source.other_names}; --class-names FILE names them anew)"
         raise WeightsError(
-            f"{origin.given}: has no head for the {len(source.train.classes)} classes of the data, and --base-epochs 0 "
-            "trains none; leave it out, or give the number of epochs"
+            f"{origin.given}: has no head for the {len(source.train.classes)} classes of the data{why}, and "
+            "--base-epochs 0 trains none; leave it out, or give the number of epochs"
+        )
+    if knows and config.base_epochs is None and config.base_lr is not None:
+        raise ConfigError(
+            "--base-lr: the weights know the classes, so the base model is not trained; give --base-epochs as well, or "
+            "leave it out"
         )
     digest = hashlib.sha256("".join(map(sha256_of, origin.files)).encode()).hexdigest()
     return Start(model, knows, sha256_of(origin.files[0]) if len(origin.files) == 1 else digest)
@@ -181,6 +188,7 @@ def train(
             preprocessing=how_seen,
             default=source.statistics == source.model,
             accuracy=source.origin.facts.accuracy,
+            other_names=source.other_names,
             model=model,
             device=device,
             threads=threads,

@@ -22,7 +22,7 @@ from edvit.builder.options import Augment, BadFiles
 from edvit.builder.stages.source import Source
 from edvit.builder.train.augment import GLYPHS, NATURAL, SPECTROGRAMS, Augmentation, Views
 from edvit.builder.unlabelled import WithUnlabelled
-from edvit.errors import ConfigError, DataError
+from edvit.errors import DataError
 from edvit.inputs.datasets import GREY, LabelledImages
 from edvit.inputs.datasets.images import shorten
 from edvit.inputs.datasets.splits import grouped_split
@@ -80,10 +80,7 @@ def _check_counts(given: LabelledImages, share: float) -> None:
 
     Raises:
         DataError: a class has no images to train on, or there is none for validation.
-        ConfigError: the authors chose a validation split, and groups are to be kept together as well.
     """
-    if given.validation is not None and given.groups is not None:
-        raise ConfigError("--split-by: the data set has a validation split of its own, which is kept; leave it out")
     labels, classes = np.asarray(given.labels, dtype=np.int64), given.classes
     train, held_out = split_training(given, share)
     trained = np.bincount(labels[train], minlength=len(classes))
@@ -112,7 +109,6 @@ def decode(runner: Runner, source: Source, validation: float, bad_files: BadFile
     Raises:
         DataError: a class has too few images, which is told before any is decoded; images cannot be read; or, without
             these, a class has none to train on.
-        ConfigError: the authors chose a validation split, and groups are to be kept together as well.
     """
     _check_counts(source.train, validation)
     parts = [part for part in (source.train, source.test, source.unlabelled) if part is not None]

@@ -103,7 +103,7 @@ class Fuse(Resumable):
         outputs = open_views([view.folder for view in self.teacher])
         labels = np.concatenate([self.views.labels(view) for view in range(len(outputs))])
         held_out = torch.from_numpy(self._features(VALIDATION))
-        fusion = train_fusion(
+        trained = train_fusion(
             Samples(torch.from_numpy(self._features(FEATURES)), torch.from_numpy(labels)),
             torch.from_numpy(np.concatenate([view.logits for view in outputs])),
             Samples(held_out, torch.from_numpy(self.validation.labels)),
@@ -115,11 +115,16 @@ class Fuse(Resumable):
             checkpoint=resume,
             progress=progress,
         )
+        fusion = trained.model
         onnx_file.export_fusion(fusion, held_out[:SAMPLES], folder / FUSION_FILE)
         with torch.inference_mode():
             logits = fusion(held_out, torch.ones(len(held_out), len(self.exported)))
         params = sum(parameter.numel() for parameter in fusion.parameters())
-        return {"validation": accuracy(logits, self.validation), "params": params}
+        return {
+            "validation": accuracy(logits, self.validation),
+            "params": params,
+            "curve": trained.curve.note(),
+        }
 
     def _features(self, name: str) -> np.ndarray:
         """Features of all sub-models side by side, float32 `[images, sum of dims]`."""

@@ -11,6 +11,7 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from timm.models.vision_transformer import VisionTransformer
 
 from edvit.builder.images import ImageSet
 from edvit.builder.jobs.checkpoint import Checkpoint
@@ -50,6 +51,7 @@ class QuestionBase(Resumable):
         preprocessing: how images reach the model.
         default: whether mean and deviation are those of the model's name, which may not be those of the weights.
         accuracy: that the checkpoint says of itself; None: it says nothing.
+        other_names: what it says of its head where that names none of the classes, for messages.
         model: the model.
         device: what runs it.
         threads: of PyTorch.
@@ -66,6 +68,7 @@ class QuestionBase(Resumable):
     preprocessing: Preprocessing
     default: bool
     accuracy: float | None
+    other_names: str | None = unkeyed()
     model: Classifier = unkeyed()
     device: TorchDevice = unkeyed()
     threads: int = unkeyed()
@@ -86,8 +89,9 @@ class QuestionBase(Resumable):
             raise WeightsError(f"{scores}, and {best:.1%} {what}")
         if question.near_chance(predicted, labels, len(self.classes)):
             raise WeightsError(
-                f"{scores}, and chance is {1 / len(self.classes):.1%}: the weights do not know these classes; check "
-                "them and the data, or train the model on the data with --base-epochs"
+                f"{scores}, and chance is {1 / len(self.classes):.1%}: "
+                f"{self.other_names or 'the weights do not know these classes'}; check the weights and the data, or "
+                "train the model on the data with --base-epochs"
             )
         if self.accuracy is not None and right < self.accuracy - question.CLAIMED:
             raise WeightsError(
@@ -122,6 +126,17 @@ class QuestionBase(Resumable):
             yield (
                 "if its tokens are pooled by their mean: it was trained so; give --pool avg",
                 self._predicted(pooled, how, Checkpoint.part_of(resume, "pooled")),
+            )
+        if how.channels == 3 and isinstance(self.model, VisionTransformer):
+            turned = copy.deepcopy(self.model)
+            weight = turned.patch_embed.proj.weight
+            weight.data = weight.data.flip(1)
+            yield (
+                (
+                    "if its images had their channels in the other order, with blue first, as OpenCV reads them; save "
+                    "the weights with flip(1) of their patch_embed.proj.weight (docs/models.md has the line)"
+                ),
+                self._predicted(turned, how, Checkpoint.part_of(resume, "turned")),
             )
         for number, (mean, std) in enumerate(STATISTICS if self.default and how.channels == 3 else ()):
             if (mean, std) != (how.mean, how.std):

@@ -69,11 +69,15 @@ class Recover(Resumable):
             checkpoint=resume,
             progress=progress,
         )
-        checkpoint.save_model(folder / checkpoint.WEIGHTS, trained)
-        architecture = describe(trained).model_dump(mode="json")
-        extractor, part = FeatureExtractor(trained, mean, std), Checkpoint.part_of(resume, "validation")
+        checkpoint.save_model(folder / checkpoint.WEIGHTS, trained.model)
+        architecture = describe(trained.model).model_dump(mode="json")
+        extractor, part = FeatureExtractor(trained.model, mean, std), Checkpoint.part_of(resume, "validation")
         logits = logits_of(extractor, self.validation, device=self.device, checkpoint=part)
-        return {"validation": accuracy(logits, self.validation), "architecture": architecture}
+        return {
+            "validation": accuracy(logits, self.validation),
+            "architecture": architecture,
+            "curve": trained.curve.note(),
+        }
 
 
 def recovery(config: BuildConfig) -> Recovery:

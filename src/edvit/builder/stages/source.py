@@ -9,9 +9,11 @@ from typing import Any, cast, get_args
 from pydantic import ValidationError
 
 from edvit.builder.config import BuildConfig
+from edvit.builder.models.class_names import HeadOrder, head_order
 from edvit.builder.models.family import family_of
 from edvit.builder.models.origin import CONFIG, Facts, Origin, find_weights, pretrained_weights
-from edvit.builder.models.weights import HeadOrder, has_fc_norm, head_order
+from edvit.builder.models.weights import has_fc_norm
+from edvit.builder.options import NEEDS_OF_DATA
 from edvit.errors import ConfigError, DataError, WeightsError
 from edvit.fleet import first_problem
 from edvit.inputs.audio import Spectrogram
@@ -52,6 +54,14 @@ class Source:
     unlabelled: Files | None = None
     statistics: str = ""
 
+    @property
+    def other_names(self) -> str | None:
+        """What the checkpoint says of its head where it names outputs and none of them is a class of the data."""
+        facts = None if self.origin is None else self.origin.facts
+        if facts is None or facts.classes is None or self.order is not None:
+            return None
+        return f"{facts.source} names {len(facts.classes)} outputs, none a class of the data: {shorten(facts.classes)}"
+
 
 def open_source(config: BuildConfig) -> Source:
     """Find the data and resolve the model's name, image size and normalisation.
@@ -66,6 +76,7 @@ def open_source(config: BuildConfig) -> Source:
         raise DataError(f"{config.data}: has one class, {train.classes[0]!r}: there is nothing to tell apart or split")
     # Lists the test split and reads no image of it: that it is missing must not come out after hours of training.
     test = read_split(config.data, "test", config.data_root, config.split_by).with_classes(train.classes)
+    _check_needs(config, train)
     unlabelled = _unlabelled(config.unlabeled, train, test)
     for part in (train, test, unlabelled):
         if part is not None:
@@ -99,7 +110,7 @@ def open_source(config: BuildConfig) -> Source:
         interpolation=facts.interpolation or known.interpolation,
         mean=_per_channel("mean", config.mean, facts.mean or known.mean, channels),
         std=_per_channel("std", config.std, facts.std or known.std, channels),
-        background=_background(config, train),
+        background=config.background,
         spectrogram=_spectrogram(config, train),
     )
     given = "/".join(f"--{what}" for what in ("mean", "std") if getattr(config, what) is not None)
@@ -161,10 +172,13 @@ def _per_channel(
     return values if len(values) == channels else (sum(values) / len(values),) * channels
 
 
-def _background(config: BuildConfig, train: LabelledImages) -> str | None:
-    if config.background is not None and isinstance(train, FileSounds):
-        raise ConfigError(f"--background is for images, and {config.data} holds sounds")
-    return config.background
+def _check_needs(config: BuildConfig, train: LabelledImages) -> None:
+    """Whether the options that were given change something, the data being what they are. Raises ConfigError."""
+    known = {"sounds": isinstance(train, FileSounds), "validated": train.validation is not None}
+    for name, value in config.given().items():
+        need = NEEDS_OF_DATA.get(name)
+        if need is not None and value is not None and not need.met(known):
+            raise ConfigError(f"--{name.replace('_', '-')}: {need.otherwise}")
 
 
 def _spectrogram(config: BuildConfig, train: LabelledImages) -> Spectrogram | None:
@@ -172,8 +186,6 @@ def _spectrogram(config: BuildConfig, train: LabelledImages) -> Spectrogram | No
     asked = {"seconds": config.seconds, "sample_rate": config.sample_rate, "mels": config.mels}
     given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     if not isinstance(train, FileSounds):
-        if given:
-            raise ConfigError(f"--{next(iter(given)).replace('_', '-')} is for sounds, and {config.data} holds images")
         return None
     if config.seconds is None or config.sample_rate is None:
         seconds, sample_rate = train.typical()

@@ -14,7 +14,7 @@ from edvit.builder.jobs.checkpoint import Checkpoint
 from edvit.builder.models.family import Classifier
 from edvit.builder.train.augment import Views
 from edvit.builder.train.device import CPU, TorchDevice
-from edvit.builder.train.training import Schedule, train
+from edvit.builder.train.training import Schedule, Trained, train
 from edvit.builder.vit.backbone import FeatureExtractor
 
 
@@ -40,8 +40,8 @@ def train_base(
     device: TorchDevice = CPU,
     checkpoint: Checkpoint | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Classifier:
-    """Train a model on a new view of the training set each epoch and return it."""
+) -> Trained[Classifier]:
+    """Train a model on a new view of the training set each epoch."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     labels = torch.from_numpy(views.images.labels)
@@ -60,7 +60,7 @@ def train_base(
         images, targets = batch
         return F.cross_entropy(module(images), targets, weight=weights, label_smoothing=how.label_smoothing)
 
-    kept: Classifier = train(
+    return train(
         model,
         batches,
         loss_of,
@@ -71,7 +71,6 @@ def train_base(
         checkpoint=checkpoint,
         progress=progress,
     )
-    return kept
 
 
 def features_of(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from edvit.builder.jobs.checkpoint import Checkpoint
 from edvit.builder.train.device import CPU, TorchDevice
 from edvit.builder.train.recover import label_loss, soft_loss
-from edvit.builder.train.training import Schedule, train
+from edvit.builder.train.training import Schedule, Trained, train
 
 
 class Fusion(nn.Module):
@@ -115,8 +115,8 @@ def train_fusion(
     device: TorchDevice = CPU,
     checkpoint: Checkpoint | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Fusion:
-    """Train a fusion on frozen features.
+) -> Trained[Fusion]:
+    """Train a fusion on frozen features; its curve has its loss on what is held out.
 
     Args:
         seen: of the training set.
@@ -155,7 +155,7 @@ def train_fusion(
         present = torch.ones(len(held_out.labels), len(heads), device=device.name)
         return F.cross_entropy(module(held_out.features, present), held_out.labels, weight=weights).item()
 
-    trained = train(
+    return train(
         fusion,
         batches,
         loss_of,
@@ -167,9 +167,6 @@ def train_fusion(
         checkpoint=checkpoint,
         progress=progress,
     )
-    if not isinstance(trained, Fusion):
-        raise TypeError("training returned another module")
-    return trained
 
 
 def draw_present(batch: int, submodels: int, drop: float, generator: torch.Generator) -> Tensor:

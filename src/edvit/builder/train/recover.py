@@ -30,7 +30,7 @@ from edvit.builder.subspace.rotation import of_vectors
 from edvit.builder.train.augment import UNLABELLED, Views
 from edvit.builder.train.device import CPU, TorchDevice
 from edvit.builder.train.teacher import TeacherView
-from edvit.builder.train.training import Optimizer, Schedule, train
+from edvit.builder.train.training import Optimizer, Schedule, Trained, train
 from edvit.builder.vit.backbone import FeatureExtractor
 
 
@@ -123,8 +123,8 @@ def recover(
     device: TorchDevice = CPU,
     checkpoint: Checkpoint | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Classifier:
-    """Train a pruned model and return it; its head scores all classes, as the base model's does.
+) -> Trained[Classifier]:
+    """Train a pruned model; its head scores all classes, as the base model's does.
 
     Args:
         model: pruned, with a head over all classes.
@@ -190,10 +190,7 @@ def recover(
         checkpoint=checkpoint,
         progress=progress,
     )
-    if not isinstance(trained, Student):
-        raise TypeError("training returned another module")
-    recovered: Classifier = trained.extractor.model
-    return recovered
+    return Trained(trained.model.extractor.model, trained.curve)
 
 
 def label_loss(scores: Tensor, labels: Tensor, smoothing: float, weights: Tensor | None = None) -> Tensor:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from timm.optim import create_optimizer_v2
@@ -20,6 +20,7 @@ from edvit.builder.train.muon import AdaMuon
 from edvit.errors import BuildError
 
 Batch = TypeVar("Batch")
+Model = TypeVar("Model", bound=nn.Module)
 Optimizer = Literal["adamw", "nadamuon"]
 """timm's names. `nadamuon`: AdaMuon (arXiv 2507.11005) with Nesterov momentum for matrices, NAdamW for all else."""
 
@@ -40,8 +41,38 @@ class Schedule:
     """Learning-rate factor from one block to the one before it; None is 1."""
 
 
+@dataclass(frozen=True)
+class Curve:
+    """The course of a training, a number for each epoch.
+
+    Attributes:
+        loss: mean over the epoch's batches.
+        validation: what the judge found after the epoch; empty where there was none.
+    """
+
+    loss: tuple[float, ...] = ()
+    validation: tuple[float, ...] = ()
+
+    def note(self) -> dict[str, list[float]]:
+        """The curve as JSON values."""
+        return {"loss": list(self.loss), "validation": list(self.validation)}
+
+
+@dataclass(frozen=True)
+class Trained(Generic[Model]):
+    """What a training gives.
+
+    Attributes:
+        model: what is kept, in evaluation mode on the CPU.
+        curve: how it went.
+    """
+
+    model: Model
+    curve: Curve
+
+
 def train(
-    model: nn.Module,
+    model: Model,
     batches: Callable[[int, int], Iterator[Batch]],
     loss_of: Callable[[nn.Module, Batch], torch.Tensor],
     *,
@@ -53,8 +84,8 @@ def train(
     device: TorchDevice = CPU,
     checkpoint: Checkpoint | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> nn.Module:
-    """Train `model` in place and return what to keep: the model itself, or its moving average.
+) -> Trained[Model]:
+    """Train `model` in place and return what to keep: the model itself, or its moving average; and the course.
 
     Args:
         batches: yields the batches of an epoch, given its number and the first step to yield; an epoch that is
@@ -65,14 +96,15 @@ def train(
         judge: loss on held-out data, of a model in evaluation mode; what it finds least after any epoch is kept, in
             place of the last.
         device: where it trains; batches are moved there, and what is kept comes back to the CPU.
-        checkpoint: where its state is kept, and taken from if there is one; the result is the same to the last bit.
+        checkpoint: where its state is kept, and taken from if there is one; model and curve are the same to the last
+            bit.
         progress: called with steps done and steps in all.
 
     Raises:
         BuildError: the loss is no longer a finite number.
     """
     if schedule.epochs == 0 or steps_per_epoch == 0:
-        return model.eval()
+        return Trained(model.eval(), Curve())
     device.place(model)
     total = schedule.epochs * steps_per_epoch
     optimizer = create_optimizer_v2(
@@ -89,7 +121,7 @@ def train(
         t_in_epochs=False,
     )
     ema = ModelEmaV3(model, decay=schedule.ema_decay, use_warmup=True) if schedule.ema_decay else None
-    now = model if ema is None else ema.module
+    now: Model = model if ema is None else ema.module
     training = _Training(model, optimizer, now, generator, device, best=now)
     if checkpoint is not None and (state := checkpoint.load()) is not None:
         training.restore(state)
@@ -100,28 +132,36 @@ def train(
         for batch in batches(epoch, training.step - epoch * steps_per_epoch):
             with device.autocast():
                 loss = loss_of(model, device.move(batch))
-            if not torch.isfinite(loss):
+            value = loss.item()
+            if not math.isfinite(value):
                 raise BuildError(f"training diverged at step {training.step} of {total}: try a smaller learning rate")
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(model.parameters(), schedule.clip_grad)
             optimizer.step()
             training.step += 1
+            training.loss_sum += value
             scheduler.step_update(training.step)
             if ema is not None:
                 ema.update(model, step=training.step)
             progress(training.step, total)
             if checkpoint is not None and checkpoint.due:
                 checkpoint.save(training.state(), training.step, total)
-        if judge is not None and (found := judge(now.eval())) < training.least:
-            training.least, training.best = found, copy.deepcopy(now)
+        training.losses.append(training.loss_sum / steps_per_epoch)
+        training.loss_sum = 0.0
+        if judge is not None:
+            training.found.append(judge(now.eval()))
+            if training.found[-1] < training.least:
+                training.least, training.best = training.found[-1], copy.deepcopy(now)
+    training.epoch = schedule.epochs
     if checkpoint is not None:  # what its job does with the model may take minutes as well
         checkpoint.save(training.state(), training.step, total)
-    return (now if judge is None else training.best).cpu().eval()
+    kept = now if judge is None else training.best
+    return Trained(kept.cpu().eval(), Curve(tuple(training.losses), tuple(training.found)))
 
 
 @dataclass
-class _Training:
+class _Training(Generic[Model]):
     """All that changes while a model trains.
 
     Attributes:
@@ -132,18 +172,24 @@ class _Training:
         epoch: the epoch that runs.
         drawn: the generator's state at its beginning.
         step: steps done in all epochs.
+        loss_sum: of the batches of the epoch that runs.
+        losses: mean loss of each epoch that is over.
+        found: what the judge found after each.
     """
 
-    model: nn.Module
+    model: Model
     optimizer: Any
-    now: nn.Module
+    now: Model
     generator: torch.Generator
     device: TorchDevice
-    best: nn.Module
+    best: Model
     least: float = math.inf
     epoch: int = 0
     drawn: torch.Tensor | None = None
     step: int = 0
+    loss_sum: float = 0.0
+    losses: list[float] = field(default_factory=list)
+    found: list[float] = field(default_factory=list)
 
     def begin(self, epoch: int) -> None:
         """An epoch begins."""
@@ -161,6 +207,9 @@ class _Training:
             "epoch": self.epoch,
             "drawn": self.drawn,
             "step": self.step,
+            "loss_sum": self.loss_sum,
+            "losses": self.losses,
+            "found": self.found,
             "random": self.device.random_states(),
         }
 
@@ -174,5 +223,6 @@ class _Training:
             self.best = copy.deepcopy(self.now)
             self.best.load_state_dict(state["best"])
         self.least, self.epoch, self.step = state["least"], state["epoch"], state["step"]
+        self.loss_sum, self.losses, self.found = state["loss_sum"], state["losses"], state["found"]
         self.generator.set_state(state["drawn"])
         self.device.restore_random(state["random"])
