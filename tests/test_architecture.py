@@ -35,7 +35,7 @@ def test_every_room_is_named_and_none_is_crowded(room):
 CONTRACTS = {"errors", "units", "fleet", "bundle", ""}
 MAY_IMPORT = {
     "shape": {"errors"},
-    "inputs": {"errors", "units"},
+    "inputs": {"errors", "units", "shape"},
     "plan": {*CONTRACTS, "shape"},
     "runtime": {*CONTRACTS, "shape", "inputs", "plan"},
     "builder": {*CONTRACTS, "shape", "inputs", "plan", "runtime"},

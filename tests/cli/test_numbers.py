@@ -9,7 +9,15 @@ from cyclopts import CycloptsError
 from edvit.cli import usage_problem
 from edvit.cli.commands import app
 
-COMMANDS = {**{name: app[name] for name in app if not name.startswith("-")}, "compare": compare_app}
+
+def commands_of(group):
+    """Every command of an app by its name; `keys` is a group of commands."""
+    for name in group:
+        if not name.startswith("-"):
+            yield from [(name, group[name])] if group[name].default_command else commands_of(group[name])
+
+
+COMMANDS = {**dict(commands_of(app)), "compare": compare_app}
 REQUIRED = {
     "build": ["-o", "x"],
     "device": ["--name", "x"],

@@ -61,7 +61,8 @@ def test_a_block_is_few_operators(tmp_path, variant, norm):
     export_submodel(extractor_of(variant), pixels(2), tmp_path / "submodel.onnx")
     found, blocks = graph(tmp_path / "submodel.onnx"), 3
     assert found["Attention"] == blocks
-    assert found["Gemm"] == 4 * blocks + 1  # in the last block, queries of one token and keys and values of all
+    # One for the patches, and in the last block one for queries of one token and one for keys and values of all.
+    assert found["Gemm"] == 1 + 4 * blocks + 1
     assert found[norm] == 2 * blocks + 1
     assert found["Add"] == 2 * blocks + 1
     assert not found["MatMul"] + found["Softmax"] + found["Div"] + found["Sqrt"]

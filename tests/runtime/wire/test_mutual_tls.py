@@ -17,8 +17,20 @@ def test_what_is_not_allowed_is_denied_and_each_device_has_its_own_name_in_its_r
     for rule in access["rules"]:
         name = rule["id"].split()[0]
         for key in rule["key_exprs"]:
-            assert name in key.split("/") or key == "edvit/shelf/blobs/*"
-    assert {policy["subjects"][0]: len(policy["rules"]) for policy in access["policies"]} == {"pi-1": 5, "pi-2": 5}
+            assert name in key.split("/") or key in ("edvit/shelf/blobs/*", "edvit/shelf/gateways/*/alive")
+    assert {policy["subjects"][0]: len(policy["rules"]) for policy in access["policies"]} == {"pi-1": 7, "pi-2": 7}
+
+
+def test_a_device_sees_gateways_and_never_passes_for_one():
+    messages = {
+        (flow, message)
+        for rule in access_control("shelf", MEMBERS)["rules"]
+        if "edvit/shelf/gateways/*/alive" in rule["key_exprs"]
+        for flow in rule["flows"]
+        for message in rule["messages"]
+    }
+    assert ("ingress", "liveliness_token") not in messages
+    assert ("egress", "liveliness_token") in messages
 
 
 def test_a_device_sends_questions_for_files_alone():
