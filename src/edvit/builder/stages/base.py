@@ -169,6 +169,8 @@ def train(
         BuildError: training diverged.
     """
     how_seen, model = source.preprocessing, start.model
+    if source.remark is not None:
+        runner.report.note("base", source.remark)
     # The matrix products of a very small model are too small to share out between threads.
     threads = 1 if model_cost(describe(model)).flops < SMALL_FLOPS else torch.get_num_threads()
     how = base_training(config, source, data, knows=start.knows)
@@ -181,7 +183,8 @@ def train(
             images=questioned(data),
             classes=data.classes,
             preprocessing=how_seen,
-            default=source.statistics == source.model,
+            statistics=source.statistics,
+            order=None if source.order is None else source.order.source,
             accuracy=source.origin.facts.accuracy,
             other_names=source.other_names,
             model=model,

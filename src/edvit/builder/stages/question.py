@@ -19,6 +19,7 @@ from edvit.builder.jobs.parallel import Progress, torch_threads
 from edvit.builder.models import question
 from edvit.builder.models.family import Classifier
 from edvit.builder.stages.data import Data
+from edvit.builder.stages.source import spread
 from edvit.builder.train.base import logits_of
 from edvit.builder.train.device import TorchDevice
 from edvit.builder.vit.backbone import FeatureExtractor
@@ -48,7 +49,8 @@ class QuestionBase(Job):
         images: validation images, and training images where these are few.
         classes: their names.
         preprocessing: how images reach the model.
-        default: whether mean and deviation are those of the model's name, which may not be those of the weights.
+        statistics: what mean and deviation were taken from, for messages.
+        order: what names the outputs of the head, likewise; None: nothing does.
         accuracy: that the checkpoint says of itself; None: it says nothing.
         other_names: what it says of its head where that names none of the classes, for messages.
         model: the model.
@@ -65,8 +67,9 @@ class QuestionBase(Job):
     images: ImageSet
     classes: tuple[str, ...]
     preprocessing: Preprocessing
-    default: bool
     accuracy: float | None
+    statistics: str = unkeyed()
+    order: str | None = unkeyed()
     other_names: str | None = unkeyed()
     model: Classifier = unkeyed()
     device: TorchDevice = unkeyed()
@@ -108,11 +111,13 @@ class QuestionBase(Job):
         """What else the weights may have been trained with, in words, and what the model then predicts."""
         how = self.preprocessing
         order = question.other_order(predicted, self.images.labels, len(self.classes))
+        wrong = "" if self.order is None else f"{self.order} names them otherwise; "
         if order is not None and (order[predicted] == self.images.labels).mean() >= question.EXPLAINED:
             yield (
                 (
                     "if the outputs of its head stand for other classes: "
-                    f"{question.describe_order(order, self.classes)}; give --class-names FILE with the class of each"
+                    f"{question.describe_order(order, self.classes, self.head)}; {wrong}give --class-names FILE with "
+                    "the class of each"
                 ),
                 order[predicted],
             )
@@ -134,13 +139,14 @@ class QuestionBase(Job):
                 ),
                 self._predicted(turned, how),
             )
-        for mean, std in STATISTICS if self.default and how.channels == 3 else ():
+        for known in STATISTICS:
+            mean, std = (spread(values, how.channels) for values in known)
             if (mean, std) != (how.mean, how.std):
                 numbers = [" ".join(f"{value:g}" for value in values) for values in (mean, std)]
                 yield (
                     (
-                        f"with another mean and deviation; give --mean {numbers[0]} --std {numbers[1]}, or the model's "
-                        "own name"
+                        f"with another mean and deviation than those of {self.statistics}; give --mean {numbers[0]} "
+                        f"--std {numbers[1]}"
                     ),
                     self._predicted(self.model, how.model_copy(update={"mean": mean, "std": std})),
                 )
