@@ -178,7 +178,7 @@ def test_another_mean_and_deviation_than_those_that_are_typed_is_refused(folder,
 
 def test_another_mean_and_deviation_of_grey_images_is_refused(folder, tmp_path):
     weights = trained(folder, tmp_path / "a", mean=(0.0,), std=(1.0,), channels=1)
-    with pytest.raises(WeightsError, match="give --mean 0 --std 1$"):
+    with pytest.raises(WeightsError, match=r"give --mean 0 --std 1$"):
         accuracy(folder, tmp_path / "work", weights, channels=1)
 
 

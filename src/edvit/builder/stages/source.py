@@ -128,9 +128,8 @@ def open_source(config: BuildConfig) -> Source:
         spectrogram=_spectrogram(config, train),
     )
     given = "/".join(f"--{what}" for what in ("mean", "std") if getattr(config, what) is not None)
-    rest = (
-        "" if config.mean and config.std else (facts.processor or facts.source) if facts.mean and facts.std else learnt
-    )
+    said = (facts.processor or facts.source) if facts.mean and facts.std else learnt
+    rest = "" if config.mean and config.std else said
     statistics = " and ".join(part for part in (given, rest) if part)
     order = _order(config, facts, train.classes)
     other_size = config.image_size is None and facts.pixels not in (None, shape.image_size)
