@@ -220,7 +220,7 @@ def test_what_is_done_to_images_otherwise_is_one_line(folder, weights, tmp_path)
     source = open_source(config_of(folder, weights=transformers_folder(weights, tmp_path / "hub", how)))
     assert source.remark == (
         "the weights' own images were stretched to a square, resized by lanczos, shown at 16 pixels (--img-size 16 "
-        "does so); here their short side is resized to 8 by bicubic, and the middle is taken"
+        "does so); here their short side is resized to 8 by bicubic, and the whole middle square is taken"
     )
     same = transformers_folder(weights, tmp_path / "same", {})
     assert open_source(config_of(folder, weights=same)).remark is None
@@ -267,6 +267,16 @@ def test_weights_that_know_nothing_are_refused(folder, tmp_path):
     save_file({**state, "head.weight": torch.zeros_like(state["head.weight"])}, tmp_path / "w.safetensors")
     with pytest.raises(WeightsError, match=r"and chance is 20\.0%: the weights do not know these classes"):
         accuracy(folder, tmp_path / "work", tmp_path / "w.safetensors")
+
+
+def test_weights_that_know_nothing_are_told_by_their_key(folder, weights, tmp_path):
+    state, nothing = load_file(weights), make("plain").state_dict()
+    nothing["head.weight"].zero_()
+    torch.save(
+        {"model": nothing, "swa_model": {f"module.{name}": value for name, value in state.items()}}, tmp_path / "w.pth"
+    )
+    with pytest.raises(WeightsError, match=r"with the weights of model, not swa_model, gets .*chance is 20\.0%"):
+        accuracy(folder, tmp_path / "work", tmp_path / "w.pth")
 
 
 def test_names_of_none_of_the_classes_are_the_cause_that_is_given(folder, tmp_path):

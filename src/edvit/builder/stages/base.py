@@ -169,13 +169,13 @@ def train(
         BuildError: training diverged.
     """
     how_seen, model = source.preprocessing, start.model
-    if source.remark is not None:
-        runner.report.note("base", source.remark)
     # The matrix products of a very small model are too small to share out between threads.
     threads = 1 if model_cost(describe(model)).flops < SMALL_FLOPS else torch.get_num_threads()
     how = base_training(config, source, data, knows=start.knows)
     head = None if source.order is None else source.order.rows
     if how.schedule.epochs == 0 and source.origin is not None:
+        if source.remark is not None:
+            runner.report.note("base", source.remark)
         asked = QuestionBase(
             architecture=source.architecture,
             weights=start.digest,
@@ -185,6 +185,7 @@ def train(
             preprocessing=how_seen,
             statistics=source.statistics,
             order=None if source.order is None else source.order.source,
+            taken=source.taken,
             accuracy=source.origin.facts.accuracy,
             other_names=source.other_names,
             model=model,

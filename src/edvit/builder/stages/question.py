@@ -51,6 +51,7 @@ class QuestionBase(Job):
         preprocessing: how images reach the model.
         statistics: what mean and deviation were taken from, for messages.
         order: what names the outputs of the head, likewise; None: nothing does.
+        taken: which weights of several these are, likewise; None: the checkpoint holds no others.
         accuracy: that the checkpoint says of itself; None: it says nothing.
         other_names: what it says of its head where that names none of the classes, for messages.
         model: the model.
@@ -70,6 +71,7 @@ class QuestionBase(Job):
     accuracy: float | None
     statistics: str = unkeyed()
     order: str | None = unkeyed()
+    taken: str | None = unkeyed()
     other_names: str | None = unkeyed()
     model: Classifier = unkeyed()
     device: TorchDevice = unkeyed()
@@ -85,7 +87,8 @@ class QuestionBase(Job):
                 if question.better(predicted, other, labels)
             ]
         right = float((predicted == labels).mean())
-        scores = f"{self.architecture.name} with these weights gets {right:.1%} of {len(labels)} images right"
+        weights = "these weights" if self.taken is None else f"the weights of {self.taken},"
+        scores = f"{self.architecture.name} with {weights} gets {right:.1%} of {len(labels)} images right"
         if found:
             best, what = max(found)
             raise WeightsError(f"{scores}, and {best:.1%} {what}")

@@ -65,6 +65,12 @@ class Source:
         return f"{facts.source} names {len(facts.classes)} outputs, none a class of the data: {shorten(facts.classes)}"
 
     @property
+    def taken(self) -> str | None:
+        """Which weights of the checkpoint were taken, where it holds several, such as `model, not swa_model`."""
+        keys = () if self.origin is None else self.origin.facts.weights
+        return f"{keys[0]}, not {' or '.join(keys[1:])}" if keys else None
+
+    @property
     def remark(self) -> str | None:
         """What a user should know of how the weights' own images were prepared, in one line; None: the same as here."""
         if not self.otherwise:
@@ -72,7 +78,7 @@ class Source:
         size, by = self.preprocessing.image_size, self.preprocessing.interpolation
         return (
             f"the weights' own images were {', '.join(self.otherwise)}; here their short side is resized to {size} by "
-            f"{by}, and the middle is taken"
+            f"{by}, and the whole middle square is taken"
         )
 
 
