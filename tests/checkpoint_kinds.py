@@ -124,6 +124,18 @@ KINDS = {
     "deit": Kind("DeiT's: `model`, `model_ema` (taken)", lambda s: {"model": zeros(s), "model_ema": s, "epoch": 3}),
     "model": Kind("under `model`", lambda s: {"model": s}),
     "parallel": Kind("of DataParallel: `module.`", lambda s: {"state_dict": prefixed("module.", s)}),
+    "averaged": Kind(
+        "of torch's AveragedModel (SWA, EMA): `module.` and `n_averaged`",
+        lambda s: {**prefixed("module.", s), "n_averaged": torch.tensor(5)},
+    ),
+    "averaged-key": Kind(
+        "the same under `swa_model`",
+        lambda s: {"swa_model": {**prefixed("module.", s), "n_averaged": torch.tensor(5)}, "epoch": 3},
+    ),
+    "averaged-parallel": Kind(
+        "AveragedModel of DataParallel",
+        lambda s: {**prefixed("module.module.", s), "n_averaged": torch.tensor(5)},
+    ),
     "compiled": Kind("of torch.compile: `_orig_mod.`", lambda s: prefixed("_orig_mod.", s)),
     "compiled-parallel": Kind("`module._orig_mod.`", lambda s: {"state_dict": prefixed("module._orig_mod.", s)}),
     "parallel-compiled": Kind("`_orig_mod.module.`", lambda s: {"state_dict": prefixed("_orig_mod.module.", s)}),

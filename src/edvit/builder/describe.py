@@ -41,8 +41,7 @@ def describe_base(source: Source, base: Base) -> str:
     order = "as the data's" if source.order is None else f"by {source.order.source}"
     head = "new head" if note["new_head"] else f"head's classes {order}"
     named = "" if source.other_names is None else f" ({source.other_names})"
-    keys = source.origin.facts.weights
-    weights = f"weights of {keys[0]}, not {' or '.join(keys[1:])} · " if keys else ""
+    weights = "" if source.taken is None else f"weights of {source.taken} · "
     return f"{text} · {weights}{head}{named}, mean and deviation of {source.statistics}"
 
 

@@ -11,6 +11,7 @@ from cyclopts import Parameter
 from edvit.builder.jobs.idle import sleep_while_waiting
 from edvit.builder.options import COMMON, DATA, MACHINE, UNRECORDED, BuildOptions, Stage
 from edvit.cli.fleet import FleetOptions
+from edvit.cli.loading import loading
 from edvit.errors import MissingExtraError
 
 
@@ -30,9 +31,10 @@ def build(
     """Build a bundle: train, partition, prune, recover, export, fuse, measure. Run again to resume."""
     sleep_while_waiting()
     try:
-        from edvit.builder.config import make_config
-        from edvit.builder.jobs.progress import Reporter
-        from edvit.builder.pipeline import build as run
+        with loading():
+            from edvit.builder.config import make_config
+            from edvit.builder.jobs.progress import Reporter
+            from edvit.builder.pipeline import build as run
     except ModuleNotFoundError as error:
         raise MissingExtraError(f"edvit build needs {error.name}: pip install 'edvit[build]'") from None
 

@@ -12,6 +12,7 @@ from cyclopts import Parameter
 
 from edvit.builder.jobs.idle import sleep_while_waiting
 from edvit.cli import NaturalInt, Port
+from edvit.cli.loading import loading
 from edvit.errors import MissingExtraError
 from edvit.units import counted
 
@@ -38,9 +39,10 @@ def demo(
     """Train on digits, split over 5 devices, prune, fuse, serve with 5 device processes, evaluate over HTTP."""
     sleep_while_waiting()
     try:
-        import edvit.builder.pipeline  # noqa: F401  (asks for all of the build world)
-        from edvit.builder.config import make_config
-        from edvit.builder.jobs.progress import Reporter
+        with loading():
+            import edvit.builder.pipeline  # noqa: F401  (asks for all of the build world)
+            from edvit.builder.config import make_config
+            from edvit.builder.jobs.progress import Reporter
     except ModuleNotFoundError as error:
         raise MissingExtraError(f"the demo needs {error.name}: pip install 'edvit[build,serve]'") from None
     from edvit.fleet import local_fleet

@@ -38,6 +38,12 @@ def test_two_classes_that_changed_places_are_named():
     assert question.describe_order(order, list("fedcba")) == "output 2 like 'b', output 4 like 'd'"
 
 
+def test_outputs_are_numbered_as_in_the_head_that_they_were_taken_of():
+    order = np.array([1, 0, 2])
+    assert question.describe_order(order, list("fed"), head=(7, 5, 9)) == "output 5 like 'f', output 7 like 'e'"
+    assert "letter by letter" in question.describe_order(order, list("bac"), head=(0, 1, 2))
+
+
 @given(st.integers(0, 10_000), st.integers(2, 40), st.sampled_from([0.0, 0.1, 0.5, 0.9]), st.integers(2, 30))
 def test_a_right_order_is_never_called_wrong(seed, classes, accuracy, each):
     """Also for models that guess: the order is tested on images that it was not matched on."""

@@ -50,6 +50,14 @@ def test_a_vit_scores_as_in_transformers(tmp_path):
         torch.testing.assert_close(ours.eval()(images()), model(images()).logits, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("eps", [1e-12, 1e-5])
+def test_a_small_epsilon_makes_no_difference(eps, tmp_path):
+    model = vit(tmp_path, layer_norm_eps=eps)
+    ours, _ = load(tmp_path)
+    with torch.no_grad():
+        torch.testing.assert_close(ours.eval()(images()), model(images()).logits, rtol=1e-3, atol=1e-3)
+
+
 def test_a_vit_in_shards(tmp_path):
     model = drawn(transformers.ViTForImageClassification(transformers.ViTConfig(**SHAPE, **FFN)))
     model.save_pretrained(tmp_path, max_shard_size="20KB")
@@ -163,6 +171,8 @@ def test_the_config_names_the_model(config, name, tmp_path):
         ({"model_type": "swin"}, "is of a model of type 'swin'; of transformers' models vit, deit, dinov2"),
         ({"model_type": "vit", "hidden_act": "quick_gelu"}, "has the activation quick_gelu"),
         ({"model_type": "dinov2", "use_swiglu_ffn": True}, "a gated FFN"),
+        ({"model_type": "vit", "layer_norm_eps": 0.1}, "has layer_norm_eps 0.1, and models are split with timm's"),
+        ({"model_type": "vit", "image_size": "large"}, r"config\.json: image_size"),
     ],
 )
 def test_other_models_are_refused_by_what_they_are(config, message, tmp_path):

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -246,6 +249,52 @@ def test_other_files_are_refused(content, suffix, tmp_path):
     with pytest.raises(WeightsError) as caught:
         read_weights([path])
     assert "\n" not in str(caught.value)
+
+
+HTML = b"\xef\xbb\xbf\n<!DOCTYPE html><html>login</html>"
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 22880000\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (HTML, "is a web page, such as a login or an error, in place of the weights; download the file itself"),
+        (LFS, "is a Git LFS pointer in place of the weights; run git lfs pull in its repository"),
+        (b"Entry not found", "is a text file in place of the weights; it begins with 'Entry not found'"),
+        (b'{"error": "gated"}', "is a text file in place of the weights; it begins with"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_what_came_in_place_of_the_weights_is_named(content, message, suffix, tmp_path):
+    path = tmp_path / f"w{suffix}"
+    path.write_bytes(content)
+    for read in (find_weights, lambda path: read_weights([path])):
+        with pytest.raises(WeightsError, match=message):
+            read(path)
+
+
+def test_a_file_of_the_other_ending_is_told_its_own(tmp_path):
+    state = make("plain").state_dict()
+    save_file(state, tmp_path / "w.bin")
+    with pytest.raises(WeightsError, match=r"is a safetensors file; give it the ending \.safetensors"):
+        find_weights(tmp_path / "w.bin")
+    for zipped in (True, False):
+        torch.save(state, tmp_path / "w.safetensors", _use_new_zipfile_serialization=zipped)
+        with pytest.raises(WeightsError, match=r"is a PyTorch file; give it the ending \.pth"):
+            find_weights(tmp_path / "w.safetensors")
+
+
+@pytest.mark.filterwarnings("ignore")  # tracing is deprecated, and models are not written for it
+def test_torchscript_is_named_and_its_weights_can_be_saved(tmp_path):
+    model = make("plain")
+    torch.jit.trace(model, images()).save(tmp_path / "model.pt")
+    with pytest.raises(WeightsError, match="is TorchScript, which holds code; save its weights alone") as caught:
+        find_weights(tmp_path / "model.pt")
+    (snippet,) = re.findall(r'python -c "(.*)"', str(caught.value))
+    subprocess.run([sys.executable, "-c", snippet], cwd=tmp_path, check=True)
+    loaded, head_kept = load(tmp_path / "weights.pth")
+    assert head_kept
+    assert torch.equal(loaded.head.weight, model.head.weight)
 
 
 def test_missing_and_unknown_files(tmp_path):

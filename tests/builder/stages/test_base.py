@@ -123,6 +123,21 @@ def reordered_model(weights, tmp_path):
     return tmp_path / "reordered.safetensors"
 
 
+def test_wrong_names_in_a_config_are_refused(folder, weights, tmp_path):
+    wrong = {str(number): name for number, name in enumerate(AS_SORTED)}
+    hub = transformers_folder(weights, tmp_path / "hub", id2label=wrong)
+    told = r"output 1 like '2', output 2 like '3', output 3 like '10', output 4 like '20'; config\.json names them "
+    with pytest.raises(WeightsError, match=told + "otherwise; give --class-names FILE"):
+        accuracy(folder, tmp_path / "work", hub)
+    sorted_head = reordered(weights, tmp_path / "w.safetensors", AS_SORTED)
+    wrong = {str(number): name for number, name in enumerate(CLASSES)}
+    hub = transformers_folder(sorted_head, tmp_path / "sorted", id2label=wrong)
+    with pytest.raises(
+        WeightsError, match=r"sorted letter by letter, as torchvision.*config\.json names them otherwise"
+    ):
+        accuracy(folder, tmp_path / "work", hub)
+
+
 def test_a_head_of_more_classes_gives_its_outputs_by_name(folder, weights, tmp_path):
     state = load_file(weights)
     more = {key: torch.cat([torch.zeros_like(value[:2]), value]) if key.startswith("head.") else value
@@ -133,11 +148,82 @@ def test_a_head_of_more_classes_gives_its_outputs_by_name(folder, weights, tmp_p
     assert found == accuracy(folder, tmp_path / "w2", weights)
 
 
-def test_another_mean_and_deviation_is_refused_and_named(folder, tmp_path):
-    weights = trained(folder, tmp_path / "a", mean=(0.0,), std=(1.0,))
-    with pytest.raises(WeightsError, match="give --mean 0 0 0 --std 1 1 1, or the model's own name"):
-        accuracy(folder, tmp_path / "work", weights)
-    assert accuracy(folder, tmp_path / "work", weights, mean=(0.0,), std=(1.0,)) > 0.9
+@pytest.fixture(scope="module")
+def raw(folder, tmp_path_factory):
+    """A file of a model that learnt from images of 0 to 1, not normalised."""
+    return trained(folder, tmp_path_factory.mktemp("raw"), mean=(0.0,), std=(1.0,))
+
+
+def transformers_folder(weights, path, processor=None, **config):
+    """As transformers saves them, with tensors under timm's names, which are read there as well."""
+    path.mkdir()
+    shutil.copy(weights, path / "model.safetensors")
+    shape = {"model_type": "vit", "hidden_size": 24, "image_size": 8, "patch_size": 4, "num_attention_heads": 3}
+    (path / "config.json").write_text(json.dumps({**shape, **config}))
+    if processor is not None:
+        (path / "preprocessor_config.json").write_text(json.dumps({"size": {"shortest_edge": 8}, **processor}))
+    return path
+
+
+def test_another_mean_and_deviation_is_refused_and_named(folder, raw, tmp_path):
+    with pytest.raises(WeightsError, match=f"than those of {NAMES['plain']}; give --mean 0 0 0 --std 1 1 1"):
+        accuracy(folder, tmp_path / "work", raw)
+    assert accuracy(folder, tmp_path / "work", raw, mean=(0.0,), std=(1.0,)) > 0.9
+
+
+def test_another_mean_and_deviation_than_those_that_are_typed_is_refused(folder, raw, tmp_path):
+    with pytest.raises(WeightsError, match="than those of --mean/--std; give --mean 0 0 0 --std 1 1 1"):
+        accuracy(folder, tmp_path / "work", raw, mean=(0.5,), std=(0.5,))
+
+
+def test_another_mean_and_deviation_of_grey_images_is_refused(folder, tmp_path):
+    weights = trained(folder, tmp_path / "a", mean=(0.0,), std=(1.0,), channels=1)
+    with pytest.raises(WeightsError, match=r"give --mean 0 --std 1$"):
+        accuracy(folder, tmp_path / "work", weights, channels=1)
+
+
+@pytest.mark.parametrize("processor", [{"image_mean": [0.5] * 3, "image_std": [0.5] * 3}, {}])
+def test_another_mean_and_deviation_than_those_of_a_config_is_refused(processor, folder, raw, tmp_path):
+    hub = transformers_folder(raw, tmp_path / "hub", processor)
+    with pytest.raises(WeightsError, match=r"than those of preprocessor_config\.json; give --mean 0 0 0 --std 1 1 1"):
+        accuracy(folder, tmp_path / "work", hub)
+
+
+@pytest.mark.parametrize(
+    "processor",
+    [
+        {"do_normalize": False},
+        {"do_rescale": False, "image_mean": [0.0] * 3, "image_std": [255.0] * 3},
+        {"rescale_factor": 1 / 127.5, "image_mean": [0.0] * 3, "image_std": [2.0] * 3},
+        {"rescale_factor": 1 / 127.5, "rescale_offset": True, "image_mean": [-1.0] * 3, "image_std": [2.0] * 3},
+    ],
+)
+def test_a_config_that_rescales_is_followed(processor, folder, raw, tmp_path):
+    source = open_source(config_of(folder, weights=transformers_folder(raw, tmp_path / "hub", processor)))
+    assert source.statistics == "preprocessor_config.json"
+    assert source.preprocessing.mean == pytest.approx((0.0, 0.0, 0.0))
+    assert source.preprocessing.std == pytest.approx((1.0, 1.0, 1.0))
+
+
+def test_without_a_processor_the_model_that_is_typed_says_mean_and_deviation(folder, weights, tmp_path):
+    """A config of transformers says a shape, and several models of timm's have it."""
+    shape = {"hidden_size": 192, "image_size": 224, "patch_size": 16}
+    hub = transformers_folder(weights, tmp_path / "hub", **shape)
+    typed = open_source(config_of(folder, weights=hub, model="deit_tiny_patch16_224"))
+    assert typed.statistics == "deit_tiny_patch16_224"
+    assert typed.preprocessing.mean == (0.485, 0.456, 0.406)
+    assert open_source(config_of(folder, weights=hub, model=None)).statistics == "vit_tiny_patch16_224"
+
+
+def test_what_is_done_to_images_otherwise_is_one_line(folder, weights, tmp_path):
+    how = {"size": {"height": 16, "width": 16}, "resample": 1}
+    source = open_source(config_of(folder, weights=transformers_folder(weights, tmp_path / "hub", how)))
+    assert source.remark == (
+        "the weights' own images were stretched to a square, resized by lanczos, shown at 16 pixels (--img-size 16 "
+        "does so); here they are scaled by bicubic until they cover 8 pixels, and their middle is taken"
+    )
+    same = transformers_folder(weights, tmp_path / "same", {})
+    assert open_source(config_of(folder, weights=same)).remark is None
 
 
 def test_the_checkpoints_own_arguments_say_mean_and_deviation(folder, tmp_path):
@@ -181,6 +267,16 @@ def test_weights_that_know_nothing_are_refused(folder, tmp_path):
     save_file({**state, "head.weight": torch.zeros_like(state["head.weight"])}, tmp_path / "w.safetensors")
     with pytest.raises(WeightsError, match=r"and chance is 20\.0%: the weights do not know these classes"):
         accuracy(folder, tmp_path / "work", tmp_path / "w.safetensors")
+
+
+def test_weights_that_know_nothing_are_told_by_their_key(folder, weights, tmp_path):
+    state, nothing = load_file(weights), make("plain").state_dict()
+    nothing["head.weight"].zero_()
+    torch.save(
+        {"model": nothing, "swa_model": {f"module.{name}": value for name, value in state.items()}}, tmp_path / "w.pth"
+    )
+    with pytest.raises(WeightsError, match=r"with the weights of model, not swa_model, gets .*chance is 20\.0%"):
+        accuracy(folder, tmp_path / "work", tmp_path / "w.pth")
 
 
 def test_names_of_none_of_the_classes_are_the_cause_that_is_given(folder, tmp_path):

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import timm
 from huggingface_hub import snapshot_download
@@ -15,6 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from pydantic import BaseModel, Field, ValidationError
 
 from edvit.builder.models.class_names import SYNSET
+from edvit.builder.models.processor import Interpolation, Processor, Seen, filtered, middle
 from edvit.builder.models.weights_file import SUFFIXES, check_file, read_metadata, taken_of_several
 from edvit.errors import WeightsError
 from edvit.fleet import first_problem
@@ -28,8 +29,6 @@ _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """Names of the weights in a folder, in the order of preference; `NAME.index.json` lists the shards of one."""
 _JSON = [CONFIG, PROCESSOR]
 
-Interpolation = Literal["bilinear", "bicubic"]
-_RESAMPLE: dict[int, Interpolation] = {2: "bilinear", 3: "bicubic"}
 _SIZES = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge"}
 _HARMLESS = {
     "img_size", "in_chans", "num_classes", "global_pool", "fc_norm", "dynamic_img_size", "dynamic_img_pad",
@@ -37,6 +36,8 @@ _HARMLESS = {
     "drop_path_rate",
 }  # fmt: skip
 """Arguments of a timm model that change nothing but what is read here or what only training has."""
+MOST_EPS = 1e-5
+"""Largest epsilon of a LayerNorm that is taken for timm's 1e-6: variances of a stream are far above both."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,16 @@ class Facts:
 
     Attributes:
         source: what says so, for messages.
+        processor: what says mean and deviation, likewise, where that is another file.
         model: timm's name of the model.
+        named: whether it says that name; False: it says a shape, and that is the name of a model of that shape.
         image_size: of its input.
         classes: names of the outputs of its head, in their order.
         mean: per channel, on a scale of 0 to 1.
         std: likewise.
         interpolation: how its images were resized.
+        pixels: of each side of what its image processor shows the model, where there is one.
+        otherwise: what was done to its images and is not done by us, in words, such as "stretched to a square".
         heads: of each block's attention; tensors do not tell.
         pool: how it pools its tokens, as `edvit.shape.vit.Pool` names it; other words where it cannot be split.
         accuracy: top-1 accuracy that was measured when it was saved, 0 to 1.
@@ -58,12 +63,16 @@ class Facts:
     """
 
     source: str = ""
+    processor: str | None = None
     model: str | None = None
+    named: bool = True
     image_size: ImageSize | None = None
     classes: tuple[str, ...] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     interpolation: Interpolation | None = None
+    pixels: int | None = None
+    otherwise: tuple[str, ...] = ()
     heads: int | None = None
     pool: str | None = None
     accuracy: float | None = None
@@ -174,6 +183,7 @@ class _TimmInput(BaseModel):
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     interpolation: str | None = None
+    crop_pct: float | None = None
     input_size: tuple[int, int, int] | None = None
     label_names: list[str] | dict[str, str] | None = None
 
@@ -187,14 +197,18 @@ class _TimmConfig(BaseModel):
     pretrained_cfg: _TimmInput
 
 
+_TransformersType = Literal["vit", "deit", "dinov2", "dinov2_with_registers", "vit_mae"]
+
+
 class _TransformersConfig(BaseModel):
-    model_type: Literal["vit", "deit", "dinov2", "dinov2_with_registers", "vit_mae"]
+    model_type: _TransformersType
     hidden_size: int = 768
     num_attention_heads: int = 12
     patch_size: int = 16
     image_size: ImageSize = ImageSize(224, 224)
     hidden_act: str = "gelu"
     use_swiglu_ffn: bool = False
+    layer_norm_eps: float = 1e-6
     architectures: list[str] = []
     id2label: dict[str, str] = {}
 
@@ -217,54 +231,59 @@ class _TransformersConfig(BaseModel):
         return "token+avg" if self.model_type.startswith("dinov2") else "token"
 
 
-class _Processor(BaseModel):
-    image_mean: tuple[float, ...] | None = None
-    image_std: tuple[float, ...] | None = None
-    do_normalize: bool = True
-    resample: int | None = None
-
-
 def _facts_of_folder(given: str, folder: Path) -> Facts:
     config = _read(folder / CONFIG, dict)
     if "model_type" in config:
-        processor = folder / PROCESSOR
-        return _of_transformers(
-            given, _parsed(folder / CONFIG, config), _read(processor, _Processor) if processor.is_file() else None
-        )
+        shape = _parsed(folder / CONFIG, config)
+        return _of_transformers(given, shape, _seen(folder / PROCESSOR, shape.model_type))
     if "pretrained_cfg" not in config:  # as timm wrote them at first
         config = {"architecture": config.get("architecture"), "pretrained_cfg": config, **config}
     return _of_timm(given, _read_as(folder / CONFIG, _TimmConfig, config))
 
 
 def _parsed(path: Path, config: Mapping[str, Any]) -> _TransformersConfig:
-    try:
-        return _TransformersConfig.model_validate(config)
-    except ValidationError:
+    if config["model_type"] not in get_args(_TransformersType):
         raise WeightsError(
             f"{path}: is of a model of type {config['model_type']!r}; of transformers' models vit, deit, dinov2, "
             "dinov2_with_registers and vit_mae can be split"
-        ) from None
+        )
+    parsed: _TransformersConfig = _read_as(path, _TransformersConfig, config)
+    return parsed
 
 
-def _of_transformers(given: str, config: _TransformersConfig, processor: _Processor | None) -> Facts:
+def _seen(path: Path, model_type: str) -> Seen | None:
+    """How the image processor beside the weights shows images to a model; None: there is none. Raises WeightsError."""
+    if not path.is_file():
+        return None
+    processor: Processor = _read(path, Processor)
+    try:
+        return processor.seen(model_type)
+    except ValueError as error:
+        raise WeightsError(f"{path}: {error}") from None
+
+
+def _of_transformers(given: str, config: _TransformersConfig, seen: Seen | None) -> Facts:
     if config.hidden_act != "gelu" or config.use_swiglu_ffn:
         what = "a gated FFN (SwiGLU)" if config.use_swiglu_ffn else f"the activation {config.hidden_act}"
         raise WeightsError(f"{given}: has {what}, and transformers' models are split with plain GELU layers alone")
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    if processor is not None and not processor.do_normalize:
-        mean, std = (0.0,), (1.0,)
-    elif processor is not None:
-        mean, std = processor.image_mean, processor.image_std
+    if config.layer_norm_eps > MOST_EPS:
+        raise WeightsError(
+            f"{given}: has layer_norm_eps {config.layer_norm_eps:g}, and models are split with timm's, 1e-06; train it "
+            f"with at most {MOST_EPS:g}"
+        )
     names = tuple(config.id2label[key] for key in sorted(config.id2label, key=_number))
     return Facts(
         source=CONFIG,
+        processor=None if seen is None else PROCESSOR,
         model=config.timm_name(),
+        named=False,
         image_size=config.image_size,
         classes=None if all(name == f"LABEL_{index}" for index, name in enumerate(names)) else names,
-        mean=mean,
-        std=std,
-        interpolation=None if processor is None else _RESAMPLE.get(processor.resample or 0),
+        mean=None if seen is None else seen.mean,
+        std=None if seen is None else seen.std,
+        interpolation=None if seen is None else seen.interpolation,
+        pixels=None if seen is None else seen.pixels,
+        otherwise=() if seen is None else seen.otherwise,
         heads=config.num_attention_heads,
         pool=config.pool(),
     )
@@ -292,6 +311,7 @@ def _of_timm(given: str, config: _TimmConfig) -> Facts:
         mean=how.mean,
         std=how.std,
         interpolation=_interpolation(how.interpolation),
+        otherwise=(*middle(how.crop_pct), *filtered(how.interpolation)),
         pool=config.global_pool,
     )
 
@@ -339,6 +359,7 @@ def _facts_of_checkpoint(content: Mapping[str, Any]) -> Facts:
         mean=_numbers(asked.get("mean")),
         std=_numbers(asked.get("std")),
         interpolation=_interpolation(asked.get("interpolation")),
+        otherwise=(*middle(asked.get("crop_pct")), *filtered(asked.get("interpolation"))),
         pool=asked["gp"] if isinstance(asked.get("gp"), str) else None,
         accuracy=metric / 100 if isinstance(metric, float) and top1 and 0 < metric <= 100 else None,
         weights=taken_of_several(content),

@@ -60,11 +60,19 @@ def other_order(predicted: Labels, labels: Labels, classes: int) -> Labels | Non
     return matched if better(predicted[tested], matched[predicted[tested]], labels[tested]) else None
 
 
-def describe_order(order: Labels, classes: Sequence[str]) -> str:
-    """What an order found by `other_order` means, for a message."""
-    names = [classes[index] for index in order]
-    if names == sorted(classes):
+def describe_order(order: Labels, classes: Sequence[str], head: Sequence[int] | None = None) -> str:
+    """What an order found by `other_order` means, for a message.
+
+    Args:
+        order: the class that each class of the data was found to be, `[classes]`.
+        classes: their names.
+        head: the output of the head that was taken for each of them; None: that of its own number.
+    """
+    outputs = range(len(order)) if head is None else head
+    found = sorted((output, classes[index], own != index)
+                   for own, (output, index) in enumerate(zip(outputs, order, strict=True)))  # fmt: skip
+    if [name for _, name, _ in found] == sorted(classes):
         return "they look like the classes' names sorted letter by letter, as torchvision's ImageFolder has them"
-    moved = [index for index, own in enumerate(order) if index != own]
-    pairs = ", ".join(f"output {index} like {names[index]!r}" for index in moved[:4])
+    moved = [f"output {output} like {name!r}" for output, name, other in found if other]
+    pairs = ", ".join(moved[:4])
     return f"{pairs} and {len(moved) - 4} more" if len(moved) > 4 else pairs

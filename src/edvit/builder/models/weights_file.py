@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import pickle
 import warnings
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,24 +24,68 @@ _SAFETENSORS_SUFFIX = ".safetensors"
 _PYTORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
 SUFFIXES = (_SAFETENSORS_SUFFIX, *_PYTORCH_SUFFIXES)
 WRAPPERS = (
-    "teacher", "student", "ema", "model_state_dict", "model_state", "net", "network", "module", "params", "weights",
-    "backbone", "encoder",
+    "teacher", "student", "ema", "ema_model", "swa_model", "model_state_dict", "model_state", "net", "network",
+    "module", "params", "weights", "backbone", "encoder",
 )  # fmt: skip
 """Keys under which checkpoints keep a state dict, beside those that timm knows; an average of weights comes first."""
 _TIMMS = ("state_dict_ema", "model_ema", "state_dict", "model")
 """The keys that timm knows, in its order of preference: an average of the weights (EMA) comes first."""
+_COUNT = "n_averaged"
+"""What torch's AveragedModel keeps beside the model: of how many weights it is the mean."""
+
+_HEAD = 256
+"""Bytes at the beginning of a file that show its kind."""
+_LFS = b"version https://git-lfs"
+_MARKUP = (b"<!doctype", b"<html", b"<?xml")
+_ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
+_PRINTABLE = {*range(32, 127), *b"\t\r\n"}
 
 
 def check_file(path: Path) -> None:
-    """Whether there is a file, of a kind that is read; nothing of it is read yet.
+    """Whether there is a file, of a kind that is read; no tensor of it is read yet.
 
     Raises:
-        WeightsError: there is none, or of another kind.
+        WeightsError: there is none, or of another kind by its ending or by what it begins with.
     """
     if not path.is_file():
         raise WeightsError(f"{path}: no such file")
     if path.suffix.lower() not in SUFFIXES:
         raise WeightsError(f"{path}: unknown kind of weights file; {', '.join(SUFFIXES)} are read")
+    other = _other_kind(path)
+    if other is not None:
+        raise WeightsError(f"{path}: {other}")
+
+
+def _other_kind(path: Path) -> str | None:
+    """What a file is and what to do, where it is of a known kind that is not read or that its ending denies."""
+    with path.open("rb") as file:
+        head = file.read(_HEAD)
+    start = head.removeprefix(codecs.BOM_UTF8).lstrip().lower()
+    if start.startswith(_LFS):
+        return "is a Git LFS pointer in place of the weights; run git lfs pull in its repository"
+    if start.startswith(_MARKUP):
+        return "is a web page, such as a login or an error, in place of the weights; download the file itself"
+    if head and all(byte in _PRINTABLE for byte in head):
+        return f"is a text file in place of the weights; it begins with {head[:60].decode('ascii')!r}"
+    is_safetensors = path.suffix.lower() == _SAFETENSORS_SUFFIX
+    if is_safetensors and (head.startswith(_ZIP) or (head.startswith(_PICKLE) and head[8:10] != b'{"')):
+        return "is a PyTorch file; give it the ending .pth"
+    if not is_safetensors and head[8:10] == b'{"' and int.from_bytes(head[:8], "little") < path.stat().st_size:
+        return "is a safetensors file; give it the ending .safetensors"
+    if head.startswith(_ZIP) and _is_torchscript(path):
+        return (
+            'is TorchScript, which holds code; save its weights alone: python -c "import torch; '
+            f"torch.save(torch.jit.load('{path.name}').state_dict(), 'weights.pth')\""
+        )
+    return None
+
+
+def _is_torchscript(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.split("/")[1:2] == ["code"] for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError):
+        return False
 
 
 def read_weights(paths: Iterable[Path]) -> dict[str, Tensor]:
@@ -96,7 +142,11 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     state = _read_safetensors(path) if path.suffix.lower() == _SAFETENSORS_SUFFIX else _read_pytorch(path)
     if not state:
         raise WeightsError(f"{path}: holds no tensors")
-    state = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+    state = {
+        name: value.float() if value.is_floating_point() else value
+        for name, value in state.items()
+        if name.rpartition(".")[2] != _COUNT
+    }
     for name, value in state.items():
         if value.is_floating_point() and not bool(value.isfinite().all()):
             raise WeightsError(f"{path}: {name} holds NaN or infinite values; these weights cannot be used")

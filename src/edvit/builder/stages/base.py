@@ -179,6 +179,8 @@ def train(
     how = base_training(config, source, data, knows=start.knows)
     head = None if source.order is None else source.order.rows
     if how.schedule.epochs == 0 and source.origin is not None:
+        if source.remark is not None:
+            runner.report.note("base", source.remark)
         asked = QuestionBase(
             architecture=source.architecture,
             weights=start.digest,
@@ -186,7 +188,9 @@ def train(
             images=questioned(data),
             classes=data.classes,
             preprocessing=how_seen,
-            default=source.statistics == source.model,
+            statistics=source.statistics,
+            order=None if source.order is None else source.order.source,
+            taken=source.taken,
             accuracy=source.origin.facts.accuracy,
             other_names=source.other_names,
             model=model,

@@ -20,6 +20,7 @@ from edvit.builder.jobs.parallel import Progress, torch_threads
 from edvit.builder.models import question
 from edvit.builder.models.family import Classifier
 from edvit.builder.stages.data import Data
+from edvit.builder.stages.source import spread
 from edvit.builder.train.base import logits_of
 from edvit.builder.train.device import TorchDevice
 from edvit.builder.vit.backbone import FeatureExtractor
@@ -49,7 +50,9 @@ class QuestionBase(Resumable):
         images: validation images, and training images where these are few.
         classes: their names.
         preprocessing: how images reach the model.
-        default: whether mean and deviation are those of the model's name, which may not be those of the weights.
+        statistics: what mean and deviation were taken from, for messages.
+        order: what names the outputs of the head, likewise; None: nothing does.
+        taken: which weights of several these are, likewise; None: the checkpoint holds no others.
         accuracy: that the checkpoint says of itself; None: it says nothing.
         other_names: what it says of its head where that names none of the classes, for messages.
         model: the model.
@@ -66,8 +69,10 @@ class QuestionBase(Resumable):
     images: ImageSet
     classes: tuple[str, ...]
     preprocessing: Preprocessing
-    default: bool
     accuracy: float | None
+    statistics: str = unkeyed()
+    order: str | None = unkeyed()
+    taken: str | None = unkeyed()
     other_names: str | None = unkeyed()
     model: Classifier = unkeyed()
     device: TorchDevice = unkeyed()
@@ -83,7 +88,8 @@ class QuestionBase(Resumable):
                 if question.better(predicted, other, labels)
             ]
         right = float((predicted == labels).mean())
-        scores = f"{self.architecture.name} with these weights gets {right:.1%} of {len(labels)} images right"
+        weights = "these weights" if self.taken is None else f"the weights of {self.taken},"
+        scores = f"{self.architecture.name} with {weights} gets {right:.1%} of {len(labels)} images right"
         if found:
             best, what = max(found)
             raise WeightsError(f"{scores}, and {best:.1%} {what}")
@@ -112,11 +118,13 @@ class QuestionBase(Resumable):
         """What else the weights may have been trained with, in words, and what the model then predicts."""
         how = self.preprocessing
         order = question.other_order(predicted, self.images.labels, len(self.classes))
+        wrong = "" if self.order is None else f"{self.order} names them otherwise; "
         if order is not None and (order[predicted] == self.images.labels).mean() >= question.EXPLAINED:
             yield (
                 (
                     "if the outputs of its head stand for other classes: "
-                    f"{question.describe_order(order, self.classes)}; give --class-names FILE with the class of each"
+                    f"{question.describe_order(order, self.classes, self.head)}; {wrong}give --class-names FILE with "
+                    "the class of each"
                 ),
                 order[predicted],
             )
@@ -138,13 +146,14 @@ class QuestionBase(Resumable):
                 ),
                 self._predicted(turned, how, Checkpoint.part_of(resume, "turned")),
             )
-        for number, (mean, std) in enumerate(STATISTICS if self.default and how.channels == 3 else ()):
+        for number, known in enumerate(STATISTICS):
+            mean, std = (spread(values, how.channels) for values in known)
             if (mean, std) != (how.mean, how.std):
                 numbers = [" ".join(f"{value:g}" for value in values) for values in (mean, std)]
                 yield (
                     (
-                        f"with another mean and deviation; give --mean {numbers[0]} --std {numbers[1]}, or the model's "
-                        "own name"
+                        f"with another mean and deviation than those of {self.statistics}; give --mean {numbers[0]} "
+                        f"--std {numbers[1]}"
                     ),
                     self._predicted(
                         self.model,

@@ -42,6 +42,7 @@ class Source:
             stand.
         unlabelled: images that only the base model names, likewise; None: there are none.
         statistics: what mean and deviation were taken from, for messages.
+        otherwise: what the weights' own images went through and those of this build do not, in words.
     """
 
     train: LabelledImages
@@ -53,6 +54,7 @@ class Source:
     order: HeadOrder | None = None
     unlabelled: Files | None = None
     statistics: str = ""
+    otherwise: tuple[str, ...] = ()
 
     @property
     def other_names(self) -> str | None:
@@ -61,6 +63,23 @@ class Source:
         if facts is None or facts.classes is None or self.order is not None:
             return None
         return f"{facts.source} names {len(facts.classes)} outputs, none a class of the data: {shorten(facts.classes)}"
+
+    @property
+    def taken(self) -> str | None:
+        """Which weights of the checkpoint were taken, where it holds several, such as `model, not swa_model`."""
+        keys = () if self.origin is None else self.origin.facts.weights
+        return f"{keys[0]}, not {' or '.join(keys[1:])}" if keys else None
+
+    @property
+    def remark(self) -> str | None:
+        """What a user should know of how the weights' own images were prepared, in one line; None: the same as here."""
+        if not self.otherwise:
+            return None
+        size, by = self.preprocessing.image_size, self.preprocessing.interpolation
+        return (
+            f"the weights' own images were {', '.join(self.otherwise)}; here they are scaled by {by} until they "
+            f"cover {size} pixels, and their middle is taken"
+        )
 
 
 def open_source(config: BuildConfig) -> Source:
@@ -102,7 +121,8 @@ def open_source(config: BuildConfig) -> Source:
     if origin is not None and isinstance(shape, Architecture) and facts.heads not in (None, shape.heads):
         raise WeightsError(f"{origin.given}: {facts.source} says {facts.heads} heads, and {name} has {shape.heads}")
     # Weights of one name that are loaded under another of the same shape still want their own mean and deviation.
-    learnt = facts.model or name
+    # A shape alone is of several names, of which the user may know the right one.
+    learnt = facts.model if facts.model and (facts.named or config.model is None) else name
     known = family_of(learnt).input(learnt)
     preprocessing = Preprocessing(
         image_size=shape.image_size,
@@ -114,10 +134,16 @@ def open_source(config: BuildConfig) -> Source:
         spectrogram=_spectrogram(config, train),
     )
     given = "/".join(f"--{what}" for what in ("mean", "std") if getattr(config, what) is not None)
-    rest = "" if config.mean and config.std else facts.source if facts.mean and facts.std else learnt
+    said = (facts.processor or facts.source) if facts.mean and facts.std else learnt
+    rest = "" if config.mean and config.std else said
     statistics = " and ".join(part for part in (given, rest) if part)
     order = _order(config, facts, train.classes)
-    return Source(train, test, preprocessing, name, shape, origin, order, unlabelled, statistics)
+    square = None if facts.pixels is None else (facts.pixels, facts.pixels)
+    other_size = config.image_size is None and square not in (None, shape.image_size)
+    shown = (f"shown at {facts.pixels} pixels (--img-size {facts.pixels} does so)",) if other_size else ()
+    return Source(
+        train, test, preprocessing, name, shape, origin, order, unlabelled, statistics, (*facts.otherwise, *shown)
+    )
 
 
 def _origin(config: BuildConfig) -> Origin | None:
@@ -168,7 +194,11 @@ def _per_channel(
     """A value for each channel; the default's mean where it has another number of them. Raises ConfigError."""
     if given is not None and len(given) not in (1, channels):
         raise ConfigError(f"--{name} takes 1 or {channels} numbers, one a channel, not {len(given)}")
-    values = given or default
+    return spread(given or default, channels)
+
+
+def spread(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """A value for each channel: these, or their mean where they are of another number of channels."""
     return values if len(values) == channels else (sum(values) / len(values),) * channels
 
 
