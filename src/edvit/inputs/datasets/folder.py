@@ -15,7 +15,7 @@ from edvit.inputs.datasets.groups import groups_of
 from edvit.inputs.datasets.images import FileImages, Files, FileSounds, Split, shorten
 from edvit.inputs.datasets.order import natural_key
 from edvit.inputs.datasets.splits import fixed_split
-from edvit.inputs.datasets.tree import Skipped, entries, look, text_name, why_skipped
+from edvit.inputs.datasets.tree import Places, Skipped, entries, look, overlap, text_name, why_skipped
 from edvit.inputs.formats import EXTENSIONS
 from edvit.units import counted
 
@@ -33,6 +33,9 @@ NAMES = {
     "test": ("test", "testing"),
 }
 """Names of the folder of each split, in any case."""
+
+ANNOTATIONS = frozenset(("labels", "annotations"))
+"""Folders of boxes and outlines, in lower case, that data sets for detection (YOLO, COCO, VOC) have beside images."""
 
 F = TypeVar("F", bound=Files)
 
@@ -103,7 +106,8 @@ def read_folder(root: Path, split: Split, kind: type[F], extensions: frozenset[s
     layout = layout_of(root)
     plain = layout.train is layout.validation is layout.test is None
     folders = [root] if plain else _split_folders(root, layout, split)
-    trees = [read_tree(folder, extensions) for folder in folders]
+    places = _places(root, layout)
+    trees = [read_tree(folder, extensions, places) for folder in folders]
     known, classes = _classes(root, layout, trees[0])
     position = {folder_of_class(name): label for label, name in enumerate(classes)}
 
@@ -159,7 +163,24 @@ def layout_of(root: Path) -> Layout:
         path.name.lower() in names for path in entries(folders[0])[0] for names in NAMES.values()
     ):
         raise DataError(f"{root}: the splits lie one folder deeper; give {folders[0]}")
+    _check_splits_hold_classes(root, folders)
     return Layout(None, None, None)
+
+
+def _check_splits_hold_classes(root: Path, folders: list[Path]) -> None:
+    """Raises DataError where a class has splits of its own: its test files would be learnt from."""
+    if any(path.name.lower() in ANNOTATIONS for path in folders):
+        return  # these are no classes, and what they are is told where one turns out to hold no images
+    for path in folders:
+        inside = {
+            name: folder.name for folder in entries(path)[0] for name, of in NAMES.items() if folder.name.lower() in of
+        }
+        if "train" in inside and len(inside) > 1:
+            train, test = inside["train"], inside.get("test") or inside["validation"]
+            raise DataError(
+                f"{root}: has its splits inside the classes, as in {path.name}/{train} and {path.name}/{test}; move them "
+                f"around the classes: {root}/train/{path.name} and {root}/test/{path.name}"
+            )
 
 
 def _split_folders(root: Path, layout: Layout, split: Split) -> list[Path]:
@@ -209,20 +230,39 @@ def class_folders(folder: Path) -> dict[str, list[Path]]:
     return found
 
 
-def read_tree(folder: Path, extensions: frozenset[str]) -> Tree:
+def _places(root: Path, layout: Layout) -> Places:
+    """The class folders of all splits, read now or not. Raises DataError where two are one folder."""
+    splits = [folder for folder in (layout.train, layout.validation, layout.test) if folder is not None] or [root]
+    every = [path for folder in splits for paths in class_folders(folder).values() for path in paths]
+    both = overlap(every)
+    if both is not None:
+        raise DataError(
+            f"{both[0]} and {both[1]}: are one folder by a link, or one lies in the other, and a file belongs to one "
+            "class of one split; remove the link"
+        )
+    return Places(every)
+
+
+def read_tree(folder: Path, extensions: frozenset[str], places: Places) -> Tree:
     """The class folders of a split, their files, and what is skipped. Raises DataError."""
     folders = class_folders(folder)
     tree = Tree(folders, {}, {})
     beside = [why_skipped(path, frozenset()) for path in entries(folder)[1] if path.name != CLASS_ORDER]
     tree.skipped[""] = Skipped(len(beside), Counter(filter(None, beside)))
-    for name, places in folders.items():
-        seen = [look(place, extensions) for place in places]
+    for name, own in folders.items():
+        seen = [look(place, extensions, places) for place in own]
         tree.files[name] = [path for files, _ in seen for path in files]
         tree.skipped[name] = sum((skipped for _, skipped in seen), Skipped())
     return tree
 
 
 def _empty(tree: Tree, name: str, extensions: frozenset[str]) -> str:
+    if name.lower() in ANNOTATIONS and any(other.lower().endswith("images") for other in tree.folders):
+        place = tree.folders[name][0].parent
+        return (
+            f"{place}: has a folder of images and {name}/, which is the layout of detection data (YOLO, COCO, VOC); a "
+            f"folder for each class is needed: {place}/<class>/<file>"
+        )
     what = "images" if extensions is IMAGES else "sound files"
     skipped = tree.skipped[name]
     why = f" ({skipped} skipped)" if skipped.files else ""
