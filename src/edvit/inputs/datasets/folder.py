@@ -178,8 +178,8 @@ def _check_splits_hold_classes(root: Path, folders: list[Path]) -> None:
         if "train" in inside and len(inside) > 1:
             train, test = inside["train"], inside.get("test") or inside["validation"]
             raise DataError(
-                f"{root}: has its splits inside the classes, as in {path.name}/{train} and {path.name}/{test}; move them "
-                f"around the classes: {root}/train/{path.name} and {root}/test/{path.name}"
+                f"{root}: has its splits inside the classes, as in {path.name}/{train} and {path.name}/{test}; move "
+                f"them around the classes: {root}/train/{path.name} and {root}/test/{path.name}"
             )
 
 
@@ -272,7 +272,7 @@ def _empty(tree: Tree, name: str, extensions: frozenset[str]) -> str:
 def _cut(images: F, split: Split) -> F:
     """The split of a folder that has none of its own."""
     names = [images.key(index) for index in range(len(images))]
-    test = fixed_split(names, images.labels, "test", images.groups)
+    test = fixed_split(names, images.labels, images.copies(), "test", images.groups)
     how = "a fifth of each class, by the hash of each file's name"
     if images.groups is not None:
         how = "about a fifth of each class, in whole groups of --split-by"
