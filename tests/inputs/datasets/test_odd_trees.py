@@ -418,6 +418,18 @@ def test_splits_inside_the_classes_are_refused_with_the_layout(empty, first, sec
         )
 
 
+def test_splits_of_other_names_are_no_classes(empty):
+    empty.add(*(f"{split}/{name}/0.png" for name in ("bolt", "nut") for split in ("train_images", "test_images")))
+    assert empty.refusal().endswith(
+        ": train_images/ and test_images/ have the same folders and would be two classes; rename them to train and test"
+    )
+
+
+def test_a_folder_of_copies_of_one_picture_leaves_nothing_for_testing(empty):
+    empty.add(*(f"{name}/{i}.png" for name in ("bolt", "nut") for i in range(5)), content=b"one")
+    assert "no class has two files that differ" in empty.refusal("test")
+
+
 def test_a_class_may_have_a_folder_that_is_called_like_one_split(empty):
     empty.add(*(f"{name}/{i}.png" for name in ("bolt/train", "nut") for i in range(5)))
     assert empty.read().classes == ("bolt", "nut")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import TypeVar
 
@@ -142,7 +143,7 @@ def layout_of(root: Path) -> Layout:
 
     Raises:
         DataError: a split has two folders, or a split's folder has no class folders, or the whole data set lies one
-            folder deeper.
+            folder deeper, or what would be classes are splits or hold splits.
     """
     folders, _ = entries(root)
     named = {split: [path for path in folders if path.name.lower() in names] for split, names in NAMES.items()}
@@ -163,23 +164,29 @@ def layout_of(root: Path) -> Layout:
         path.name.lower() in names for path in entries(folders[0])[0] for names in NAMES.values()
     ):
         raise DataError(f"{root}: the splits lie one folder deeper; give {folders[0]}")
-    _check_splits_hold_classes(root, folders)
+    _check_no_hidden_splits(root, folders)
     return Layout(None, None, None)
 
 
-def _check_splits_hold_classes(root: Path, folders: list[Path]) -> None:
-    """Raises DataError where a class has splits of its own: its test files would be learnt from."""
+def _check_no_hidden_splits(root: Path, folders: list[Path]) -> None:
+    """Raises DataError where what would be classes are splits, or hold splits: test files would be learnt from."""
     if any(path.name.lower() in ANNOTATIONS for path in folders):
         return  # these are no classes, and what they are is told where one turns out to hold no images
-    for path in folders:
-        inside = {
-            name: folder.name for folder in entries(path)[0] for name, of in NAMES.items() if folder.name.lower() in of
-        }
+    inner = {path.name: [folder.name for folder in entries(path)[0]] for path in folders}
+    for name, names in inner.items():
+        inside = {split: other for split, known in NAMES.items() for other in names if other.lower() in known}
         if "train" in inside and len(inside) > 1:
             train, test = inside["train"], inside.get("test") or inside["validation"]
             raise DataError(
-                f"{root}: has its splits inside the classes, as in {path.name}/{train} and {path.name}/{test}; move "
-                f"them around the classes: {root}/train/{path.name} and {root}/test/{path.name}"
+                f"{root}: has its splits inside the classes, as in {name}/{train} and {name}/{test}; move them around "
+                f"the classes: {root}/train/{name} and {root}/test/{name}"
+            )
+    trains, tests = ([name for name in inner if name.lower().startswith(split)] for split in ("train", "test"))
+    for train, test in product(trains, tests):
+        if inner[train] and inner[train] == inner[test]:
+            raise DataError(
+                f"{root}: {train}/ and {test}/ have the same folders and would be two classes; rename them to train "
+                "and test"
             )
 
 
@@ -273,6 +280,8 @@ def _cut(images: F, split: Split) -> F:
     """The split of a folder that has none of its own."""
     names = [images.key(index) for index in range(len(images))]
     test = fixed_split(names, images.labels, images.copies(), "test", images.groups)
+    if len(test) == 0:
+        raise DataError(f"{images.root}: no class has two files that differ, and none is left for testing: add files")
     how = "a fifth of each class, by the hash of each file's name"
     if images.groups is not None:
         how = "about a fifth of each class, in whole groups of --split-by"
