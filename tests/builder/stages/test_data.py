@@ -310,6 +310,16 @@ def test_copies_stay_on_one_side_of_the_cut_and_are_told(root, tmp_path):
     assert data.warnings == ()
 
 
+def test_a_leak_is_a_warning_and_a_test_split_of_training_images_is_refused(root, tmp_path):
+    shutil.copyfile(root / "train" / "a" / "0.png", root / "test" / "a" / "1.png")
+    data = decoded(root, tmp_path)
+    (warning,) = data.warnings
+    assert "1 of 3, such as test/a/1.png, which is train/a/0.png; the test accuracy means nothing for them" in warning
+    shutil.copyfile(root / "train" / "b" / "0.png", root / "test" / "b" / "0.png")
+    with pytest.raises(DataError, match="byte for byte: 2 of 3, such as"):
+        decoded(root, tmp_path)
+
+
 def test_split_by_keeps_groups_on_one_side_and_says_so(root, tmp_path):
     data = decoded(root, tmp_path, split_by=r"([0-4]|[5-9])\.png")
     held_out = {int(row) % 10 for row in data.validation.rows}
