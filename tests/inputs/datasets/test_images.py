@@ -97,7 +97,7 @@ def test_the_content_of_a_file_is_its_bytes_whatever_its_size_time_and_place(tmp
     os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
     assert path.stat().st_mtime_ns == state.st_mtime_ns
     assert files.content(0) != before
-    assert files.copies().tolist()[0] != files.copies().tolist()[1]
+    assert files.copies.tolist()[0] != files.copies.tolist()[1]
 
 
 def test_empty_and_missing_files_are_no_copies(tmp_path):
@@ -105,7 +105,7 @@ def test_empty_and_missing_files_are_no_copies(tmp_path):
     for path in paths[:2]:
         path.touch()
     files = FileImages(classes=("x",), labels=np.zeros(4, np.int64), paths=paths, root=tmp_path)
-    assert len(set(files.copies().tolist())) == 4
+    assert len(set(files.copies.tolist())) == 4
 
 
 def test_shorten():

@@ -69,8 +69,7 @@ class Decode(Job):
     @classmethod
     def of(cls, images: LabelledImages, how: Preprocessing) -> Decode:
         """The job for all images of a data set."""
-        contents = tuple(images.content(index) for index in range(len(images)))
-        return cls(contents, np.asarray(images.labels, dtype=np.int64), how, images)
+        return cls(images.contents, np.asarray(images.labels, dtype=np.int64), how, images)
 
     def run(self, folder: Path, progress: Progress) -> Note:
         written = images.write_images(self.images, self.preprocessing, folder, progress)
@@ -169,7 +168,7 @@ def _notes(
         notes += source.unlabelled.notes
     if train.groups is not None:
         notes.append(_describe_groups(train, test, held_out))
-    different = len({train.content(row) for row in read})
+    different = len({train.contents[row] for row in read})
     if different < len(read) and train.validation is None:
         noun = "sound" if how.spectrogram is not None else "image"
         notes.append(
@@ -213,9 +212,9 @@ def split_training(given: LabelledImages, share: float) -> tuple[npt.NDArray[np.
     """Indices for training and for validation: the authors' own choice, or `share` of each class, in whole groups."""
     labels, chosen = np.asarray(given.labels, dtype=np.int64), given.validation
     if chosen is None and given.groups is not None:
-        chosen = np.flatnonzero(grouped_split(given.groups, labels, given.copies(), share))
+        chosen = np.flatnonzero(grouped_split(given.groups, labels, given.copies, share))
     if chosen is None:
-        return images.split_validation(labels, given.copies(), share)
+        return images.split_validation(labels, given.copies, share)
     return np.setdiff1d(np.arange(len(labels)), chosen), chosen
 
 

@@ -18,15 +18,15 @@ class _Part:
 
     @classmethod
     def of(cls, images: LabelledImages, rows: Sequence[int]) -> _Part:
-        return cls(images, {images.content(row): row for row in reversed(rows)})
+        return cls(images, {images.contents[row]: row for row in reversed(rows)})
 
     def shared(self, images: LabelledImages, rows: Sequence[int]) -> list[int]:
         """Those of the rows that lie here as well."""
-        return [row for row in rows if images.content(row) in self.by_content]
+        return [row for row in rows if images.contents[row] in self.by_content]
 
     def example(self, images: LabelledImages, row: int) -> str:
         """`test/cat/1.png, which is train/cat/7.png`."""
-        return f"{images.key(row)}, which is {self.images.key(self.by_content[images.content(row)])}"
+        return f"{images.key(row)}, which is {self.images.key(self.by_content[images.contents[row]])}"
 
 
 def leaks(train: LabelledImages, test: LabelledImages, read: Sequence[int], tested: Sequence[int]) -> tuple[str, ...]:
@@ -70,14 +70,14 @@ def leaks(train: LabelledImages, test: LabelledImages, read: Sequence[int], test
 
 def _two_labels(splits: Sequence[tuple[LabelledImages, Sequence[int]]], noun: str) -> list[str]:
     """What lies under several labels, in one split or in two."""
-    first: dict[str, tuple[int, str]] = {}
+    first: dict[str, tuple[LabelledImages, int]] = {}
     pairs: dict[str, str] = {}
     for images, rows in splits:
         for row in rows:
-            content, label, name = images.content(row), int(images.labels[row]), images.key(row)
-            other, where = first.setdefault(content, (label, name))
-            if other != label:
-                pairs.setdefault(content, f"{where} and {name}")
+            content = images.contents[row]
+            others, other = first.setdefault(content, (images, row))
+            if others.labels[other] != images.labels[row]:
+                pairs.setdefault(content, f"{others.key(other)} and {images.key(row)}")
     if not pairs:
         return []
     examples = "; ".join(list(pairs.values())[:2])

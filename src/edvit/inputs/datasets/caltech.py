@@ -45,4 +45,4 @@ def read_caltech256(split: Split, data_root: Path | None) -> FileImages:
     every = np.array(labels, dtype=np.int64)
     classes = tuple(numbered[number].name[4:] for number in wanted)
     images = FileImages(classes=classes, labels=every, paths=tuple(paths), root=folder)
-    return images.take(fixed_split([path.name for path in paths], every, images.copies(), split))
+    return images.take(fixed_split([path.name for path in paths], every, images.copies, split))

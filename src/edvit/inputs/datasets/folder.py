@@ -279,7 +279,7 @@ def _empty(tree: Tree, name: str, extensions: frozenset[str]) -> str:
 def _cut(images: F, split: Split) -> F:
     """The split of a folder that has none of its own."""
     names = [images.key(index) for index in range(len(images))]
-    test = fixed_split(names, images.labels, images.copies(), "test", images.groups)
+    test = fixed_split(names, images.labels, images.copies, "test", images.groups)
     if len(test) == 0:
         raise DataError(f"{images.root}: no class has two files that differ, and none is left for testing: add files")
     how = "a fifth of each class, by the hash of each file's name"

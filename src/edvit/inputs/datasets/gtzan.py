@@ -46,7 +46,7 @@ def read_gtzan(split: Split, data_root: Path | None) -> FileSounds:
     every = np.array(labels, dtype=np.int64)
     notes = tuple(f"skipped {clip}: known to be damaged" for clip in skipped)
     sounds = FileSounds(classes=GENRES, labels=every, paths=tuple(paths), root=folder, notes=notes)
-    return sounds.take(fixed_split([path.stem for path in paths], every, sounds.copies(), split))
+    return sounds.take(fixed_split([path.stem for path in paths], every, sounds.copies, split))
 
 
 def _find(folder: Path, clip: str) -> Path | None:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -83,10 +83,16 @@ class LabelledImages(ABC):
     def content(self, index: int) -> str:
         """SHA-256 of what the image is made of, hex. Of a file that is empty or cannot be read, a text of its own."""
 
+    @cached_property
+    def contents(self) -> tuple[str, ...]:
+        """The `content` of each image, as it was when this was first asked for."""
+        return tuple(self.content(index) for index in range(len(self)))
+
+    @cached_property
     def copies(self) -> Labels:
         """For each image a number, the same for all that are copies of each other, byte for byte: `[images]`, int64."""
-        contents = [self.content(index) for index in range(len(self))]
-        return np.unique(contents, return_inverse=True)[1].astype(np.int64)
+        numbers: dict[str, int] = {}
+        return np.array([numbers.setdefault(content, len(numbers)) for content in self.contents], dtype=np.int64)
 
     def with_classes(self, classes: Sequence[str]) -> LabelledImages:
         """The same images, labelled by the position of their class name in `classes`.

@@ -36,8 +36,8 @@ def read_unlabelled(root: Path, known: Sequence[Files], *, sounds: bool) -> File
         raise DataError(f"{root}: holds no {what}s" + (f" ({skipped} skipped)" if skipped.kinds else ""))
     kind = FileSounds if sounds else FileImages
     every = kind(classes=(), labels=np.zeros(len(found), dtype=np.int64), paths=tuple(found), root=root)
-    contents = {part.content(index) for part in known for index in range(len(part))}
-    new = np.flatnonzero([every.content(index) not in contents for index in range(len(every))])
+    contents = {content for part in known for content in part.contents}
+    new = np.flatnonzero([content not in contents for content in every.contents])
     if not len(new):
         raise DataError(f"{root}: every {what} in it is one of the labelled data set; give others")
     notes = [f"{len(new):,} without labels"]
