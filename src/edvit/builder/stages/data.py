@@ -104,7 +104,8 @@ def _check_counts(given: LabelledImages, share: float) -> None:
 def decode(runner: Runner, source: Source, validation: float, bad_files: BadFiles = "stop") -> Data:
     """Decode training and test data once, and split the former into training and validation images.
 
-    The test images are decoded here too, so that a damaged one comes out before hours of training.
+    The test images are decoded here too, so that a damaged one comes out before hours of training, and so that a test
+    split of training images is refused (see `leaks`).
 
     Args:
         validation: share of each class that is held out.
@@ -112,7 +113,7 @@ def decode(runner: Runner, source: Source, validation: float, bad_files: BadFile
 
     Raises:
         DataError: a class has too few images, which is told before any is decoded; images cannot be read; or, without
-            these, a class has none to train on; or half of the test images are training images.
+            these, a class has none to train on.
         ConfigError: the authors chose a validation split, and groups are to be kept together as well.
     """
     _check_counts(source.train, validation)
