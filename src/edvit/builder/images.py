@@ -102,13 +102,15 @@ def write_images(
         try:
             decoded = images.decoded(i, how)
         except DataError as error:
-            bad[i] = str(error).removeprefix(f"{images.name(i)}: ")  # the same data set may lie elsewhere another time
+            bad[i] = str(error)
         else:
             pixels[i] = decoded.array
             remarks.update(decoded.remarks)
         progress(i + 1, len(labels))
     pixels.flush()
     np.save(folder / LABELS, labels)
+    # Without the name: a copy of the data set that lies elsewhere has this result too.
+    bad = {row: text.removeprefix(f"{images.name(row)}: ") for row, text in bad.items()}
     if bad:  # nothing is written otherwise: the folder's digest stays what it was
         np.save(folder / UNREADABLE, np.array(list(bad), dtype=np.int64))
     return Written(tuple(bad.values()), dict(remarks))
