@@ -203,7 +203,7 @@ def test_what_the_statistics_are_taken_from(folder, weights, tmp_path):
         (b'{\n"0": "a",\n"1": "b"\n}', "is JSON, and so names none of"),
         (b"0 a\n1 b\n", "has numbers before the names, and so names none of"),
         (b"0: a\n1: b\n", "has numbers before the names, and so names none of"),
-        (b"0,a\n1,b\n", "has numbers before the names, and so names none of"),
+        (b"7,a\n8,b\n", "has numbers before the names, and so names none of"),
     ],
 )
 def test_class_names_that_say_nothing(content, message, folder, weights, tmp_path):
