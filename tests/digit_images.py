@@ -23,5 +23,5 @@ def train_and_validation(folder, count=None):
     every = digit_images(folder)
     if count is not None:
         every = every.take(np.arange(count))
-    train, validation = split_validation(every.labels, 0.2)
+    train, validation = split_validation(every.labels, np.arange(len(every)), 0.2)
     return every.take(train), every.take(validation)

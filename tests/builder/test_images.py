@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from digit_images import HOW, digit_images
-from edvit.builder.images import ImageSet, open_images, split_validation, write_images
+from edvit.builder.images import ImageSet, open_images, split_validation, unreadable, write_images
 from edvit.inputs.datasets import read_split
 from edvit.inputs.preprocess import Preprocessing, decode_image
 
@@ -21,14 +21,14 @@ labels_of_a_set = st.lists(st.integers(2, 40), min_size=1, max_size=6).flatmap(
 @given(labels_of_a_set, st.floats(0.01, 0.49))
 def test_a_split_is_disjoint_complete_stratified_and_always_the_same(labels, fraction):
     labels = np.array(labels, dtype=np.int64)
-    train, validation = split_validation(labels, fraction)
+    train, validation = split_validation(labels, np.arange(len(labels)), fraction)
     assert sorted([*train, *validation]) == list(range(len(labels)))
     for label in np.unique(labels):
         members = (labels == label).sum()
         held_out = (labels[validation] == label).sum()
         assert 1 <= held_out < members
         assert held_out == 1 or abs(held_out - fraction * members) <= 0.5
-    again = split_validation(labels, fraction)
+    again = split_validation(labels, np.arange(len(labels)), fraction)
     assert np.array_equal(train, again[0])
     assert np.array_equal(validation, again[1])
 
@@ -75,7 +75,7 @@ def test_pixels_stay_on_disk(digits):
 
 
 @pytest.mark.parametrize("damage", ["text", "empty", "cut"])
-def test_an_unreadable_image_is_named(tmp_path, damage):
+def test_what_is_wrong_with_an_unreadable_image_is_noted(tmp_path, damage):
     how = Preprocessing(image_size=8, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
     for name in ("a", "b"):
         folder = tmp_path / "data" / "train" / name
@@ -88,7 +88,8 @@ def test_an_unreadable_image_is_named(tmp_path, damage):
     source = read_split(f"imagefolder:{tmp_path / 'data'}", "train")
     written = write_images(source, how, tmp_path / "made", lambda done, total: None)
     (message,) = written.bad
-    assert str(bad) in message
+    assert unreadable(tmp_path / "made").tolist() == [1]
+    assert str(bad) not in message, "the same data may lie elsewhere when the result is found again"
     assert "\n" not in message
     left = open_images(tmp_path / "made")
     assert (left.pixels().shape, left.labels.tolist()) == ((2, 3, 8, 8), [0, 1])

@@ -19,7 +19,7 @@ def built(tmp_path):
         (data / name).mkdir(parents=True)
         for speaker in range(10):
             for clip in range(3):
-                Image.new("RGB", (8, 8), (label * 99, 9, 9)).save(data / name / f"s{speaker}_{clip}.png")
+                Image.new("RGB", (8, 8), (label * 99, speaker, clip)).save(data / name / f"s{speaker}_{clip}.png")
     path = bundle.path / MANIFEST
     manifest = json.loads(path.read_text())
     manifest["data"]["spec"] = f"imagefolder:{data}"
@@ -48,7 +48,7 @@ def test_of_another_folder_it_knows_nothing_and_may_be_told(edvit, built):
 def test_a_damaged_file_is_named(edvit, built):
     bundle, data = built
     for path in data.rglob("*.png"):
-        path.write_bytes(b"no picture")
+        path.write_text(f"no picture of {path}")
     code, _, err = edvit("evaluate", bundle, "--data", f"imagefolder:{data}")
     assert code == 2
     assert ".png: not an image file" in err

@@ -16,6 +16,7 @@ from edvit.builder.jobs.checkpoint import Checkpoint
 from edvit.builder.jobs.filling import fill_arrays
 from edvit.errors import DataError
 from edvit.inputs.datasets import LabelledImages
+from edvit.inputs.datasets.splits import held_out
 from edvit.inputs.preprocess import Preprocessing
 
 PIXELS = "pixels.npy"
@@ -81,7 +82,7 @@ class Written:
     """What `write_images` met.
 
     Attributes:
-        bad: what is wrong with each image that cannot be read, in their order; the text names it.
+        bad: what is wrong with each image that cannot be read, in the order of `unreadable`; the text does not name it.
         remarks: how many images each remark is on.
     """
 
@@ -126,6 +127,8 @@ def write_images(
         progress=progress,
     )
     np.save(folder / LABELS, labels)
+    # Without the name: a copy of the data set that lies elsewhere has this result too.
+    bad = {row: text.removeprefix(f"{images.name(row)}: ") for row, text in bad.items()}
     if bad:  # nothing is written otherwise: the folder's digest stays what it was
         np.save(folder / UNREADABLE, np.array(list(bad), dtype=np.int64))
     return Written(tuple(bad.values()), remarks)
@@ -144,18 +147,14 @@ def unreadable(folder: Path) -> npt.NDArray[np.int64]:
 
 
 def split_validation(
-    labels: npt.NDArray[np.int64], fraction: float
+    labels: npt.NDArray[np.int64], copies: npt.NDArray[np.int64], fraction: float
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Indices for training and for validation: `fraction` of each class, at least one image.
+    """Indices for training and for validation: `fraction` of each class, at least one image; see `held_out`.
 
     The draw is the same for every seed of a build: a base that one build has trained may be the `--weights` of another,
     which must not hold out what it was trained on.
     """
     rng = np.random.default_rng(0)
-    validation = []
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        count = min(max(1, round(fraction * len(members))), len(members) - 1)
-        validation.append(rng.permutation(members)[:count])
-    chosen = np.sort(np.concatenate(validation))
-    return np.setdiff1d(np.arange(len(labels)), chosen), chosen
+    drawn = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
+    held = held_out(drawn, copies, fraction)
+    return np.flatnonzero(~held), np.flatnonzero(held)

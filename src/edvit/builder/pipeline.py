@@ -218,6 +218,8 @@ def _run(
     start, how = time.monotonic(), source.preprocessing
     data = decode(runner, source, config.validation, config.bad_files)
     done("data", describe_data(config, source, data))
+    for warning in data.warnings:
+        runner.report.note("data", f"warning: {warning}")
 
     base = base_stage.train(runner, config, source, data, start=begun, device=where[0])
     done("base", describe_base(source, base))
@@ -499,7 +501,11 @@ def report_data(built: Built, manifest: Manifest, made: Made, durations: Mapping
         },
         pruned_by=describe_pruner(built.config),
         made=made,
-        inputs=(describe_data(built.config, built.source, built.data), describe_base(built.source, built.base)),
+        inputs=(
+            describe_data(built.config, built.source, built.data),
+            *(f"Warning: {warning}" for warning in built.data.warnings),
+            describe_base(built.source, built.base),
+        ),
         seeds={"seed": built.config.seed},
         durations_s=durations,
     )

@@ -47,7 +47,7 @@ def test_quiet_says_nothing(capsys):
 def test_a_stage_that_an_earlier_build_finished_is_kept():
     reporter, file = recorded()
     reporter.line("base", "98.6%", seconds=0.1, kept=True)
-    assert file.getvalue() == "✓ base       98.6%  kept\n"
+    assert file.getvalue() == "✓ base       kept: 98.6%\n"
 
 
 def test_without_a_terminal_a_line_a_minute_says_step_rate_and_time_left():

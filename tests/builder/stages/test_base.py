@@ -344,7 +344,18 @@ def test_what_the_statistics_are_taken_from(folder, weights, tmp_path):
         source(mean=(0.1, 0.2))
 
 
-@pytest.mark.parametrize(("content", "message"), [(b"cat\ndog\n", "names none of"), (b"\xff", "read as UTF-8")])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"cat\ndog\n", r"names\.txt: names none of .*; it has to be a text file of one name a line, in the order"),
+        (b"\xff", "read as UTF-8"),
+        (b'["a", "b"]', "is JSON, and so names none of"),
+        (b'{\n"0": "a",\n"1": "b"\n}', "is JSON, and so names none of"),
+        (b"0 a\n1 b\n", "has numbers before the names, and so names none of"),
+        (b"0: a\n1: b\n", "has numbers before the names, and so names none of"),
+        (b"7,a\n8,b\n", "has numbers before the names, and so names none of"),
+    ],
+)
 def test_class_names_that_say_nothing(content, message, folder, weights, tmp_path):
     (tmp_path / "names.txt").write_bytes(content)
     with pytest.raises(WeightsError, match=message):

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -89,14 +91,37 @@ def test_another_validation_split_is_another_training_set_and_another_seed_is_no
     assert first[0].train.digest == prepared(root, seed=5)[0].train.digest
 
 
-def test_touching_a_file_redoes_the_decoding_and_nothing_else(root):
+def test_a_file_that_is_written_again_and_a_copy_elsewhere_are_the_same_data(root, tmp_path):
     first = prepared(root)
     path = root / "train" / "a" / "3.png"
     path.write_bytes(path.read_bytes())
-    second = prepared(root)
-    assert first[0].train.folder != second[0].train.folder
-    assert first[0].train.digest == second[0].train.digest
-    assert first[2] == second[2]
+    assert prepared(root)[0].train.folder == first[0].train.folder
+    elsewhere = shutil.move(root, tmp_path / "elsewhere")
+    assert prepared(elsewhere)[0].train.folder == first[0].train.folder
+
+
+def test_other_content_of_the_same_size_and_time_is_seen(root, tmp_path):
+    first, second = (root / "train" / "a" / name for name in ("3.png", "4.png"))
+    contents = [path.read_bytes() for path in (first, second)]
+    size = max(map(len, contents))
+    for path, content in zip((first, second), contents, strict=True):
+        path.write_bytes(content.ljust(size, b"\0"))
+        os.utime(path, ns=(0, 0))
+    before = decoded(root, tmp_path)
+    time.sleep(0.05)  # a file system counts changes in steps of some milliseconds
+    for path, content in zip((second, first), contents, strict=True):
+        path.write_bytes(content.ljust(size, b"\0"))
+        os.utime(path, ns=(0, 0))
+    assert decoded(root, tmp_path).train.folder != before.train.folder
+
+
+def test_a_damaged_file_is_named_where_it_lies_now(root, tmp_path):
+    damage(root, "train/a/1.png")
+    before = decoded(root, tmp_path, bad_files="skip")
+    elsewhere = shutil.move(root, tmp_path / "elsewhere")
+    after = decoded(elsewhere, tmp_path, bad_files="skip")
+    assert after.train.folder == before.train.folder
+    assert after.notes == (f"1 file that cannot be read left out: {elsewhere}/train/a/1.png",)
 
 
 def test_training_and_validation_share_no_image(root):
@@ -234,6 +259,8 @@ def test_a_class_of_damaged_files_alone_is_refused(root, tmp_path):
         decoded(root, tmp_path, bad_files="skip")
     shutil.rmtree(root / "train" / "b")
     shutil.copytree(root / "train" / "a", root / "train" / "b")
+    for i in range(10):
+        Image.new("L", (8, 8), i).save(root / "train" / "b" / f"{i}.png")
     damage(root, "test/a/0.png", "test/b/0.png")
     with pytest.raises(DataError, match="no test image can be read"):
         decoded(root, tmp_path, bad_files="skip")
@@ -254,18 +281,43 @@ def test_one_image_in_a_class_is_for_training_and_one_in_each_is_too_few(root, t
     assert data.notes == ("no validation images of b",)
     for i in range(1, 10):
         (root / "train" / "a" / f"{i}.png").unlink()
-    with pytest.raises(DataError, match="every class has one training image, and none is left for validation"):
-        decoded(root, tmp_path)
+    for copies in (0, 3):
+        for i in range(copies):
+            shutil.copyfile(root / "train" / "a" / "0.png", root / "train" / "a" / f"copy{i}.png")
+        with pytest.raises(DataError, match="no class has two different training images, and none is left for valid"):
+            decoded(root, tmp_path)
 
 
 def test_400_to_2_is_split(root, tmp_path):
     for i in range(2, 10):
         (root / "train" / "b" / f"{i}.png").unlink()
     for i in range(10, 400):
-        shutil.copyfile(root / "train" / "a" / "0.png", root / "train" / "a" / f"{i}.png")
+        Image.new("RGB", (8, 8), (i % 256, i // 256, 0)).save(root / "train" / "a" / f"{i}.png")
     data = decoded(root, tmp_path)
     assert np.bincount(data.train.labels).tolist() == [360, 1]
     assert np.bincount(data.validation.labels).tolist() == [40, 1]
+
+
+def test_copies_stay_on_one_side_of_the_cut_and_are_told(root, tmp_path):
+    for label in ("a", "b"):
+        for i in range(10):
+            shutil.copyfile(root / "train" / label / f"{i}.png", root / "train" / label / f"{i}c.png")
+    data = decoded(root, tmp_path)
+    held_out = {pixels.tobytes() for pixels in data.validation.pixels()}
+    assert not held_out & {pixels.tobytes() for pixels in data.train.pixels()}
+    assert np.bincount(data.validation.labels).tolist() == [2, 2]
+    assert data.notes == ("20 of 40 training images are different, and copies stay on one side of the cut",)
+    assert data.warnings == ()
+
+
+def test_a_leak_is_a_warning_and_a_test_split_of_training_images_is_refused(root, tmp_path):
+    shutil.copyfile(root / "train" / "a" / "0.png", root / "test" / "a" / "1.png")
+    data = decoded(root, tmp_path)
+    (warning,) = data.warnings
+    assert "1 of 3, such as test/a/1.png, which is train/a/0.png; the test accuracy means nothing for them" in warning
+    shutil.copyfile(root / "train" / "b" / "0.png", root / "test" / "b" / "0.png")
+    with pytest.raises(DataError, match="byte for byte: 2 of 3, such as"):
+        decoded(root, tmp_path)
 
 
 def test_split_by_keeps_groups_on_one_side_and_says_so(root, tmp_path):
@@ -285,7 +337,10 @@ def test_split_by_that_leaves_nothing_to_hold_out_is_refused(root, tmp_path):
 
 
 def test_split_by_beside_a_validation_split_is_refused(root, tmp_path):
-    shutil.copytree(root / "test", root / "val")
+    (root / "test").rename(root / "val")
+    for label in ("a", "b"):
+        (root / "test" / label).mkdir(parents=True)
+        Image.new("L", (8, 8), ord(label)).save(root / "test" / label / "0.png")
     assert decoded(root, tmp_path).notes == ("validation: val/",)
     with pytest.raises(ConfigError, match="--split-by: the data set has a validation split of its own"):
         decoded(root, tmp_path, split_by=r"(\d)\.png")
@@ -325,7 +380,7 @@ def test_sounds_keep_their_own_rate_and_a_mixture_is_told(sounds, tmp_path):
     (folder / "0.wav").write_bytes(encoded(np.zeros(4800, np.float32), 16_000))
     (folder / "1.wav").write_bytes(encoded(np.clip(9 * tone(200, 0.3, 22_050), -1, 1), 22_050))
     for path in (tmp_path / "sounds" / "train" / "high").iterdir():
-        path.write_bytes(encoded(tone(2000, 0.3, 22_050), 22_050))
+        path.write_bytes(encoded(tone(2000 + int(path.stem), 0.3, 22_050), 22_050))
     config = tiny_config(data=sounds, channels=1)
     source = open_source(config)
     assert source.preprocessing.spectrogram == Spectrogram.at(22_050, seconds=0.3)

@@ -69,35 +69,48 @@ grouped = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 3)), min_size=1,
 def test_groups_stay_together_and_no_class_is_taken_whole(pairs, share, rng):
     groups = [f"speaker {group}" for group, _ in pairs]
     labels = np.array([label for _, label in pairs], dtype=np.int64)
-    held = grouped_split(groups, labels, share)
+    held = grouped_split(groups, labels, np.arange(len(labels)), share)
     for group in set(groups):
         assert len({bool(held[i]) for i, other in enumerate(groups) if other == group}) == 1
     for label in np.unique(labels):
         assert not held[labels == label].all()
     order = list(range(len(pairs)))
     rng.shuffle(order)
-    again = grouped_split([groups[i] for i in order], labels[order], share)
+    again = grouped_split([groups[i] for i in order], labels[order], np.arange(len(labels)), share)
     assert np.array_equal(again, held[order]), "the order of the files changes nothing"
 
 
 def test_the_share_is_met_where_groups_allow_it():
     labels = np.repeat(np.arange(4), 500)
     groups = [f"s{i % 100}" for i in range(2000)]
-    held = grouped_split(groups, labels, 0.1)
+    held = grouped_split(groups, labels, np.arange(len(labels)), 0.1)
     assert np.abs(np.bincount(labels[held]) - 50).max() <= 5
 
 
 def test_two_groups_of_a_class_are_enough_and_one_is_kept_for_training():
     labels = np.array([0, 0, 0, 1, 1, 1], dtype=np.int64)
-    held = grouped_split(["a", "a", "b", "c", "c", "c"], labels, 0.1)
+    held = grouped_split(["a", "a", "b", "c", "c", "c"], labels, np.arange(6), 0.1)
     assert held.tolist() == [False, False, True, False, False, False]
+
+
+def test_groups_that_share_a_file_are_one_group():
+    groups, labels = [f"s{i // 2}" for i in range(20)], np.repeat(np.arange(2), 10)
+    apart = grouped_split(groups, labels, np.arange(20), 0.2)
+    held = int(np.flatnonzero(apart)[0])
+    copies = np.arange(20)
+    copies[9] = copies[held] = 0
+    joined = grouped_split(groups, labels, copies, 0.2)
+    for image in np.unique(copies):
+        assert len(set(joined[copies == image])) == 1
+    for group in set(groups):
+        assert len({bool(joined[i]) for i in range(20) if groups[i] == group}) == 1
 
 
 def test_without_groups_a_split_is_what_it_was():
     names, labels = [f"{i}.png" for i in range(20)], np.repeat(np.arange(2), 10)
-    test = fixed_split(names, labels, "test")
+    test = fixed_split(names, labels, np.arange(20), "test")
     assert np.bincount(labels[test]).tolist() == [2, 2]
-    assert sorted([*test, *fixed_split(names, labels, "train")]) == list(range(20))
+    assert sorted([*test, *fixed_split(names, labels, np.arange(20), "train")]) == list(range(20))
 
 
 def test_a_folder_without_splits_is_cut_by_group(tmp_path):
@@ -105,7 +118,7 @@ def test_a_folder_without_splits_is_cut_by_group(tmp_path):
         (tmp_path / name).mkdir()
         for speaker in range(10):
             for clip in range(3):
-                Image.new("L", (2, 2)).save(tmp_path / name / f"s{speaker}_{clip}.png")
+                Image.new("RGB", (2, 2), (speaker, clip, len(name))).save(tmp_path / name / f"s{speaker}_{clip}.png")
     read = [read_split(f"imagefolder:{tmp_path}", split, split_by=r"/(s\d)_") for split in ("train", "test")]
     train, test = ({path.name[:2] for path in images.paths} for images in read)
     assert not train & test

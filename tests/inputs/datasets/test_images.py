@@ -1,5 +1,7 @@
 import io
+import os
 import pickle
+import time
 
 import numpy as np
 import pytest
@@ -80,6 +82,30 @@ def test_they_can_be_sent_to_another_process(tmp_path):
     images = array_images(np.arange(8, dtype=np.uint8).reshape(2, 2, 2))
     again = pickle.loads(pickle.dumps(images))
     assert np.array_equal(again.pixels, images.pixels)
+
+
+def test_the_content_of_a_file_is_its_bytes_whatever_its_size_time_and_place(tmp_path):
+    path, copy = tmp_path / "a.png", tmp_path / "else" / "b.png"
+    copy.parent.mkdir()
+    path.write_bytes(b"one")
+    copy.write_bytes(b"one")
+    files = FileImages(classes=("x",), labels=np.zeros(2, np.int64), paths=(path, copy), root=tmp_path)
+    before, state = files.content(0), path.stat()
+    assert before == files.content(1)
+    time.sleep(0.05)  # a file system counts changes in steps of some milliseconds
+    path.write_bytes(b"two")
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert path.stat().st_mtime_ns == state.st_mtime_ns
+    assert files.content(0) != before
+    assert files.copies.tolist()[0] != files.copies.tolist()[1]
+
+
+def test_empty_and_missing_files_are_no_copies(tmp_path):
+    paths = tuple(tmp_path / name for name in ("a.png", "b.png", "none.png", "no.png"))
+    for path in paths[:2]:
+        path.touch()
+    files = FileImages(classes=("x",), labels=np.zeros(4, np.int64), paths=paths, root=tmp_path)
+    assert len(set(files.copies.tolist())) == 4
 
 
 def test_shorten():

@@ -188,13 +188,58 @@ def test_nested_folders_belong_to_their_class(tree):
     assert_pixels(tree.read())
 
 
-def test_links_are_followed_and_a_loop_ends(tree):
-    (tree.root / "train/bolt/loop").symlink_to(tree.root / "train/bolt")
-    (tree.root / "train/bolt/self").symlink_to("self")
-    (tree.root / "train/washer").symlink_to(tree.root / "train/nut")
+@pytest.mark.parametrize("target", ["train/bolt", "train", "", "..", "train/nut", "test", "test/nut", "train/nut/deep"])
+def test_a_link_back_into_the_tree_is_counted_and_not_followed(tree, target):
+    tree.add("train/nut/deep/2.png", "test/nut/deep/3.png")
+    expected = names(tree.read())
+    (tree.root / "train/bolt/loop").symlink_to(tree.root / target)
     images = tree.read()
-    assert names(images) == sorted([*PLAIN, "washer:0.png", "washer:1.png"])
-    assert images.notes == ("1 of 3 files of bolt skipped: 1 broken link",)
+    assert names(images) == expected
+    assert images.notes == ("1 of 3 files of bolt skipped: 1 link to a folder that is read already",)
+    assert tree.read("test").notes == ()
+
+
+def test_links_to_folders_elsewhere_are_followed_each_once(tree, tmp_path):
+    Folder(tmp_path / "pool").add("a/5.png", "b/6.png")
+    Folder(tree.root / "originals").add("7.png")
+    (tree.root / "train/bolt/one").symlink_to(tmp_path / "pool/a")
+    (tree.root / "train/bolt/two").symlink_to(tree.root / "originals")
+    (tree.root / "train/nut/three").symlink_to(tmp_path / "pool")
+    (tree.root / "train/nut/self").symlink_to("self")
+    images = tree.read()
+    assert names(images) == sorted([*PLAIN, "bolt:5.png", "bolt:7.png"])
+    assert "1 link to a folder that is read already" in images.notes[-1] and "1 broken link" in images.notes[-1]
+
+
+def test_of_plain_class_folders_a_link_back_is_not_followed(empty):
+    empty.add(*(f"{name}/{i}.png" for name in ("bolt", "nut") for i in range(5)))
+    expected = sorted(names(empty.read()) + names(empty.read("test")))
+    (empty.root / "bolt/loop").symlink_to("..")
+    assert sorted(names(empty.read()) + names(empty.read("test"))) == expected
+
+
+@pytest.mark.parametrize(
+    ("link", "target"),
+    [("train/washer", "train/nut"), ("test/washer", "train/nut"), ("train/washer", "train/nut/deep")],
+)
+def test_a_class_that_is_a_link_to_another_class_is_refused(tree, link, target):
+    tree.add("train/nut/deep/2.png")
+    (tree.root / link).symlink_to(tree.root / target)
+    assert "are one folder by a link, or one lies in the other" in tree.refusal()
+
+
+def test_a_split_that_is_a_link_to_another_is_refused(tree):
+    (tree.root / "val").symlink_to("test")
+    assert "are one folder by a link" in tree.refusal("test")
+
+
+def test_classes_may_be_links_to_folders_elsewhere(tree, tmp_path):
+    Folder(tmp_path / "pool").add("washer/0.png")
+    (tree.root / "train/washer").symlink_to(tmp_path / "pool/washer")
+    (tree.root / "train/bolt/again").symlink_to(tmp_path / "pool/washer")
+    images = tree.read()
+    assert names(images) == sorted([*PLAIN, "washer:0.png"])
+    assert images.notes == ("1 of 3 files of bolt skipped: 1 link to a folder that is read already",)
 
 
 @pytest.mark.parametrize("target", [".", ".."])
@@ -361,3 +406,45 @@ def test_a_skipped_files_name_need_be_no_text(tree):
 def test_a_folder_that_may_not_be_read_is_named(tree):
     (tree.root / "train/bolt/deep").mkdir(mode=0)
     assert "train/bolt/deep: cannot be read (PermissionError)" in tree.refusal()
+
+
+@pytest.mark.parametrize(("first", "second"), [("train", "test"), ("Training", "validation"), ("train", "val")])
+def test_splits_inside_the_classes_are_refused_with_the_layout(empty, first, second):
+    empty.add(*(f"{name}/{split}/{i}.png" for name in ("bolt", "nut") for split in (first, second) for i in range(3)))
+    for split in ("train", "test"):
+        assert empty.refusal(split).endswith(
+            f": has its splits inside the classes, as in bolt/{first} and bolt/{second}; move them around the classes: "
+            f"{empty.root}/train/bolt and {empty.root}/test/bolt"
+        )
+
+
+def test_splits_of_other_names_are_no_classes(empty):
+    empty.add(*(f"{split}/{name}/0.png" for name in ("bolt", "nut") for split in ("train_images", "test_images")))
+    assert empty.refusal().endswith(
+        ": train_images/ and test_images/ have the same folders and would be two classes; rename them to train and test"
+    )
+
+
+def test_a_folder_of_copies_of_one_picture_leaves_nothing_for_testing(empty):
+    empty.add(*(f"{name}/{i}.png" for name in ("bolt", "nut") for i in range(5)), content=b"one")
+    assert "no class has two files that differ" in empty.refusal("test")
+
+
+def test_a_class_may_have_a_folder_that_is_called_like_one_split(empty):
+    empty.add(*(f"{name}/{i}.png" for name in ("bolt/train", "nut") for i in range(5)))
+    assert empty.read().classes == ("bolt", "nut")
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [
+        ("images/0.jpg", "labels/0.txt"),
+        ("images/train/0.jpg", "labels/train/0.txt"),
+        ("train/images/0.jpg", "train/labels/0.txt"),
+        ("JPEGImages/0.jpg", "Annotations/0.xml"),
+        ("images/0.jpg", "annotations/all.json"),
+    ],
+)
+def test_data_for_detection_are_named(empty, images, labels):
+    empty.add(images, images.replace("train", "val")).add(labels, labels.replace("train", "val"), content=b"0 0 0 1 1")
+    assert "the layout of detection data (YOLO, COCO, VOC); a folder for each class is needed" in empty.refusal()

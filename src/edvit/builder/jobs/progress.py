@@ -46,8 +46,10 @@ class Reporter:
 
     def line(self, stage: str, text: str, seconds: float | None = None, *, kept: bool = False) -> None:
         """One finished stage; `kept` if an earlier build has finished it."""
-        took = "  [dim]kept[/dim]" if kept else "" if seconds is None else f"  [dim]{seconds:,.0f} s[/dim]"
-        self.console.print(f"[green]✓[/green] {stage:<10} {escape(text)}{took}", soft_wrap=True)
+        # In front of the text, which may end in the name of a file.
+        before = "[dim]kept:[/dim] " if kept else ""
+        took = "" if kept or seconds is None else f"  [dim]{seconds:,.0f} s[/dim]"
+        self.console.print(f"[green]✓[/green] {stage:<10} {before}{escape(text)}{took}", soft_wrap=True)
 
     def note(self, stage: str, text: str) -> None:
         """Something about a stage that is not finished."""

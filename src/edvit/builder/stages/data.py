@@ -19,6 +19,7 @@ from edvit.builder.jobs.job import Note, Resumable, unkeyed
 from edvit.builder.jobs.parallel import Progress
 from edvit.builder.jobs.runner import Runner
 from edvit.builder.options import Augment, BadFiles
+from edvit.builder.stages.leaks import leaks
 from edvit.builder.stages.source import Source
 from edvit.builder.train.augment import GLYPHS, NATURAL, SPECTROGRAMS, Augmentation, Views
 from edvit.builder.unlabelled import WithUnlabelled
@@ -43,6 +44,8 @@ class Data:
     validation: ImageSet
     unlabelled: ImageSet | None = None
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    """What makes its accuracies mean less than they say."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class Decode(Resumable):
     """Decodes and resizes every image of a data set.
 
     Attributes:
-        stamps: a text for each image that changes when the image does.
+        contents: the digest of each image. Names do not count: a copy of the data set is the same data set.
         labels: class indices, int64 `[images]`.
         preprocessing: from an image file to the model's input.
         images: the data set.
@@ -59,7 +62,7 @@ class Decode(Resumable):
     STAGE: ClassVar[str] = "data"
     LIBRARIES: ClassVar[tuple[str, ...]] = ("numpy", "pillow")
 
-    stamps: tuple[str, ...]
+    contents: tuple[str, ...]
     labels: npt.NDArray[np.int64]
     preprocessing: Preprocessing
     images: LabelledImages = unkeyed()
@@ -67,8 +70,7 @@ class Decode(Resumable):
     @classmethod
     def of(cls, images: LabelledImages, how: Preprocessing) -> Decode:
         """The job for all images of a data set."""
-        stamps = tuple(images.stamp(index) for index in range(len(images)))
-        return cls(stamps, np.asarray(images.labels, dtype=np.int64), how, images)
+        return cls(images.contents, np.asarray(images.labels, dtype=np.int64), how, images)
 
     def run_from(self, resume: Checkpoint | None, folder: Path, progress: Progress) -> Note:
         written = images.write_images(self.images, self.preprocessing, folder, progress, resume)
@@ -94,13 +96,14 @@ def _check_counts(given: LabelledImages, share: float) -> None:
             "more groups, or leave it out"
         )
     if len(held_out) == 0:
-        raise DataError("every class has one training image, and none is left for validation: add images")
+        raise DataError("no class has two different training images, and none is left for validation: add images")
 
 
 def decode(runner: Runner, source: Source, validation: float, bad_files: BadFiles = "stop") -> Data:
     """Decode training and test data once, and split the former into training and validation images.
 
-    The test images are decoded here too, so that a damaged one comes out before hours of training.
+    The test images are decoded here too, so that a damaged one comes out before hours of training, and so that a test
+    split of training images is refused (see `leaks`).
 
     Args:
         validation: share of each class that is held out.
@@ -113,7 +116,11 @@ def decode(runner: Runner, source: Source, validation: float, bad_files: BadFile
     _check_counts(source.train, validation)
     parts = [part for part in (source.train, source.test, source.unlabelled) if part is not None]
     made = [runner.make(Decode.of(part, source.preprocessing), "decoding") for part in parts]
-    bad = [text for artifact in made for text in artifact.note.get("bad", [])]
+    bad = [
+        f"{part.name(row)}: {text}"
+        for part, artifact in zip(parts, made, strict=True)
+        for row, text in zip(images.unreadable(artifact.folder), artifact.note["bad"], strict=True)
+    ]
     if bad and bad_files == "stop":
         raise DataError(_describe_bad(bad))
     every = images.open_images(made[0].folder)
@@ -123,12 +130,14 @@ def decode(runner: Runner, source: Source, validation: float, bad_files: BadFile
     if trained.min() == 0 or len(held_out) == 0:
         lacking = f"class {classes[int(trained.argmin())]!r}" if trained.min() == 0 else "the validation split"
         raise DataError(f"{lacking} has no image left without the {counted(len(bad), 'file')} that cannot be read")
-    if len(images.open_images(made[1].folder)) == 0:
+    tested = images.open_images(made[1].folder)
+    if len(tested) == 0:
         raise DataError("no test image can be read")
+    warnings = leaks(source.train, source.test, every.rows.tolist(), tested.rows.tolist())
     whole = ImageSet(every.folder, np.arange(len(labels)))
-    notes = _notes(source, held_out, [artifact.note for artifact in made], bad)
+    notes = _notes(source, every.rows, held_out, [artifact.note for artifact in made], bad)
     unlabelled = images.open_images(made[2].folder) if source.unlabelled is not None else None
-    return Data(classes, whole.take(train), whole.take(held_out), unlabelled, notes)
+    return Data(classes, whole.take(train), whole.take(held_out), unlabelled, notes, warnings)
 
 
 def _describe_bad(bad: Sequence[str]) -> str:
@@ -144,7 +153,11 @@ def _describe_bad(bad: Sequence[str]) -> str:
 
 
 def _notes(
-    source: Source, held_out: npt.NDArray[np.int64], decoded: Sequence[Mapping[str, Any]], bad: Sequence[str]
+    source: Source,
+    read: npt.NDArray[np.int64],
+    held_out: npt.NDArray[np.int64],
+    decoded: Sequence[Mapping[str, Any]],
+    bad: Sequence[str],
 ) -> tuple[str, ...]:
     """What a user should know of the data, in the order in which it matters."""
     train, test, how = source.train, source.test, source.preprocessing
@@ -153,6 +166,13 @@ def _notes(
         notes += source.unlabelled.notes
     if train.groups is not None:
         notes.append(_describe_groups(train, test, held_out))
+    different = len({train.contents[row] for row in read})
+    if different < len(read) and train.validation is None:
+        noun = "sound" if how.spectrogram is not None else "image"
+        notes.append(
+            f"{different:,} of {counted(len(read), f'training {noun}')} are different, and copies stay on one side of "
+            "the cut"
+        )
     validated = np.bincount(np.asarray(train.labels)[held_out], minlength=len(train.classes))
     without = [name for name, count in zip(train.classes, validated, strict=True) if count == 0]
     if without:
@@ -190,9 +210,9 @@ def split_training(given: LabelledImages, share: float) -> tuple[npt.NDArray[np.
     """Indices for training and for validation: the authors' own choice, or `share` of each class, in whole groups."""
     labels, chosen = np.asarray(given.labels, dtype=np.int64), given.validation
     if chosen is None and given.groups is not None:
-        chosen = np.flatnonzero(grouped_split(given.groups, labels, share))
+        chosen = np.flatnonzero(grouped_split(given.groups, labels, given.copies, share))
     if chosen is None:
-        return images.split_validation(labels, share)
+        return images.split_validation(labels, given.copies, share)
     return np.setdiff1d(np.arange(len(labels)), chosen), chosen
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -177,15 +178,26 @@ def _order(config: BuildConfig, facts: Facts, classes: tuple[str, ...]) -> HeadO
     if path is None:
         return None if facts.classes is None else head_order(facts.classes, classes, facts.source)
     try:
-        names = [
-            line.strip() for line in path.expanduser().read_text(encoding="utf-8-sig").splitlines() if line.strip()
-        ]
+        text = path.expanduser().read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise WeightsError(f"{path}: cannot be read as UTF-8 text ({type(error).__name__})") from None
+    names = [line.strip() for line in text.splitlines() if line.strip()]
     order = head_order(names, classes, str(path))
     if order is None:
-        raise WeightsError(f"{path}: names none of the data's classes ({shorten(classes)})")
+        raise WeightsError(
+            f"{path}: {_form_of(names)}names none of the data's classes ({shorten(classes)}); it has to be a text file "
+            "of one name a line, in the order of the head's outputs"
+        )
     return order
+
+
+def _form_of(lines: list[str]) -> str:
+    """What a file of class names is written in, where that is another form in common use, for messages."""
+    if lines and lines[0].startswith(("[", "{")):
+        return "is JSON, and so "
+    if lines and all(re.match(r"\d+\s*[\s:,=]\s*\S", line) for line in lines):
+        return "has numbers before the names, and so "
+    return ""
 
 
 def _per_channel(

@@ -43,6 +43,6 @@ def read_caltech256(split: Split, data_root: Path | None) -> FileImages:
         paths += files
         labels += [label] * len(files)
     every = np.array(labels, dtype=np.int64)
-    chosen = fixed_split([path.name for path in paths], every, split)
     classes = tuple(numbered[number].name[4:] for number in wanted)
-    return FileImages(classes=classes, labels=every[chosen], paths=tuple(paths[i] for i in chosen), root=folder)
+    images = FileImages(classes=classes, labels=every, paths=tuple(paths), root=folder)
+    return images.take(fixed_split([path.name for path in paths], every, images.copies, split))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,7 +16,7 @@ from edvit.inputs.datasets.groups import groups_of
 from edvit.inputs.datasets.images import FileImages, Files, FileSounds, Split, shorten
 from edvit.inputs.datasets.order import natural_key
 from edvit.inputs.datasets.splits import fixed_split
-from edvit.inputs.datasets.tree import Skipped, entries, look, text_name, why_skipped
+from edvit.inputs.datasets.tree import Places, Skipped, entries, look, overlap, text_name, why_skipped
 from edvit.inputs.formats import EXTENSIONS
 from edvit.units import counted
 
@@ -33,6 +34,9 @@ NAMES = {
     "test": ("test", "testing"),
 }
 """Names of the folder of each split, in any case."""
+
+ANNOTATIONS = frozenset(("labels", "annotations"))
+"""Folders of boxes and outlines, in lower case, that data sets for detection (YOLO, COCO, VOC) have beside images."""
 
 F = TypeVar("F", bound=Files)
 
@@ -103,7 +107,8 @@ def read_folder(root: Path, split: Split, kind: type[F], extensions: frozenset[s
     layout = layout_of(root)
     plain = layout.train is layout.validation is layout.test is None
     folders = [root] if plain else _split_folders(root, layout, split)
-    trees = [read_tree(folder, extensions) for folder in folders]
+    places = _places(root, layout)
+    trees = [read_tree(folder, extensions, places) for folder in folders]
     known, classes = _classes(root, layout, trees[0])
     position = {folder_of_class(name): label for label, name in enumerate(classes)}
 
@@ -138,7 +143,7 @@ def layout_of(root: Path) -> Layout:
 
     Raises:
         DataError: a split has two folders, or a split's folder has no class folders, or the whole data set lies one
-            folder deeper.
+            folder deeper, or what would be classes are splits or hold splits.
     """
     folders, _ = entries(root)
     named = {split: [path for path in folders if path.name.lower() in names] for split, names in NAMES.items()}
@@ -159,7 +164,30 @@ def layout_of(root: Path) -> Layout:
         path.name.lower() in names for path in entries(folders[0])[0] for names in NAMES.values()
     ):
         raise DataError(f"{root}: the splits lie one folder deeper; give {folders[0]}")
+    _check_no_hidden_splits(root, folders)
     return Layout(None, None, None)
+
+
+def _check_no_hidden_splits(root: Path, folders: list[Path]) -> None:
+    """Raises DataError where what would be classes are splits, or hold splits: test files would be learnt from."""
+    if any(path.name.lower() in ANNOTATIONS for path in folders):
+        return  # these are no classes, and what they are is told where one turns out to hold no images
+    inner = {path.name: [folder.name for folder in entries(path)[0]] for path in folders}
+    for name, names in inner.items():
+        inside = {split: other for split, known in NAMES.items() for other in names if other.lower() in known}
+        if "train" in inside and len(inside) > 1:
+            train, test = inside["train"], inside.get("test") or inside["validation"]
+            raise DataError(
+                f"{root}: has its splits inside the classes, as in {name}/{train} and {name}/{test}; move them around "
+                f"the classes: {root}/train/{name} and {root}/test/{name}"
+            )
+    trains, tests = ([name for name in inner if name.lower().startswith(split)] for split in ("train", "test"))
+    for train, test in product(trains, tests):
+        if inner[train] and inner[train] == inner[test]:
+            raise DataError(
+                f"{root}: {train}/ and {test}/ have the same folders and would be two classes; rename them to train "
+                "and test"
+            )
 
 
 def _split_folders(root: Path, layout: Layout, split: Split) -> list[Path]:
@@ -209,20 +237,39 @@ def class_folders(folder: Path) -> dict[str, list[Path]]:
     return found
 
 
-def read_tree(folder: Path, extensions: frozenset[str]) -> Tree:
+def _places(root: Path, layout: Layout) -> Places:
+    """The class folders of all splits, read now or not. Raises DataError where two are one folder."""
+    splits = [folder for folder in (layout.train, layout.validation, layout.test) if folder is not None] or [root]
+    every = [path for folder in splits for paths in class_folders(folder).values() for path in paths]
+    both = overlap(every)
+    if both is not None:
+        raise DataError(
+            f"{both[0]} and {both[1]}: are one folder by a link, or one lies in the other, and a file belongs to one "
+            "class of one split; remove the link"
+        )
+    return Places(every)
+
+
+def read_tree(folder: Path, extensions: frozenset[str], places: Places) -> Tree:
     """The class folders of a split, their files, and what is skipped. Raises DataError."""
     folders = class_folders(folder)
     tree = Tree(folders, {}, {})
     beside = [why_skipped(path, frozenset()) for path in entries(folder)[1] if path.name != CLASS_ORDER]
     tree.skipped[""] = Skipped(len(beside), Counter(filter(None, beside)))
-    for name, places in folders.items():
-        seen = [look(place, extensions) for place in places]
+    for name, own in folders.items():
+        seen = [look(place, extensions, places) for place in own]
         tree.files[name] = [path for files, _ in seen for path in files]
         tree.skipped[name] = sum((skipped for _, skipped in seen), Skipped())
     return tree
 
 
 def _empty(tree: Tree, name: str, extensions: frozenset[str]) -> str:
+    if name.lower() in ANNOTATIONS and any(other.lower().endswith("images") for other in tree.folders):
+        place = tree.folders[name][0].parent
+        return (
+            f"{place}: has a folder of images and {name}/, which is the layout of detection data (YOLO, COCO, VOC); a "
+            f"folder for each class is needed: {place}/<class>/<file>"
+        )
     what = "images" if extensions is IMAGES else "sound files"
     skipped = tree.skipped[name]
     why = f" ({skipped} skipped)" if skipped.files else ""
@@ -232,7 +279,9 @@ def _empty(tree: Tree, name: str, extensions: frozenset[str]) -> str:
 def _cut(images: F, split: Split) -> F:
     """The split of a folder that has none of its own."""
     names = [images.key(index) for index in range(len(images))]
-    test = fixed_split(names, images.labels, "test", images.groups)
+    test = fixed_split(names, images.labels, images.copies, "test", images.groups)
+    if len(test) == 0:
+        raise DataError(f"{images.root}: no class has two files that differ, and none is left for testing: add files")
     how = "a fifth of each class, by the hash of each file's name"
     if images.groups is not None:
         how = "about a fifth of each class, in whole groups of --split-by"

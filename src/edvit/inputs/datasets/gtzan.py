@@ -44,11 +44,9 @@ def read_gtzan(split: Split, data_root: Path | None) -> FileSounds:
     if missing:
         raise DataError(f"{folder}: missing {shorten(missing)} (.wav or .au); unpack the whole archive there")
     every = np.array(labels, dtype=np.int64)
-    chosen = fixed_split([path.stem for path in paths], every, split)
     notes = tuple(f"skipped {clip}: known to be damaged" for clip in skipped)
-    return FileSounds(
-        classes=GENRES, labels=every[chosen], paths=tuple(paths[i] for i in chosen), root=folder, notes=notes
-    )
+    sounds = FileSounds(classes=GENRES, labels=every, paths=tuple(paths), root=folder, notes=notes)
+    return sounds.take(fixed_split([path.stem for path in paths], every, sounds.copies, split))
 
 
 def _find(folder: Path, clip: str) -> Path | None:

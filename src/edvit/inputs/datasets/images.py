@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -78,9 +79,20 @@ class LabelledImages(ABC):
         """Whether what decoding needs is installed, told without reading a file. Raises MissingExtraError."""
         return
 
-    def stamp(self, index: int) -> str:
-        """A text that changes when the image does, without decoding it. Raises DataError."""
-        return f"{self.name(index)} {hashlib.sha256(self.encoded(index)).hexdigest()}"
+    @abstractmethod
+    def content(self, index: int) -> str:
+        """SHA-256 of what the image is made of, hex. Of a file that is empty or cannot be read, a text of its own."""
+
+    @cached_property
+    def contents(self) -> tuple[str, ...]:
+        """The `content` of each image, as it was when this was first asked for."""
+        return tuple(self.content(index) for index in range(len(self)))
+
+    @cached_property
+    def copies(self) -> Labels:
+        """For each image a number, the same for all that are copies of each other, byte for byte: `[images]`, int64."""
+        numbers: dict[str, int] = {}
+        return np.array([numbers.setdefault(content, len(numbers)) for content in self.contents], dtype=np.int64)
 
     def with_classes(self, classes: Sequence[str]) -> LabelledImages:
         """The same images, labelled by the position of their class name in `classes`.
@@ -107,8 +119,8 @@ class ArrayImages(LabelledImages):
     pixels: UInt8
     source: str
 
-    def stamp(self, index: int) -> str:
-        return f"{self.name(index)} {hashlib.sha256(self.pixels[index].tobytes()).hexdigest()}"
+    def content(self, index: int) -> str:
+        return hashlib.sha256(self.pixels[index].tobytes()).hexdigest()
 
     def name(self, index: int) -> str:
         return f"{self.source} #{index}"
@@ -150,11 +162,8 @@ class Files(LabelledImages):
             notes=(*self.notes, *notes),
         )
 
-    def stamp(self, index: int) -> str:
-        path = self.paths[index]
-        with _named(path):
-            state = path.stat()
-        return f"{path} {state.st_size} {state.st_mtime_ns}"
+    def content(self, index: int) -> str:
+        return _content(self.paths[index]) or f"nothing in {self.key(index)}"
 
     def decoded(self, index: int, how: Preprocessing) -> Decoded:
         # The gateway's own decoder: it may decode a large JPEG at a reduced scale, which changes pixels slightly.
@@ -226,6 +235,23 @@ def _named(path: Path) -> Iterator[None]:
         raise DataError(f"{path}: {error}; replace or remove the file") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({type(error).__name__})") from None
+
+
+def _content(path: Path) -> str | None:
+    """SHA-256 of a file, hex; None: it is empty or cannot be read, which decoding tells."""
+    try:
+        state = path.stat()
+        if state.st_size == 0:
+            return None
+        return _digest(path, state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+    except OSError:
+        return None
+
+
+@cache
+def _digest(path: Path, *state: int) -> str:
+    """Of a file in this state; a build asks for it several times."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def relative_name(path: Path, root: Path | None) -> str:

@@ -18,7 +18,7 @@ TEST_SHARE = 0.2
 
 
 def fixed_split(
-    names: Sequence[str], labels: Labels, split: Split, groups: Sequence[str] | None = None
+    names: Sequence[str], labels: Labels, copies: Labels, split: Split, groups: Sequence[str] | None = None
 ) -> npt.NDArray[np.int64]:
     """Indices of a split. Of each class a fifth is for testing: those whose names come first in order of their SHA-256.
     A class of one image is for training.
@@ -26,29 +26,62 @@ def fixed_split(
     Args:
         names: of the images, each once in its class.
         labels: `[images]`.
+        copies: `[images]`, see `LabelledImages.copies`.
         split: which indices are wanted.
         groups: of the images; where they are given, whole groups are for testing, see `grouped_split`.
     """
     if groups is not None:
-        test = grouped_split(groups, labels, TEST_SHARE)
+        test = grouped_split(groups, labels, copies, TEST_SHARE)
     else:
         rank = _ranks(names)
-        test = np.zeros(len(names), dtype=np.bool_)
-        for label in np.unique(labels):
-            members = np.flatnonzero(labels == label)
-            count = min(max(1, round(TEST_SHARE * len(members))), len(members) - 1)
-            test[members[np.argsort(rank[members], kind="stable")[:count]]] = True
+        members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+        test = held_out([own[np.argsort(rank[own], kind="stable")] for own in members], copies, TEST_SHARE)
     return np.flatnonzero(test if split == "test" else ~test)
 
 
-def grouped_split(groups: Sequence[str], labels: Labels, share: float) -> npt.NDArray[np.bool_]:
+def held_out(drawn: Sequence[npt.NDArray[np.int64]], copies: Labels, share: float) -> npt.NDArray[np.bool_]:
+    """Which images are held out, `[images]`: `share` of each class, at least one image where there are two.
+
+    Copies of an image stay together: the share is one of different images, and an image whose copies are more than the
+    share of the files is passed over. One that has copies in several classes, of which one holds it out, is trained on.
+
+    Args:
+        drawn: the images of each class, in the order in which they are taken.
+        copies: `[images]`, see `LabelledImages.copies`.
+        share: of each class.
+    """
+    held = np.zeros(len(copies), dtype=np.bool_)
+    for members in drawn:
+        which, first, sizes = np.unique(copies[members], return_index=True, return_counts=True)
+        files, different = _count(share, len(members)), _count(share, len(which))
+        order = np.argsort(first)
+        taken: list[int] = []
+        for image in order:
+            if len(taken) == different:
+                break
+            if sizes[image] <= files:
+                taken.append(image)
+                files -= int(sizes[image])
+        if not taken and different:
+            taken = [order[np.argmin(sizes[order])]]
+        held[members] = np.isin(copies[members], which[taken])
+    return held & ~np.isin(copies, copies[~held])
+
+
+def _count(share: float, number: int) -> int:
+    return min(max(1, round(share * number)), number - 1)
+
+
+def grouped_split(groups: Sequence[str], labels: Labels, copies: Labels, share: float) -> npt.NDArray[np.bool_]:
     """Which images are held out, `[images]`: whole groups, and of each class about `share`.
+
+    Groups that have copies of one image in common, byte for byte (`LabelledImages.copies`), are one group.
 
     Groups are gone through in the order of their SHA-256, and one is taken where that brings its classes nearer to
     their share. A class of which nothing was taken then gives its smallest group. No class is taken whole, so one whose
     images are all of one group is not held out at all.
     """
-    names, member = np.unique(np.asarray(groups, dtype=object), return_inverse=True)
+    names, member = np.unique(np.asarray(_joined(groups, copies), dtype=object), return_inverse=True)
     counts = np.zeros((len(names), int(labels.max(initial=-1)) + 1), dtype=np.int64)
     np.add.at(counts, (member, labels), 1)
     total, held = counts.sum(axis=0), np.zeros(counts.shape[1], dtype=np.int64)
@@ -74,6 +107,22 @@ def grouped_split(groups: Sequence[str], labels: Labels, share: float) -> npt.ND
                 taken[smallest] = True
                 held += counts[smallest]
     return np.asarray(taken[member], dtype=np.bool_)
+
+
+def _joined(groups: Sequence[str], copies: Labels) -> list[str]:
+    """The group of each image, where those that share an image have the name of one of them."""
+    leader = {group: group for group in groups}
+
+    def find(group: str) -> str:
+        while leader[group] != group:
+            leader[group] = group = leader[leader[group]]
+        return group
+
+    owner: dict[int, str] = {}
+    for group, image in zip(groups, copies.tolist(), strict=True):
+        first, second = sorted((find(owner.setdefault(image, group)), find(group)))
+        leader[second] = first
+    return [find(group) for group in groups]
 
 
 def _ranks(names: Sequence[str]) -> npt.NDArray[np.int64]:

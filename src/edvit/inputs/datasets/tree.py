@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 from edvit.errors import DataError
@@ -15,7 +16,12 @@ from edvit.units import counted
 _CLUTTER = frozenset(
     ("@eadir", "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "lost+found", "icon\r")
 )
-_BROKEN, _SPECIAL, _BARE = "broken link", "special file", "file without an extension"
+_BROKEN, _SPECIAL, _BARE, _AGAIN = "broken link", "special file", "bare file", "link back"
+_OF_MANY = {
+    _BARE: ("file", " without an extension"),
+    _AGAIN: ("link", " to a folder that is read already"),
+}
+"""What stands before and after the `s` of the plural, where that is not at the end."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,39 @@ class Skipped:
 
 
 def _counted(count: int, kind: str) -> str:
-    return counted(count, kind, "s") if kind != _BARE else counted(count, "file") + " without an extension"
+    noun, rest = _OF_MANY.get(kind, (kind, ""))
+    return counted(count, noun) + rest
+
+
+class Places:
+    """The real folders that are read, so that no link leads to one of them a second time.
+
+    Args:
+        folders: all that are read without following a link.
+    """
+
+    def __init__(self, folders: Iterable[Path]) -> None:
+        self._real = [_real(folder) for folder in folders]
+
+    def take(self, link: Path) -> bool:
+        """Whether a link may be followed: its folder is none of those, lies in none and holds none. It is one then."""
+        real = _real(link)
+        if any(real.startswith(other) or other.startswith(real) for other in self._real):
+            return False
+        self._real.append(real)
+        return True
+
+
+def overlap(folders: Sequence[Path]) -> tuple[Path, Path] | None:
+    """Two folders that are the same on the disk, or one of which lies in the other; None: there are no such two."""
+    ordered = sorted((_real(folder), folder) for folder in folders)
+    # What begins with a path stands right behind it in this order.
+    return next(((a, b) for (outer, a), (inner, b) in pairwise(ordered) if inner.startswith(outer)), None)
+
+
+def _real(folder: Path) -> str:
+    """The path without links, ending in a separator, so that it begins those of the folders in it and no others."""
+    return f"{os.path.realpath(folder).rstrip(os.sep)}{os.sep}"
 
 
 def is_clutter(name: str) -> bool:
@@ -75,18 +113,23 @@ def entries(folder: Path) -> tuple[list[Path], list[Path]]:
     return [path for path in found if path.is_dir()], [path for path in found if not path.is_dir()]
 
 
-def look(folder: Path, extensions: frozenset[str]) -> tuple[list[Path], Skipped]:
+def look(folder: Path, extensions: frozenset[str], places: Places | None = None) -> tuple[list[Path], Skipped]:
     """Files of those kinds at any depth, sorted, and what is skipped.
 
-    Links to folders are followed, each folder once.
+    Links to folders are followed, but not to a folder that is read already: that is skipped and counted.
+
+    Args:
+        folder: where to look.
+        extensions: of the files that are wanted, lower case.
+        places: what else is read; by default `folder` alone is.
 
     Raises:
         DataError: a folder cannot be read, or the name of a file that is read is no text.
     """
     found: list[Path] = []
     skipped = Skipped()
-    for path in _walk(folder):
-        kind = why_skipped(path, extensions)
+    for path, again in _walk(folder, places or Places([folder])):
+        kind = _AGAIN if again else why_skipped(path, extensions)
         if kind is None:
             text_name(path)
             found.append(path)
@@ -110,22 +153,19 @@ def why_skipped(path: Path, extensions: frozenset[str]) -> str | None:
     return None if extension in extensions else extension or _BARE
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    seen: set[str] = set()
+def _walk(folder: Path, places: Places) -> Iterator[tuple[Path, bool]]:
+    """Files, and links to folders that are read already; whether it is such a link."""
 
     def fail(error: OSError) -> None:
         raise _unreadable(Path(error.filename or folder), error)
 
     for place, folders, names in os.walk(folder, onerror=fail, followlinks=True):
-        here, real = Path(place), os.path.realpath(place)
-        if real in seen:  # a link to what was read already, perhaps to a folder around it
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = [name for name in folders if not is_clutter(name)]
-        links = {name for name in folders if (here / name).is_symlink()}
-        folders[:] = [*sorted(set(folders) - links), *sorted(links)]  # a real folder gives its files their names
-        yield from (here / name for name in names if not is_clutter(name))
+        here = Path(place)
+        folders[:] = sorted(name for name in folders if not is_clutter(name))
+        again = [name for name in folders if (here / name).is_symlink() and not places.take(here / name)]
+        folders[:] = [name for name in folders if name not in again]
+        yield from ((here / name, True) for name in again)
+        yield from ((here / name, False) for name in names if not is_clutter(name))
 
 
 def _unreadable(folder: Path, error: OSError) -> DataError:
