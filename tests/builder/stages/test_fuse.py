@@ -12,7 +12,15 @@ from tiny_build import runner_of, tiny_config
 @pytest.mark.parametrize(("epochs", "views"), [(0, 4), (2, 4), (8, 1)])
 def test_sub_models_that_were_trained_show_the_fusion_one_view(work, tiny_build, epochs, views):
     config, built = tiny_config(recover_epochs=epochs), tiny_build.built
-    count = fusion_views(config, Teacher(views=8 * (built.fused.fusion,), blocks=()))
+    any_result = built.fused.fusion
+    teacher = Teacher(
+        views=8 * (any_result,),
+        blocks=(),
+        base=any_result,
+        rotated=False,
+        preprocessing=built.source.preprocessing,
+    )
+    count = fusion_views(config, teacher)
     exported = export(
         runner_of(work),
         built.fused.recovered,
