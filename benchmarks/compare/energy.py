@@ -16,7 +16,7 @@ from torch import Tensor
 
 from edvit.builder.conv.network import ConvNet
 from edvit.plan.conv_cost import conv_flops
-from edvit.plan.cost import attention_flops, embedding_flops, model_cost
+from edvit.plan.cost import attention_flops, model_cost
 from edvit.shape.any import AnyArchitecture
 from edvit.shape.conv import ConvArchitecture
 
@@ -101,7 +101,7 @@ def float_flops(architecture: AnyArchitecture) -> int:
     """Floating-point operations that a model's int8 file leaves in float32: convolutions, and what has no weights."""
     if isinstance(architecture, ConvArchitecture):
         return conv_flops(architecture.model_copy(update={"classes": 0}))
-    return embedding_flops(architecture) + attention_flops(architecture)
+    return attention_flops(architecture)
 
 
 def model_operations(model: Any, architecture: AnyArchitecture, images: Tensor, *, int8: bool = False) -> Operations:

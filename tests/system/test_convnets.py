@@ -58,7 +58,8 @@ def test_what_a_convnet_cannot_do_is_said_in_one_line():
 
     assert "vgg9 has no residual stream to rotate" in refused(model="vgg9", prune="subspace")
     assert "apoz" in refused(model="vgg9", criterion="fisher-kl")
-    assert "apoz" in refused(model="deit_tiny_patch16_224", criterion="apoz")
+    assert "apoz" in refused(model="deit_tiny_patch16_224", criterion="apoz", prune="channels")
+    assert "only channels are scored" in refused(model="deit_tiny_patch16_224", criterion="apoz")
     config = make_config(model="vgg9", image_size=8, fleet=local_fleet(2))
     with pytest.raises(ModelError, match="too small for vgg9"):
         build(config, Path("never"))
