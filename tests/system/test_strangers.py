@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+from datetime import datetime, timezone
 
 import pytest
 import zenoh
@@ -108,7 +109,7 @@ def test_an_expired_certificate_is_refused_and_logged(running, capfd):
 
 @pytest.mark.slow
 def test_a_link_ends_when_its_certificate_expires(fleet):
-    member = fleet.join("dev-1", days=60 / 86_400)  # long enough for a busy machine to link before it is over
+    member = fleet.join("dev-1", now=datetime.now(timezone.utc), days=60 / 86_400)
     fleet.gateway(fleet.transport())
     leaf = fleet.leaf(member)
     eventually(lambda: linked(leaf, fleet))

@@ -113,6 +113,7 @@ def serve_on(
     """Serve as `serve` does, on a socket that is bound."""
     try:
         from edvit.runtime.http.app import create_app
+        from edvit.runtime.http.uploads import Uploads
     except ImportError:
         raise missing_serve_extra() from None
     wire, https = (protection.wire, protection.https) if protection else (None, None)
@@ -122,7 +123,8 @@ def serve_on(
         contextlib.closing(
             Gateway(bundle, transport, deadline_s=deadline_s, image_encoding=image_encoding, strict=strict)
         ) as gateway,
-        HttpServer(guarded(create_app(gateway, bundle.manifest)), bound, https) as server,
+        contextlib.closing(Uploads(bundle.manifest.preprocessing)) as uploads,
+        HttpServer(guarded(create_app(gateway, bundle.manifest, uploads)), bound, https) as server,
     ):
         yield Service(server.url, gateway)
 

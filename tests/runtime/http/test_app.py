@@ -20,6 +20,7 @@ from edvit.runtime.http import upload
 from edvit.runtime.http.app import WORKERS, create_app, fleet_of, health_of
 from edvit.runtime.http.client import Client
 from edvit.runtime.http.server import HttpServer, bind
+from edvit.runtime.http.uploads import Uploads
 from edvit.runtime.prediction import Prediction, Timings
 from edvit.runtime.predictor import LocalPredictor
 from tiny_bundle import write_tiny_bundle
@@ -76,16 +77,17 @@ def predictor(bundle):
 @pytest.fixture
 def serve(bundle, predictor):
     """Starts the API over a predictor, the bundle's own unless another is given; returns its URL."""
-    servers = []
+    opened = []
 
     def start(over=predictor):
-        server = HttpServer(create_app(over, bundle.manifest), bind("127.0.0.1", 0))
-        servers.append(server)
+        uploads = Uploads(bundle.manifest.preprocessing)
+        server = HttpServer(create_app(over, bundle.manifest, uploads), bind("127.0.0.1", 0))
+        opened.extend([uploads, server])
         return server.start().url
 
     yield start
-    for server in servers:
-        server.close()
+    for one in reversed(opened):
+        one.close()
 
 
 def test_predict_agrees_with_the_predictor(serve, predictor):

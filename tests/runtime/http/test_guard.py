@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from datetime import datetime, timezone
 
@@ -14,6 +15,7 @@ from edvit.runtime.http.app import create_app
 from edvit.runtime.http.client import Client
 from edvit.runtime.http.guard import FAILURES, SCOPE_OF, Guard, parse_rate
 from edvit.runtime.http.server import HttpServer, HttpsFiles, bind
+from edvit.runtime.http.uploads import Uploads
 from edvit.runtime.keys.authority import make_authority
 from edvit.runtime.keys.tokens import SCOPES, TokenList, add_token, remove_token
 from edvit.runtime.predictor import LocalPredictor
@@ -49,17 +51,19 @@ def keys(tmp_path):
 @pytest.fixture
 def serve(bundle, keys):
     """Starts the API behind a guard, over HTTPS unless told otherwise; returns its URL."""
-    servers = []
+    opened = []
 
     def start(rate=MANY, https=True):
-        app = Guard(create_app(OneProcess(bundle), bundle.manifest), TokenList(keys), parse_rate(rate))
+        uploads = Uploads(bundle.manifest.preprocessing)
+        app = Guard(create_app(OneProcess(bundle), bundle.manifest, uploads), TokenList(keys), parse_rate(rate))
         files = HttpsFiles(keys / "gateway.crt", keys / "gateway.key") if https else None
-        servers.append(HttpServer(app, bind("127.0.0.1", 0), files))
-        return servers[-1].start().url
+        server = HttpServer(app, bind("127.0.0.1", 0), files)
+        opened.extend([uploads, server])
+        return server.start().url
 
     yield start
-    for server in servers:
-        server.close()
+    for one in reversed(opened):
+        one.close()
 
 
 @pytest.fixture
@@ -95,7 +99,8 @@ def test_each_route_wants_its_scope_and_the_rest_wants_operate(serve, token):
 
 
 def test_every_route_of_the_api_is_known_to_the_guard(bundle):
-    paths = create_app(OneProcess(bundle), bundle.manifest).openapi()["paths"]
+    with contextlib.closing(Uploads(bundle.manifest.preprocessing)) as uploads:
+        paths = create_app(OneProcess(bundle), bundle.manifest, uploads).openapi()["paths"]
     assert set(SCOPE_OF) <= set(paths)
 
 

@@ -66,10 +66,14 @@ class Checkpoint:
         """
         path = self.folder / _STATE
         new = path.with_suffix(".new")
-        with new.open("wb") as file:
-            torch.save({**state, _KEY: self._key, _DONE: done, _TOTAL: total}, file)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with new.open("wb") as file:
+                torch.save({**state, _KEY: self._key, _DONE: done, _TOTAL: total}, file)
+                file.flush()
+                os.fsync(file.fileno())
+        except (OSError, RuntimeError) as error:
+            new.unlink(missing_ok=True)
+            raise _of_file(error) from None
         new.replace(path)
         self._saved = self._clock()
 
@@ -93,3 +97,11 @@ class Checkpoint:
             return state[_DONE], state[_TOTAL]
         except _DAMAGE:
             return None
+
+
+def _of_file(error: BaseException) -> BaseException:
+    """The error of the file behind one of torch's, whose writer raises a RuntimeError of its own; else the error."""
+    behind: BaseException | None = error
+    while behind is not None and not isinstance(behind, OSError):
+        behind = behind.__context__
+    return error if behind is None else behind

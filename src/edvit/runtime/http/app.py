@@ -6,7 +6,6 @@ Its routes live on one router, so that another protocol can be mounted beside it
 from __future__ import annotations
 
 import time
-import weakref
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any, Literal, Protocol
@@ -65,15 +64,14 @@ class Predictor(Protocol):
     def devices(self) -> tuple[DeviceStatus, ...]: ...
 
 
-def create_app(predictor: Predictor, manifest: Manifest) -> FastAPI:
+def create_app(predictor: Predictor, manifest: Manifest, uploads: Uploads) -> FastAPI:
     """The application. Thread-safe as far as `predictor` is.
 
-    Raises:
-        MissingExtraError: what decodes the files that the model takes is not installed.
+    Args:
+        uploads: reads what requests ask about; the caller closes it once the application serves no more.
     """
     from edvit import __version__
 
-    uploads = Uploads(manifest.preprocessing)
     # A fleet's network need not reach the internet, where FastAPI's own page has its script from.
     app = FastAPIOffline(
         redoc_url=None,
@@ -82,7 +80,6 @@ def create_app(predictor: Predictor, manifest: Manifest) -> FastAPI:
         description="Predictions by a fleet of edge devices.",
     )
     app.include_router(_router(predictor, manifest, uploads))
-    weakref.finalize(app, uploads.close)
     app.add_exception_handler(EdvitError, _on_edvit_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(Exception, _on_defect)
