@@ -6,7 +6,7 @@ import pytest
 from edvit.cli.serve import announcement, check_fleet, device_commands, reachable, report_changes, state_line
 from edvit.errors import ConfigError, FleetTakenError
 from edvit.fleet import Device, Fleet
-from edvit.runtime.gateway.reconcile import DeviceStatus
+from edvit.runtime.gateway.device_state import DeviceStatus
 from tiny_bundle import write_tiny_bundle
 
 

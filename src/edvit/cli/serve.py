@@ -20,8 +20,8 @@ from edvit.units import counted
 if TYPE_CHECKING:
     from edvit.bundle import Bundle, PlanInfo
     from edvit.fleet import Fleet
+    from edvit.runtime.gateway.device_state import DeviceStatus
     from edvit.runtime.gateway.gateway import Gateway
-    from edvit.runtime.gateway.reconcile import DeviceStatus
     from edvit.runtime.service import Protection
 
 POLL_S = 0.25

@@ -61,7 +61,7 @@ class Conv(BaseModel):
     """The set it writes."""
     kernel: int = Field(gt=0)
     size: ImageSize
-    """Of its output."""
+    """Height and width of its output."""
     bias: bool
 
 

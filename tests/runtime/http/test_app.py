@@ -14,7 +14,7 @@ from PIL import Image
 
 from edvit.errors import DeadlineError, OverloadedError, UnavailableError
 from edvit.inputs.preprocess import decode_image
-from edvit.runtime.gateway.reconcile import DeviceStatus
+from edvit.runtime.gateway.device_state import DeviceStatus
 from edvit.runtime.http import app as http
 from edvit.runtime.http import upload
 from edvit.runtime.http.app import WORKERS, create_app, fleet_of, health_of

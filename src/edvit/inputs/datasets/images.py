@@ -250,7 +250,7 @@ def _content(path: Path) -> str | None:
 
 @cache
 def _digest(path: Path, *state: int) -> str:
-    """Of a file in this state; a build asks for it several times."""
+    """The SHA-256 of a file in this state; a build asks for it several times."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

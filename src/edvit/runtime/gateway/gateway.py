@@ -20,9 +20,10 @@ from edvit.errors import (
 from edvit.runtime.engine.fusion import FusionEngine
 from edvit.runtime.engine.submodel import check_images
 from edvit.runtime.gateway.deadline import Deadline
+from edvit.runtime.gateway.device_state import DeviceStatus
 from edvit.runtime.gateway.gather import Expected, Gathered, gather
 from edvit.runtime.gateway.model_files import serve_model_files
-from edvit.runtime.gateway.reconcile import MEND_AFTER_S, DeviceStatus, Reconciler
+from edvit.runtime.gateway.reconcile import MEND_AFTER_S, Reconciler
 from edvit.runtime.gateway.silence import Silence
 from edvit.runtime.prediction import Prediction, Timings, UInt8
 from edvit.runtime.source import what

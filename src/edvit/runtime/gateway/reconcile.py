@@ -11,8 +11,6 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 
@@ -26,10 +24,9 @@ from edvit.errors import (
     WireError,
     printable,
 )
-from edvit.fleet import Device
 from edvit.plan.greedy import mend
 from edvit.plan.plan import Demand, Placement
-from edvit.runtime.gateway.breaker import Breaker
+from edvit.runtime.gateway.device_state import SETTLE_FIRST_S, DeviceState, DeviceStatus, stranger
 from edvit.runtime.gateway.gather import Expected, Gathered, gather
 from edvit.runtime.gateway.lease import Lease
 from edvit.runtime.wire.header import decode, encode
@@ -50,9 +47,8 @@ LOAD_BASE_S = 60.0
 SLOWEST_LINK_BYTES_PER_S = 50_000
 LOOK_S = 5.0
 """A device that answers is looked at so often: it may have been told something else, or have lost its sub-models."""
-SETTLE_FIRST_S = 0.1
 SETTLE_MOST_S = 5.0
-"""Pauses between looks at which of several processes of one name answer; they double up to the second."""
+"""Pauses between looks at which of several processes of one name answer double up to this."""
 MAX_INSTANCES = 16
 """Processes of one name that are known; of more, the oldest are forgotten."""
 MAX_STRANGERS = 1000
@@ -63,75 +59,6 @@ MEND_FIRST_S = 60.0
 """The same for one that has not been there since the gateway started, and may be about to be started."""
 HOME_AFTER_S = 10.0
 """A device that is back keeps its substitutes for so long, in case it goes again."""
-
-State = Literal["offline", "silent", "loading", "ready", "refused"]
-
-
-@dataclass(frozen=True)
-class DeviceStatus:
-    """What the gateway knows of one device."""
-
-    name: str
-    alive: bool
-    """Whether it is there and answers."""
-    planned: tuple[int, ...]
-    """Ids of the sub-models the plan places on it; empty for a spare device."""
-    submodels: tuple[int, ...]
-    """Ids of the sub-models it holds, ready to answer."""
-    memory_bytes: int
-    """Memory of what it holds, as the plan counts it."""
-    memory_limit_bytes: int | None
-    """The smaller of its limit in the fleet and the one it was started with; None where there is neither."""
-    host: str | None
-    pid: int | None
-    problem: str | None
-    """Why it does not hold what is planned, one line."""
-    in_fleet: bool = True
-    """False for a device that is alive under a name that the fleet does not have."""
-    state: State = "ready"
-    """`silent`: the network says that it is there, but it does not answer. `refused`: it refuses what is planned."""
-
-
-@dataclass
-class _DeviceState:
-    device: Device
-    planned: tuple[int, ...]
-    target: tuple[int, ...]
-    """What it shall hold now: `planned`, and what it holds for devices that are gone."""
-    present: dict[str, None] = field(default_factory=dict)
-    """Every process of this name that the network says is alive, oldest first."""
-    instance: str | None = None
-    """The one that is taken for the device; None while there is none."""
-    breaker: Breaker = field(default_factory=Breaker)
-    answers: bool = False
-    """Whether it answered when it was last asked anything."""
-    seen: bool = False
-    """Whether it has ever been ready."""
-    refused: tuple[int, ...] | None = None
-    """The target that it refuses for good: asking again gives it no more memory."""
-    info: DeviceInfo | None = None
-    tried: frozenset[int] = frozenset()
-    """Sub-models of which it has answered a first inference."""
-    problem: str | None = None
-    look_at: float = 0.0
-    settle_at: float = 0.0
-    settle_pause_s: float = SETTLE_FIRST_S
-    since: float = 0.0
-    """When it was last seen to become ready or to cease to be, `time.monotonic()`."""
-    away: bool = False
-    """It is gone for longer than the grace time, or not back for long enough."""
-
-    @property
-    def ready(self) -> frozenset[int]:
-        """Sub-models that it is asked for."""
-        return self.tried if self.breaker.closed else frozenset()
-
-    def reset(self, instance: str | None, now: float) -> None:
-        """Take another process for the device, or none."""
-        if self.breaker.closed:
-            self.since = now
-        self.instance, self.breaker, self.answers, self.refused = instance, Breaker(), False, None
-        self.info, self.tried, self.problem = None, frozenset(), None
 
 
 class Reconciler:
@@ -167,11 +94,11 @@ class Reconciler:
         self._demands = [
             Demand(submodel.id, submodel.peak_memory_bytes, submodel.flops) for submodel in manifest.submodels
         ]
-        self._devices: dict[str, _DeviceState] = {}
+        self._devices: dict[str, DeviceState] = {}
         now = time.monotonic()
         for device in self._fleet.devices:
             planned = tuple(sorted(submodel for submodel, name in self._planned.items() if name == device.name))
-            self._devices[device.name] = _DeviceState(device, planned, planned, since=now)
+            self._devices[device.name] = DeviceState(device, planned, planned, since=now)
         self.lease = Lease(self._fleet.name, bundle.digest, transport, self._wake)
         pattern = ALIVE.key(fleet=self._fleet.name, device=ANY, instance=ANY)
         self._watching = transport.watch(pattern, self._on_token)
@@ -196,7 +123,7 @@ class Reconciler:
     def status(self) -> tuple[DeviceStatus, ...]:
         """Every device of the fleet in its order, then those that are there without being in it."""
         with self._changed:
-            return (*map(_status, self._devices.values()), *map(_stranger, sorted(self._strangers)))
+            return (*(device.status for device in self._devices.values()), *map(stranger, sorted(self._strangers)))
 
     def routes(self) -> dict[int, Expected]:
         """The device that is asked for each sub-model: the planned one if it is ready, else another that holds it."""
@@ -255,7 +182,7 @@ class Reconciler:
                     device.breaker = device.breaker.lost(now)
                     self._left_alone(name, device, Gathered(late=True), now)
 
-    def _left_alone(self, name: str, device: _DeviceState, gathered: Gathered, now: float) -> None:
+    def _left_alone(self, name: str, device: DeviceState, gathered: Gathered, now: float) -> None:
         device.since = now
         device.answers = not gathered.late or name in gathered.wrong
         if name in gathered.wrong:
@@ -334,7 +261,7 @@ class Reconciler:
             for_s = now - device.since
             if device.breaker.closed:
                 device.away = device.away and for_s < min(HOME_AFTER_S, self._mend_after_s)
-            elif _state(device) != "loading":
+            elif device.state != "loading":
                 grace_s = self._mend_after_s if device.seen else max(MEND_FIRST_S, self._mend_after_s)
                 device.away = device.away or for_s > grace_s
         if not in_charge:
@@ -342,7 +269,7 @@ class Reconciler:
         homeless = {submodel for submodel, home in self._planned.items() if self._devices[home].away}
         substitutes = set(self._moved.values())
         here = [
-            _with_own_limit(device)
+            device.with_own_limit()
             for name, device in self._devices.items()
             if device.breaker.closed or (name in substitutes and not device.away)
         ]
@@ -351,15 +278,15 @@ class Reconciler:
             return
         log.info("sub-models that are on other devices than planned: %s", moved or "none")
         self._moved = moved
-        for name, device in self._devices.items():
-            target = _target(name, device, moved)
+        for device in self._devices.values():
+            target = device.with_moved(moved)
             if target != device.target:
                 device.target, device.look_at = target, now
         self._changed.notify_all()
 
     # --- one thread for each device --------------------------------------------------------------------
 
-    def _keep(self, name: str, device: _DeviceState) -> None:
+    def _keep(self, name: str, device: DeviceState) -> None:
         while not self._closing.is_set():
             with self._changed:
                 now = time.monotonic()
@@ -394,7 +321,7 @@ class Reconciler:
                 raise reply.error
         return found
 
-    def _settle(self, name: str, device: _DeviceState) -> None:
+    def _settle(self, name: str, device: DeviceState) -> None:
         """Decide which process keeps the name: the one that has it if it answers, else the oldest that does."""
         answering: set[str] = set()
         with contextlib.suppress(WireError):
@@ -415,7 +342,7 @@ class Reconciler:
             packet = encode(RefuseRequest(instance=instance))
             list(self._ask(REFUSE.key(fleet=self._fleet.name, device=name), packet, deadline_s=INFO_DEADLINE_S))
 
-    def _look(self, name: str, device: _DeviceState) -> None:
+    def _look(self, name: str, device: DeviceState) -> None:
         """See what the device holds, load what it lacks, and try it unless it has answered already."""
         with self._changed:
             instance, target = device.instance, device.target
@@ -449,7 +376,7 @@ class Reconciler:
                 device.since = device.since if device.breaker.closed else now
             self._changed.notify_all()
 
-    def _bring(self, name: str, device: _DeviceState, instance: str, target: tuple[int, ...]) -> None:
+    def _bring(self, name: str, device: DeviceState, instance: str, target: tuple[int, ...]) -> None:
         """Raises EdvitError where the device does not hold its target in the end, or does not answer."""
         info = self._infos(name).get(instance)
         self._take(name, device, instance, info)
@@ -480,7 +407,7 @@ class Reconciler:
         known = {submodel.id: submodel.model.sha256 for submodel in self._bundle.manifest.submodels}
         return {one.id: one.sha256 for one in info.submodels if known.get(one.id) == one.sha256}
 
-    def _take(self, name: str, device: _DeviceState, instance: str, info: DeviceInfo | None) -> None:
+    def _take(self, name: str, device: DeviceState, instance: str, info: DeviceInfo | None) -> None:
         """Note what a device says of itself, or that it says nothing."""
         in_charge = self.lease.in_charge() is None
         with self._changed:
@@ -505,9 +432,9 @@ class Reconciler:
                 moved[submodel] = name
                 home.away = True
         self._moved = moved
-        self._devices[name].target = _target(name, self._devices[name], moved)
+        self._devices[name].target = self._devices[name].with_moved(moved)
 
-    def _load(self, name: str, device: _DeviceState, instance: str, specs: tuple[SubModelSpec, ...]) -> DeviceInfo:
+    def _load(self, name: str, device: DeviceState, instance: str, specs: tuple[SubModelSpec, ...]) -> DeviceInfo:
         deadline_s = LOAD_BASE_S + sum(spec.bytes for spec in specs) / SLOWEST_LINK_BYTES_PER_S
         request = LoadRequest(
             gateway=self.lease.instance,
@@ -558,19 +485,6 @@ class Reconciler:
         raise UnavailableError("the device did not answer a first inference")
 
 
-def _target(name: str, device: _DeviceState, moved: Placement) -> tuple[int, ...]:
-    """What a device shall hold: its part of the plan, and what it holds for others."""
-    return tuple(sorted({*device.planned, *(submodel for submodel, where in moved.items() if where == name)}))
-
-
-def _with_own_limit(device: _DeviceState) -> Device:
-    """The device of the fleet, with the memory limit that it was started with where that is smaller."""
-    own = device.info.memory_limit_bytes if device.info is not None else None
-    if own is None or own >= device.device.memory_bytes:
-        return device.device
-    return device.device.model_copy(update={"memory_mb": own / 1e6})
-
-
 def _spec(manifest: Manifest, submodel_id: int) -> SubModelSpec:
     submodel = manifest.submodel(submodel_id)
     return SubModelSpec(
@@ -581,47 +495,4 @@ def _spec(manifest: Manifest, submodel_id: int) -> SubModelSpec:
         channels=manifest.preprocessing.channels,
         image_size=manifest.preprocessing.image_size,
         feature_dim=submodel.feature_dim,
-    )
-
-
-def _state(device: _DeviceState) -> State:
-    if device.instance is None:
-        return "offline"
-    if device.breaker.closed:
-        return "ready"
-    if device.refused == device.target:
-        return "refused"
-    return "silent" if device.problem is not None and not device.answers else "loading"
-
-
-def _status(device: _DeviceState) -> DeviceStatus:
-    info = device.info
-    own = info.memory_limit_bytes if info is not None else None
-    return DeviceStatus(
-        name=device.device.name,
-        alive=device.instance is not None and device.answers,
-        planned=device.planned,
-        submodels=tuple(sorted(device.ready)),
-        memory_bytes=info.memory_bytes if info is not None else 0,
-        memory_limit_bytes=min(device.device.memory_bytes, own or device.device.memory_bytes),
-        host=info.host if info is not None else None,
-        pid=info.pid if info is not None else None,
-        problem=device.problem,
-        state=_state(device),
-    )
-
-
-def _stranger(name: str) -> DeviceStatus:
-    return DeviceStatus(
-        name=name,
-        alive=True,
-        planned=(),
-        submodels=(),
-        memory_bytes=0,
-        memory_limit_bytes=None,
-        host=None,
-        pid=None,
-        problem=None,
-        in_fleet=False,
-        state="loading",
     )

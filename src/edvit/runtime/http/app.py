@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 from edvit.bundle import Manifest
 from edvit.errors import DeadlineError, EdvitError, OverloadedError, SlowUploadError
 from edvit.inputs.preprocess import UInt8
-from edvit.runtime.gateway.reconcile import DeviceStatus
+from edvit.runtime.gateway.device_state import DeviceStatus
 from edvit.runtime.http.answers import (
     AnswerTimings,
     DeviceAnswer,

@@ -18,7 +18,7 @@ FILE = "application/octet-stream"
 """An image or sound file whose sender does not say which."""
 
 _HEADER_BYTES = 1024
-"""Of an array's header, at most; NumPy writes 118."""
+"""The header of an array has so many bytes at most; NumPy writes 118."""
 _HEADER = re.compile(
     rb"\{(?=.*'descr':\s*'(?P<dtype>[<>|=]?[?bBiufcO][0-9]{0,2})')(?=.*'fortran_order':\s*(?P<fortran>True|False)\b)"
     rb".*'shape':\s*\((?P<shape>[-\d, ]{0,200})\).*\}\s*",
