@@ -13,6 +13,7 @@ import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.vision_transformer import VisionTransformer
 
+from edvit.builder.built import Built
 from edvit.builder.config import make_config
 from edvit.builder.jobs.artifacts import WorkFolder
 from edvit.builder.jobs.parallel import Processes
@@ -20,7 +21,7 @@ from edvit.builder.jobs.progress import Reporter
 from edvit.builder.jobs.runner import Runner
 from edvit.builder.models.family import family_of
 from edvit.builder.options import NEEDS
-from edvit.builder.pipeline import Built, build
+from edvit.builder.pipeline import build
 from edvit.builder.stages.base import Base, Start, load, train
 from edvit.builder.stages.data import Data, decode
 from edvit.builder.stages.source import Source, open_source

@@ -30,11 +30,11 @@ from benchmarks.compare.energy import Operations
 from benchmarks.compare.exchange import Exchange, FanOut, Work, alone
 from benchmarks.compare.onnx_model import OnnxModel
 from benchmarks.compare.workshop import Whole, Workshop, count, samples
+from edvit.builder.built import Built
 from edvit.builder.export.onnx_file import export_module, quantise_submodel
 from edvit.builder.jobs.parallel import torch_threads
 from edvit.builder.models import checkpoint
 from edvit.builder.models.family import describe
-from edvit.builder.pipeline import Built
 from edvit.builder.report.timing import median_s
 from edvit.builder.stages.base import weights_path
 from edvit.builder.vit.backbone import FeatureExtractor

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from benchmarks.compare.budget import keep_within
 from benchmarks.compare.energy import Operations, model_operations
 from benchmarks.compare.exchange import EncodedImage, Exchange, Work, alone
+from edvit.builder.built import Built
 from edvit.builder.config import BuildConfig, make_config
 from edvit.builder.images import open_images, write_images
 from edvit.builder.jobs.artifacts import WorkFolder
@@ -27,7 +28,7 @@ from edvit.builder.jobs.progress import Reporter
 from edvit.builder.jobs.runner import Runner
 from edvit.builder.models.family import describe
 from edvit.builder.options import COMMON, MACHINE, MODEL, TRAINING, Augment, BuildOptions, DeviceKind, ImageSizeOption
-from edvit.builder.pipeline import Built, build
+from edvit.builder.pipeline import build
 from edvit.builder.report.timing import median_s
 from edvit.builder.stages.base import Base, load, train
 from edvit.builder.stages.data import Data, decode

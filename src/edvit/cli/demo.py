@@ -19,9 +19,9 @@ from edvit.units import counted
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from edvit.builder.built import Built
     from edvit.builder.config import BuildConfig
     from edvit.builder.jobs.progress import Reporter
-    from edvit.builder.pipeline import Built
     from edvit.bundle import Bundle
     from edvit.runtime.evaluation import Evaluation
 
