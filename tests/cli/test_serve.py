@@ -107,6 +107,8 @@ def test_a_missing_extra_is_named(edvit, bundle, monkeypatch, command, module):
 
 def test_a_gateway_of_a_fleet_that_is_taken_ends():
     class Refused:
+        replicas = 1
+
         def check_lease(self):
             raise FleetTakenError("the fleet is served by the gateway on pc-1")
 

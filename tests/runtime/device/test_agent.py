@@ -389,7 +389,7 @@ def test_a_batch_that_passes_its_deadline_is_given_up_in_between(fleet, node, bu
     assert sizes in ([CHUNK, 1], [1])
 
 
-GOOD = {"wire": 2, "request": "0" * 16, "dtype": "uint8", "shape": [1, 3, 16, 16], "deadline_s": 60.0}
+GOOD = {"wire": 3, "request": "0" * 16, "dtype": "uint8", "shape": [1, 3, 16, 16], "deadline_s": 60.0}
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,11 @@ class Silence:
             if device.heard >= ENOUGH and device.heard % EVERY == 0:
                 device.patience_s = learned_s(device.gaps)
 
+    def answered(self, name: str, replies: Replies) -> None:
+        """This device owes nothing more of these, though others may."""
+        with self._lock:
+            self._devices[name].open.pop(replies, None)
+
     def ended(self, replies: Replies) -> None:
         """Nobody waits for these any more."""
         with self._lock:
@@ -88,7 +93,16 @@ class Silence:
             if 2 * len(found) > len(self._devices):
                 return ()
             for name in found:
-                for replies in self._devices[name].open:
-                    replies.put(Failure(GivenUpError(name)))
-                self._devices[name].open.clear()
+                self._release(name)
         return tuple(found)
+
+    def release(self, name: str) -> None:
+        """Tell whoever waits for this device that it need not wait any longer."""
+        with self._lock:
+            if name in self._devices:
+                self._release(name)
+
+    def _release(self, name: str) -> None:
+        for replies in self._devices[name].open:
+            replies.put(Failure(GivenUpError(name)))
+        self._devices[name].open.clear()
