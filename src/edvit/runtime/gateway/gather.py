@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from edvit.errors import EdvitError, WireError, printable
-from edvit.runtime.gateway.hedging import Hedging
+from edvit.runtime.gateway.hedging import LATE_MOST, Hedging
 from edvit.runtime.gateway.silence import GivenUpError, Silence
 from edvit.runtime.prediction import Float32, UInt8
 from edvit.runtime.wire.header import decode, encode
@@ -163,6 +163,8 @@ class _FanOut:
         """Questions that each device has not ended; one that was given up has none."""
         self._late_at: dict[str, float] = {}
         """When each device is late, of those whose copies may be asked then."""
+        self._last_chance_at = gathered.asked_at + LATE_MOST * (until - gathered.asked_at)
+        """When the copies of a device are asked whatever the budget, unless it has answered other requests since."""
         self._replies: Replies | None = None
 
     def run(self) -> None:
@@ -227,9 +229,15 @@ class _FanOut:
         for device in [device for device, at in self._late_at.items() if at <= now]:
             del self._late_at[device]
             copies = self._copies(device)
-            if copies and self._hedging is not None and self._hedging.may_ask():
+            if not copies or self._hedging is None:
+                continue
+            last_chance = now >= self._last_chance_at
+            hangs = last_chance and not self._silence.heard_since(device, self._gathered.asked_at)
+            if self._hedging.may_ask(hangs=hangs):
                 for copy, submodels in copies.items():
                     self._ask(copy, submodels)
+            elif not last_chance:
+                self._late_at[device] = self._last_chance_at
 
     def _ask_copies_as_ended(self, device: str) -> None:
         """The device gives nothing more, or nothing that can be used."""

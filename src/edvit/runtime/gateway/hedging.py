@@ -22,7 +22,7 @@ LATE_MOST = 0.5
 LATE_UNKNOWN = 0.25
 """The same until enough answers are known."""
 BUDGET = 0.1
-"""Late devices whose copies may be asked, for each request."""
+"""Late devices whose copies may be asked, for each device that is asked: one in twenty is late without any cause."""
 BURST = 16
 """So many more may be asked at once: as many as the gateway's requests that wait for one device when it stops."""
 
@@ -74,7 +74,7 @@ class Hedging:
         """A request begins: after how many seconds each of these devices is late, if it has `left_s` seconds in all."""
         size = _size(batch)
         with self._lock:
-            self._budget = min(self._budget + BUDGET, float(BURST))
+            self._budget = min(self._budget + BUDGET * len(devices), float(BURST))
             return {device: self._late_s(device, size, left_s) for device in devices}
 
     def _late_s(self, device: str, size: int, left_s: float) -> float:
@@ -93,12 +93,16 @@ class Hedging:
             self._devices.setdefault((device, size), _Times()).add(seconds)
             self._fleet.setdefault(size, _Times()).add(seconds)
 
-    def may_ask(self) -> bool:
-        """Whether the copies of a late device may be asked; takes it from the budget."""
+    def may_ask(self, *, hangs: bool = False) -> bool:
+        """Whether the copies of a late device may be asked; takes it from the budget.
+
+        Args:
+            hangs: the device seems to hang; then they may be asked in any case.
+        """
         with self._lock:
-            if self._budget < 1:
+            if self._budget < 1 and not hangs:
                 return False
-            self._budget -= 1
+            self._budget = max(self._budget - 1, 0.0)
             self._asked = CopiesAsked(self._asked.late + 1, self._asked.ended)
             return True
 

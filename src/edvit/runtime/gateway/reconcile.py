@@ -416,8 +416,10 @@ class Reconciler:
                 device.breaker = device.breaker.failed(now)
             elif problem is None and device.breaker.suspected and not suspicion_is_new:
                 device.breaker = device.breaker.answered(now)
-            elif problem is not None and (not device.answers or (suspected and device.breaker.suspected)):
-                device.look_at, device.answers = now, False
+            elif problem is not None and suspected and device.breaker.suspected:
+                device.answers, device.breaker, device.since = False, device.breaker.lost(now), now
+            elif problem is not None and not device.answers:
+                device.look_at = now
                 device.breaker = device.breaker.failed_request(now)
                 device.since = device.since if device.breaker.closed else now
             self._changed.notify_all()

@@ -6,6 +6,7 @@ has passed since it answered anything.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -34,6 +35,7 @@ class _Device:
     gaps: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
     """Seconds of silence before its last answers, for one image."""
     heard: int = 0
+    heard_at: float = -math.inf
     patience_s: float | None = None
     """Silence for one image after which it is given up; None until enough is known."""
 
@@ -66,10 +68,15 @@ class Silence:
         with self._lock:
             device = self._devices[name]
             device.gaps.append((now - device.since) / max(device.open.values(), default=1))
-            device.since = now
+            device.since = device.heard_at = now
             device.heard += 1
             if device.heard >= ENOUGH and device.heard % EVERY == 0:
                 device.patience_s = learned_s(device.gaps)
+
+    def heard_since(self, name: str, when: float) -> bool:
+        """Whether a good answer to anybody came from this device after `when`, `time.monotonic()`."""
+        with self._lock:
+            return self._devices[name].heard_at > when
 
     def answered(self, name: str, replies: Replies) -> None:
         """This device owes nothing more of these, though others may."""
