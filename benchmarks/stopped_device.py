@@ -1,11 +1,13 @@
 """One device of a fleet stops answering under load: good answers per second, second by second.
 
     python -m benchmarks.stopped_device [--bundle DIR] [--clients 32] [--before 10] [--stopped 10] [--after 10]
+                                        [--replicas 1 2]
 
 Runs `edvit serve --local` and asks it from closed-loop clients, each over one connection of its own. After some
 seconds one device is stopped (SIGSTOP), as a board that hangs; later it goes on (SIGCONT). Printed are the answers with
 status 200 of each second, the longest of them, and the states that `/health` and `/fleet` tell. Without --bundle, one
-with five sub-models at 224 pixels is made (needs the onnx package), whose graphs do next to nothing.
+with five sub-models at 224 pixels is made (needs the onnx package), whose graphs do next to nothing. With more than one
+number of replicas each is measured in turn, and a table shows them side by side.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ import psutil
 
 from edvit.bundle import Bundle, read_bundle
 from edvit.runtime.http.body import NPY, to_npy
+from edvit.units import counted
 
 
 def make_bundle(folder: Path) -> Bundle:
@@ -90,22 +93,33 @@ def main() -> None:
     parser.add_argument("--before", type=int, default=10, help="seconds before the device stops")
     parser.add_argument("--stopped", type=int, default=10, help="seconds for which it is stopped")
     parser.add_argument("--after", type=int, default=10, help="seconds after it goes on")
+    parser.add_argument("--replicas", type=int, nargs="+", choices=(1, 2), default=[1])
     options = parser.parse_args()
+    found = []
     with tempfile.TemporaryDirectory() as folder:
         bundle = read_bundle(options.bundle) if options.bundle else make_bundle(Path(folder))
-        measure(bundle, options)
+        for replicas in options.replicas:
+            print(f"{counted(replicas, 'replica')}:")
+            found.append(measure(bundle, options, replicas))
+    print(f"load average {os.getloadavg()[0]:.1f}")
+    for name in found[0]:
+        print(f"{name:60s}", *(f"{figures[name]:10.2f}" for figures in found))
 
 
-def measure(bundle: Bundle, options: argparse.Namespace) -> None:
+def measure(bundle: Bundle, options: argparse.Namespace, replicas: int) -> dict[str, float]:
+    """Figures by what they are."""
     shape = bundle.manifest.preprocessing.shape
     body = to_npy(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
     command = [sys.executable, "-u", "-m", "edvit", "serve", str(bundle.path), "--local", "--port", "0"]
+    command += ["--replicas", str(replicas)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         urls = (re.search(r"Gateway at http://(\S+)", line) for line in process.stdout or ())
         address = next(found.group(1) for found in urls if found)
         name = bundle.manifest.plan.placed[1].device
         pid = device_pid(process.pid, name)
+        while get(address, "/health")["without_copy"]:
+            time.sleep(0.1)
         load = Load(address, body, options.clients)
         time.sleep(options.before)
         stopped = time.monotonic()
@@ -121,13 +135,16 @@ def measure(bundle: Bundle, options: argparse.Namespace) -> None:
         os.kill(pid, signal.SIGCONT)
         time.sleep(options.after)
         load.close()
-        report(load, options, stopped, went_on, states)
+        print(f"copies asked: {get(address, '/fleet')['copies_asked']}")
+        return report(load, options, stopped, went_on, states)
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait()
 
 
-def report(load: Load, options: argparse.Namespace, stopped: float, went_on: float, states: list[str]) -> None:
+def report(
+    load: Load, options: argparse.Namespace, stopped: float, went_on: float, states: list[str]
+) -> dict[str, float]:
     seconds = range(-options.before + 2, options.stopped + options.after)
     rows = {}
     for second in seconds:
@@ -148,6 +165,16 @@ def report(load: Load, options: argparse.Namespace, stopped: float, went_on: flo
     print(
         f"{options.clients} clients, {os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
     )
+    gone = [answer for answer in load.answers if 0 <= answer[0] - stopped < options.stopped]
+    return {
+        "good answers a second before": before,
+        "least of it from the second second on, %": least,
+        "mean of it from the second second on, %": mean,
+        "answers while the device is stopped": len(gone),
+        "of these degraded": sum(degraded for *_, status, degraded in gone if status == 200),
+        "of these without status 200": sum(status != 200 for _, _, status, _ in gone),
+        "longest of these, s": max(took for _, took, *_ in gone),
+    }
 
 
 if __name__ == "__main__":

@@ -64,10 +64,13 @@ class MemoryTransport:
         del urgent  # nothing queues here
         return self.ask_each([key], packet, deadline_s=deadline_s)
 
-    def ask_each(self, keys: Sequence[str], packet: Packet, *, deadline_s: float) -> Replies:
+    def ask_each(
+        self, keys: Sequence[str], packet: Packet, *, deadline_s: float, into: Replies | None = None
+    ) -> Replies:
         with self._network.lock:
-            lanes = [(key, lane) for key in keys for served, lane in self._network.served if matches(served, key)]
-        replies = self._waits.add(Replies(len(lanes), time.monotonic() + deadline_s))
+            lanes = {key: [lane for served, lane in self._network.served if matches(served, key)] for key in keys}
+        replies = into or self._waits.add(Replies(0, time.monotonic() + deadline_s))
+        replies.expect(len(lanes))
 
         def send(key: str, answer: Reply | Exception) -> None:
             if isinstance(answer, Exception):
@@ -76,8 +79,10 @@ class MemoryTransport:
             elif matches(key, answer.key):
                 replies.put(answer)
 
-        for key, lane in lanes if not self._waits.closed else ():
-            lane.put(Reception(Request(key, packet, time.monotonic()), partial(send, key), replies.end))
+        for key, asked in lanes.items() if not self._waits.closed else ():
+            end = _Last(len(asked), partial(replies.end, key))
+            for lane in asked:
+                lane.put(Reception(Request(key, packet, time.monotonic()), partial(send, key), end))
         return replies
 
     def announce(self, key: str) -> Registration:
@@ -120,6 +125,22 @@ class MemoryTransport:
     def close(self) -> None:
         self._waits.close()
         self._registrations.close()
+
+
+class _Last:
+    """Calls `then` at the last of so many calls: a key has ended when all who serve it have, or none does."""
+
+    def __init__(self, calls: int, then: Callable[[], None]) -> None:
+        self._left, self._then, self._lock = calls, then, threading.Lock()
+        if not calls:
+            then()
+
+    def __call__(self) -> None:
+        with self._lock:
+            self._left -= 1
+            over = self._left == 0
+        if over:
+            self._then()
 
 
 def matches(a: str, b: str) -> bool:

@@ -66,6 +66,8 @@ def test_the_announcement_says_what_to_try(bundle):
         ({"submodels": (0,)}, "loading"),
         ({}, "ready with sub-model 0, 2"),
         ({"planned": (), "submodels": ()}, "spare"),
+        ({"submodels": (0, 1, 2), "copies": (1,)}, "ready with sub-model 0, 2 and a copy of 1"),
+        ({"planned": (), "submodels": (1, 3), "copies": (1, 3)}, "ready with a copy of 1, 3"),
         (
             {"name": "pi-9", "planned": (), "submodels": (), "in_fleet": False},
             "not a device of this bundle (it has pi-1, pi-2)",
@@ -107,6 +109,8 @@ def test_a_missing_extra_is_named(edvit, bundle, monkeypatch, command, module):
 
 def test_a_gateway_of_a_fleet_that_is_taken_ends():
     class Refused:
+        replicas = 1
+
         def check_lease(self):
             raise FleetTakenError("the fleet is served by the gateway on pc-1")
 

@@ -7,11 +7,12 @@ import sys
 import time
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 from cyclopts import Parameter
 
 from edvit.cli import Port, PositiveFloat
+from edvit.cli.copy_lines import CopyLines
 from edvit.runtime.exposure import is_loopback, wanting_keys
 from edvit.runtime.keys.tokens import RATE
 from edvit.runtime.wire.image_encoding import ImageEncoding
@@ -77,6 +78,13 @@ def serve(
         ),
     ] = None,
     strict: Annotated[bool, Parameter(help="Refuse requests that cannot be answered with every sub-model.")] = False,
+    replicas: Annotated[
+        Literal[1, 2],
+        Parameter(
+            help="With 2, a second copy of every sub-model on another device, where memory and energy allow; it is "
+            "asked where the first one is late or ends."
+        ),
+    ] = 1,
     image_encoding: Annotated[
         ImageEncoding,
         Parameter(
@@ -119,6 +127,7 @@ def serve(
                 deadline_s=deadline_s,
                 image_encoding=image_encoding,
                 strict=strict,
+                replicas=replicas,
                 protection=own,
             ) as service:
                 print(announcement(service.url, verified))
@@ -129,6 +138,7 @@ def serve(
                 host=host,
                 port=port,
                 strict=strict,
+                replicas=replicas,
                 listen=listening,
                 deadline_s=deadline_s,
                 image_encoding=image_encoding,
@@ -269,6 +279,7 @@ def report_changes(gateway: Gateway) -> NoReturn:
     Raises FleetTakenError where another gateway is in charge of the fleet, with another bundle.
     """
     said: dict[str, str] = {}
+    copies = CopyLines(gateway.replicas)
     while True:
         gateway.check_lease()
         devices = gateway.devices()
@@ -281,6 +292,8 @@ def report_changes(gateway: Gateway) -> NoReturn:
             if said.get(name, "gone") != line:
                 print(f"{time.strftime('%H:%M:%S')}  {name}: {line}")
         said = lines
+        for line in copies.new(devices, gateway.copies_asked, time.monotonic()):
+            print(f"{time.strftime('%H:%M:%S')}  {line}")
         time.sleep(POLL_S)
 
 
@@ -294,4 +307,7 @@ def state_line(device: DeviceStatus, fleet: list[str]) -> str:
         return device.problem
     if set(device.planned) - set(device.submodels):
         return "loading"
-    return f"ready with sub-model {', '.join(map(str, device.submodels))}" if device.planned else "spare"
+    own = [submodel for submodel in device.submodels if submodel not in device.copies]
+    held = [f"sub-model {', '.join(map(str, own))}"] if own else []
+    held += [f"a copy of {', '.join(map(str, device.copies))}"] if device.copies else []
+    return f"ready with {' and '.join(held)}" if held else "spare"

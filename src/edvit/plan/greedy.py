@@ -22,6 +22,8 @@ from edvit.shape.any import AnyArchitecture
 from edvit.shape.vit import AttentionMode
 
 FUSION_HIDDEN = 256
+ROUNDING = 1e-9
+"""Share by which a sum of seconds may differ when it is added in another order."""
 
 
 @dataclass
@@ -46,8 +48,10 @@ class _Load:
             return -math.inf
         return (self.busy_s + self.seconds(demand)) * self.device.watts - self.device.energy_j
 
-    def fits(self, demand: Demand) -> bool:
-        return self.memory_short(demand) <= 0 and self.energy_short(demand) <= 0
+    def fits(self, demand: Demand, slack: float = 0.0) -> bool:
+        """Whether it fits; `slack` is a share of the energy limit by which sums in another order may differ."""
+        allowed = slack * (self.device.energy_j or 0.0)
+        return self.memory_short(demand) <= 0 and self.energy_short(demand) <= allowed
 
     def preference(self, demand: Demand) -> tuple[bool, float, float, int]:
         """Larger is better: free, most remaining energy, done first, most remaining memory."""
@@ -83,7 +87,7 @@ def place(submodels: Sequence[Demand], fleet: Fleet, *, kept: Placement = Mappin
             placement[demand.submodel] = kept[demand.submodel]
             by_name[kept[demand.submodel]].take(demand)
     loose = [demand for demand in submodels if demand.submodel not in kept]
-    for demand in sorted(loose, key=lambda demand: (-demand.flops, -demand.memory_bytes, demand.submodel)):
+    for demand in sorted(loose, key=_decreasing):
         able = [load for load in loads if load.fits(demand)]
         if not able:
             raise _infeasible(demand, loads)
@@ -129,6 +133,47 @@ def mend(
             continue
         return {submodel: placement[submodel] for submodel in sorted(left)}
     return {}
+
+
+def second_copies(
+    submodels: Sequence[Demand], here: Sequence[Device], *, first: Placement, copies: Placement
+) -> Placement:
+    """Where second copies of sub-models go; the same input gives the same answer.
+
+    A copy stays where it is while it may. The others are placed as `place` does, never on the device of the first
+    copy, within what the first copies leave of memory and energy. One that fits nowhere is left out.
+
+    Args:
+        here: devices that take copies.
+        first: the device of every sub-model's first copy; it need not be here.
+        copies: where second copies went before.
+
+    Returns:
+        sub-model id -> device, of those that have a second copy.
+    """
+    loads = {device.name: _Load(device) for device in here}
+    for demand in submodels:
+        if first[demand.submodel] in loads:
+            loads[first[demand.submodel]].take(demand)
+    placement: dict[int, str] = {}
+    by_demand = sorted(submodels, key=_decreasing)
+    for demand in by_demand:
+        name = copies.get(demand.submodel)
+        load = None if name is None or name == first[demand.submodel] else loads.get(name)
+        if load is not None and load.fits(demand, ROUNDING):
+            load.take(demand)
+            placement[demand.submodel] = load.device.name
+    for demand in by_demand:
+        able = [load for name, load in loads.items() if name != first[demand.submodel] and load.fits(demand)]
+        if demand.submodel not in placement and able:
+            chosen = max(able, key=lambda load: load.preference(demand))
+            chosen.take(demand)
+            placement[demand.submodel] = chosen.device.name
+    return dict(sorted(placement.items()))
+
+
+def _decreasing(demand: Demand) -> tuple[int, int, int]:
+    return (-demand.flops, -demand.memory_bytes, demand.submodel)
 
 
 def _infeasible(demand: Demand, loads: Sequence[_Load]) -> InfeasibleError:

@@ -49,6 +49,7 @@ def serve_locally(
     deadline_s: float | None = None,
     image_encoding: ImageEncoding = "raw",
     strict: bool = False,
+    replicas: int = 1,
     ready_s: float = READY_S,
     protection: Protection | None = None,
 ) -> Iterator[LocalService]:
@@ -59,7 +60,7 @@ def serve_locally(
     Args:
         bundle: a verified bundle.
         host, port: the HTTP address; port 0 takes a free one.
-        deadline_s, image_encoding, strict: as for `Gateway`.
+        deadline_s, image_encoding, strict, replicas: as for `Gateway`.
         ready_s: how long the devices may take to load their sub-models, seconds.
         protection: as for `serve`; its `wire` is None, as the devices are reached over the loopback interface alone.
 
@@ -81,6 +82,7 @@ def serve_locally(
             deadline_s=deadline_s,
             image_encoding=image_encoding,
             strict=strict,
+            replicas=replicas,
             scouting=False,
             protection=protection,
         ) as service,

@@ -63,6 +63,7 @@ def serve(
     deadline_s: float | None = None,
     image_encoding: ImageEncoding = "raw",
     strict: bool = False,
+    replicas: int = 1,
     scouting: bool = True,
     protection: Protection | None = None,
 ) -> Iterator[Service]:
@@ -72,7 +73,7 @@ def serve(
         bundle: a verified bundle.
         host, port: the HTTP address; port 0 takes a free one.
         listen: the Zenoh endpoint that devices connect to, e.g. `tcp/0.0.0.0:7447`.
-        deadline_s, image_encoding, strict: as for `Gateway`.
+        deadline_s, image_encoding, strict, replicas: as for `Gateway`.
         scouting: whether devices may find the gateway by multicast.
         protection: what keeps strangers out; with None everybody who reaches an address may use it.
 
@@ -91,6 +92,7 @@ def serve(
             deadline_s=deadline_s,
             image_encoding=image_encoding,
             strict=strict,
+            replicas=replicas,
             scouting=scouting,
             protection=protection,
         ) as service,
@@ -107,6 +109,7 @@ def serve_on(
     deadline_s: float | None,
     image_encoding: ImageEncoding,
     strict: bool = False,
+    replicas: int = 1,
     scouting: bool = True,
     protection: Protection | None = None,
 ) -> Iterator[Service]:
@@ -121,7 +124,14 @@ def serve_on(
     with (
         contextlib.closing(ZenohTransport(listen=[listen], scouting=scouting, tls=wire)) as transport,
         contextlib.closing(
-            Gateway(bundle, transport, deadline_s=deadline_s, image_encoding=image_encoding, strict=strict)
+            Gateway(
+                bundle,
+                transport,
+                deadline_s=deadline_s,
+                image_encoding=image_encoding,
+                strict=strict,
+                replicas=replicas,
+            )
         ) as gateway,
         contextlib.closing(Uploads(bundle.manifest.preprocessing)) as uploads,
         HttpServer(guarded(create_app(gateway, bundle.manifest, uploads)), bound, https) as server,

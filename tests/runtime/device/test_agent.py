@@ -155,6 +155,13 @@ def test_it_answers_once_per_submodel(fleet, node, bundle):
     assert infer(node, bundle, images, submodel=1) == []
 
 
+def test_it_answers_with_the_submodels_that_are_asked_for(fleet, node, bundle):
+    load(node, fleet.device("dev-1"), bundle, 0, 2)
+    images = np.zeros((1, 3, 16, 16), np.uint8)
+    header = InferRequest(request=REQUEST, shape=images.shape, bundle=bundle.digest, submodels=(1, 2), deadline_s=60.0)
+    assert set(features(ask(node, INFER.key(**PLACE, submodel="*"), encode(header, to_payload(images))))) == {2}
+
+
 def test_a_device_without_submodels_is_not_sent_any_input(fleet, node, bundle):
     agent = fleet.device("dev-1")
     assert infer(node, bundle, some_images(bundle)) == []
@@ -389,7 +396,7 @@ def test_a_batch_that_passes_its_deadline_is_given_up_in_between(fleet, node, bu
     assert sizes in ([CHUNK, 1], [1])
 
 
-GOOD = {"wire": 2, "request": "0" * 16, "dtype": "uint8", "shape": [1, 3, 16, 16], "deadline_s": 60.0}
+GOOD = {"wire": 3, "request": "0" * 16, "dtype": "uint8", "shape": [1, 3, 16, 16], "deadline_s": 60.0}
 
 
 @pytest.mark.parametrize(

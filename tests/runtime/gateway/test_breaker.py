@@ -7,15 +7,17 @@ from hypothesis import strategies as st
 from edvit.runtime.gateway.breaker import FIRST_PAUSE_S, MISSES, MOST_PAUSE_S, STEADY_S, Breaker
 
 EVENTS = st.lists(
-    st.tuples(st.floats(0.0, 3.0), st.sampled_from(["answered", "missed", "wrong", "lost", "fails", "passes"])),
+    st.tuples(
+        st.floats(0.0, 3.0), st.sampled_from(["answered", "missed", "overtaken", "wrong", "lost", "fails", "passes"])
+    ),
     max_size=200,
 )
 """Seconds since the last event, and what happens; probes happen only when they are due."""
 
 
 def after(breaker, now, event):
-    if event == "missed":
-        return breaker.missed(now, now)
+    if event in ("missed", "overtaken"):
+        return getattr(breaker, event)(now, now)
     return {
         "answered": breaker.answered,
         "wrong": breaker.failed_request,
@@ -125,3 +127,46 @@ def test_a_device_that_keeps_failing_after_its_return_is_left_alone_for_longer()
     assert pauses == sorted(pauses)
     assert pauses[-1] > pauses[0]
     assert abs(breaker.lost(now + 10 * STEADY_S).probe_at - (now + 10 * STEADY_S) - FIRST_PAUSE_S) < 1e-9
+
+
+def overtaken(breaker, times, start=200.0):
+    for i in range(times):
+        breaker = breaker.overtaken(start + i, start + i + 0.1)
+    return breaker
+
+
+def test_one_that_is_overtaken_again_and_again_is_suspected_but_still_asked():
+    breaker = Breaker().passed(100.0)
+    assert not overtaken(breaker, MISSES - 1).suspected
+    suspected = overtaken(breaker, 10 * MISSES)
+    assert suspected.suspected
+    assert suspected.closed
+
+
+def test_an_answer_or_a_probe_ends_the_suspicion():
+    suspected = overtaken(Breaker().passed(100.0), MISSES)
+    assert suspected.answered(300.0).suspected is False
+    assert suspected.answered(300.0).misses == 0
+    assert suspected.lost(300.0).suspected is False
+    assert suspected.lost(300.0).passed(301.0).suspected is False
+
+
+def test_one_that_answers_others_meanwhile_is_only_busy():
+    breaker = Breaker().passed(100.0)
+    for i in range(10):
+        breaker = breaker.answered(200.0 + i + 0.08).overtaken(200.0 + i, 200.0 + i + 0.1)
+    assert not breaker.suspected
+
+
+def test_requests_of_before_its_return_say_nothing_of_it():
+    breaker = Breaker().passed(100.0)
+    for _ in range(10):
+        breaker = breaker.overtaken(99.0, 101.5)
+    assert not breaker.suspected
+
+
+@given(EVENTS)
+def test_a_device_is_suspected_only_while_it_is_asked(events):
+    for _, event, before, after_ in history(events):
+        assert after_.closed or not after_.suspected
+        assert event == "overtaken" or before.suspected or not after_.suspected

@@ -414,7 +414,7 @@ def to_request(answer, request):
 
 def infer_answer(key_submodel=1, key_device=None, payload=None, **changes):
     header = {
-        "wire": 2,
+        "wire": 3,
         "dtype": "float32",
         "shape": [1, FEATURE_DIM],
         "request": "here",

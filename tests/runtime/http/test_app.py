@@ -15,6 +15,7 @@ from PIL import Image
 from edvit.errors import DeadlineError, OverloadedError, UnavailableError
 from edvit.inputs.preprocess import decode_image
 from edvit.runtime.gateway.device_state import DeviceStatus
+from edvit.runtime.gateway.hedging import CopiesAsked
 from edvit.runtime.http import app as http
 from edvit.runtime.http import upload
 from edvit.runtime.http.app import WORKERS, create_app, fleet_of, health_of
@@ -55,6 +56,8 @@ class OneProcess(LocalPredictor):
     """A `LocalPredictor` that also says which devices there are."""
 
     longest_s = 60.0
+    replicas = 1
+    copies_asked = CopiesAsked()
 
     def predict(self, images, *, since=None):
         del since

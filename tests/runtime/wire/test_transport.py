@@ -13,7 +13,7 @@ import pytest
 
 from edvit.errors import EdvitError, MemoryLimitError, ServiceError
 from edvit.runtime.wire.packet import Packet
-from edvit.runtime.wire.transport import MAX_WAITING, Failure, Reply
+from edvit.runtime.wire.transport import MAX_WAITING, Ended, Failure, Reply
 from edvit.runtime.wire.zenoh_transport import ZenohTransport
 from free_port import free_endpoint
 from memory_transport import MemoryNetwork, MemoryTransport
@@ -129,6 +129,20 @@ def test_each_of_several_keys_is_asked(net):
         for _ in range(3):
             replies = hub.ask_each(["n/1", "n/2", "n/nobody"], packet, deadline_s=LONG_S)
             assert sorted(replies, key=lambda reply: reply.key) == [Reply("n/1", packet), Reply("n/2", packet)]
+
+
+def test_it_is_told_which_key_has_ended_and_more_can_be_asked_meanwhile(net):
+    hub, leaf = net.node(), net.node()
+    leaf.serve("n/1", echo("n/1"))
+    ask_served(hub, "n/1")
+    packet, until = Packet(b"{}"), time.monotonic() + LONG_S
+    replies = hub.ask_each(["n/nobody"], packet, deadline_s=LONG_S)
+    assert replies.take(until) == Ended("n/nobody")
+    assert replies.over
+    assert hub.ask_each(["n/1"], packet, deadline_s=LONG_S, into=replies) is replies
+    assert [replies.take(until), replies.take(until)] == [Reply("n/1", packet), Ended("n/1")]
+    assert replies.over
+    assert replies.take(until) is None
 
 
 def test_many_requests_to_each_of_several_keys(net):

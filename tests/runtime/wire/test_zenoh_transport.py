@@ -44,7 +44,7 @@ def test_an_address_of_another_machine_is_refused():
 def test_a_query_that_zenoh_ends_and_refuses_ends_once():
     ended = []
     replies = Replies(2, time.monotonic() + 60)
-    query = _Query(Packet(b"{}"), replies, lambda: ended.append(1))
+    query = _Query("a/b", Packet(b"{}"), replies, lambda: ended.append(1))
     query.end()
     query.end()
     assert ended == [1]

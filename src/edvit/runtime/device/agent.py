@@ -220,7 +220,11 @@ class DeviceAgent:
         with self._lock:
             if asked.bundle != self._bundle:
                 raise UnavailableError(f"device {self.name} holds no sub-model of this bundle")
-            chosen = [held for held in self._held.values() if which in (ANY, str(held.spec.id))]
+            chosen = [
+                held
+                for held in self._held.values()
+                if which in (ANY, str(held.spec.id)) and (asked.submodels is None or held.spec.id in asked.submodels)
+            ]
         if time.monotonic() > until:
             log.info("dropped a request that is past its deadline")
             return  # before its images are decoded, as nobody waits for the answer any more

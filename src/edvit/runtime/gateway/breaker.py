@@ -25,6 +25,8 @@ class Breaker:
     """Whether requests go to the device."""
     misses: int = 0
     """Requests in a row that it did not answer well."""
+    overtakes: int = 0
+    """Requests in a row that a second copy answered before it."""
     pause_s: float = FIRST_PAUSE_S
     """The pause after the next probe that fails."""
     probe_at: float = -math.inf
@@ -33,22 +35,37 @@ class Breaker:
     answered_at: float = -math.inf
     """When it last answered a request well."""
 
+    @property
+    def suspected(self) -> bool:
+        """Whether copies of what it holds are asked first, until it answers a request or a probe tells what it does."""
+        return self.closed and self.overtakes >= MISSES
+
     def due(self, now: float) -> bool:
         """Whether a probe may be made."""
         return not self.closed and now >= self.probe_at
 
     def answered(self, now: float) -> Breaker:
         """A request was answered well."""
-        return replace(self, misses=0, answered_at=now) if self.closed else self
+        return replace(self, misses=0, overtakes=0, answered_at=now) if self.closed else self
 
     def missed(self, asked_at: float, now: float) -> Breaker:
         """A request, sent at `asked_at`, was not answered by its deadline.
 
         A device that has answered others in the second half of that time has much to do, and does not hang.
         """
-        if asked_at < self.closed_at or self.answered_at >= (asked_at + now) / 2:
+        return self if self._is_busy(asked_at, now) else self.failed_request(now)
+
+    def overtaken(self, asked_at: float, now: float) -> Breaker:
+        """A request, sent at `asked_at`, was answered by the second copy before this device.
+
+        That says less than a deadline that is missed, and comes sooner: it does not open the breaker.
+        """
+        if not self.closed or self._is_busy(asked_at, now):
             return self
-        return self.failed_request(now)
+        return replace(self, overtakes=self.overtakes + 1)
+
+    def _is_busy(self, asked_at: float, now: float) -> bool:
+        return asked_at < self.closed_at or self.answered_at >= (asked_at + now) / 2
 
     def failed_request(self, now: float) -> Breaker:
         """A request was answered wrongly, or the device missed it for sure."""
@@ -63,7 +80,7 @@ class Breaker:
         if not self.closed:
             return self
         pause = min(2 * self.pause_s, MOST_PAUSE_S) if now - self.closed_at < STEADY_S else FIRST_PAUSE_S
-        return replace(self, closed=False, misses=0, probe_at=now + pause, pause_s=pause)
+        return replace(self, closed=False, misses=0, overtakes=0, probe_at=now + pause, pause_s=pause)
 
     def failed(self, now: float) -> Breaker:
         """A probe failed: the next one is due after a pause, and the pause after that is twice as long."""

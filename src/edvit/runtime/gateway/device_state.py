@@ -39,6 +39,8 @@ class DeviceStatus:
     """False for a device that is alive under a name that the fleet does not have."""
     state: State = "ready"
     """`silent`: the network says that it is there, but it does not answer. `refused`: it refuses what is planned."""
+    copies: tuple[int, ...] = ()
+    """Of `submodels`, second copies: their first copy is on another device."""
 
 
 @dataclass
@@ -48,7 +50,9 @@ class DeviceState:
     device: Device
     planned: tuple[int, ...]
     target: tuple[int, ...]
-    """What it shall hold now: `planned`, and what it holds for devices that are gone."""
+    """What it shall hold now: `planned`, what it holds for devices that are gone, and second copies."""
+    copies: frozenset[int] = frozenset()
+    """Of `target`, second copies."""
     present: dict[str, None] = field(default_factory=dict)
     """Every process of this name that the network says is alive, oldest first."""
     instance: str | None = None
@@ -111,13 +115,16 @@ class DeviceState:
             pid=info.pid if info is not None else None,
             problem=self.problem,
             state=self.state,
+            copies=tuple(sorted(self.ready & self.copies)),
         )
 
-    def with_moved(self, moved: Placement) -> tuple[int, ...]:
-        """What it shall hold: its part of the plan, and what it holds for others."""
-        return tuple(
-            sorted({*self.planned, *(submodel for submodel, where in moved.items() if where == self.device.name)})
-        )
+    def hold(self, moved: Placement, copies: Placement) -> bool:
+        """Set what it shall hold: its part of the plan, what it holds for others, and copies. Whether it is new."""
+        own = {*self.planned, *(submodel for submodel, where in moved.items() if where == self.device.name)}
+        self.copies = frozenset(submodel for submodel, where in copies.items() if where == self.device.name) - own
+        target = tuple(sorted(own | self.copies))
+        is_new, self.target = target != self.target, target
+        return is_new
 
     def with_own_limit(self) -> Device:
         """The device of the fleet, with the memory limit that it was started with where that is smaller."""

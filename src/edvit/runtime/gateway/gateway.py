@@ -22,6 +22,7 @@ from edvit.runtime.engine.submodel import check_images
 from edvit.runtime.gateway.deadline import Deadline
 from edvit.runtime.gateway.device_state import DeviceStatus
 from edvit.runtime.gateway.gather import Expected, Gathered, gather
+from edvit.runtime.gateway.hedging import CopiesAsked, Hedging
 from edvit.runtime.gateway.model_files import serve_model_files
 from edvit.runtime.gateway.reconcile import MEND_AFTER_S, Reconciler
 from edvit.runtime.gateway.silence import Silence
@@ -55,10 +56,12 @@ class Gateway:
         image_encoding: of images on their way to the devices; `jpeg` changes pixels, and so scores, a little.
         strict: refuse to answer without every feature.
         mend_after_s: seconds after which the sub-models of a device that is gone are placed on others.
+        replicas: 2 keeps a second copy of every sub-model on another device, where memory and energy allow, and asks
+            it where the first one is late or has ended.
 
     Raises:
         BundleError: the fusion model is unusable.
-        ConfigError: the deadline is not positive, or Pillow here cannot write that encoding.
+        ConfigError: the deadline is not positive, `replicas` is not 1 or 2, or Pillow here cannot write that encoding.
     """
 
     def __init__(
@@ -70,9 +73,12 @@ class Gateway:
         image_encoding: ImageEncoding = "raw",
         strict: bool = False,
         mend_after_s: float = MEND_AFTER_S,
+        replicas: int = 1,
     ) -> None:
         if deadline_s is not None and not 0 < deadline_s < float("inf"):
             raise ConfigError(f"the deadline must be a positive number of seconds, not {deadline_s:g}")
+        if replicas not in (1, 2):
+            raise ConfigError(f"the replicas of a sub-model must be 1 or 2, not {replicas}")
         check_encoding(image_encoding)
         manifest = bundle.manifest
         self._bundle = bundle
@@ -86,10 +92,18 @@ class Gateway:
         except ModelError as error:
             raise BundleError(f"{bundle.path}: {error}") from None
         self._blobs = serve_model_files(bundle, transport)
-        self._reconciler = Reconciler(
-            bundle, transport, image_encoding, probe_s=lambda: self._deadline.of(1), mend_after_s=mend_after_s
-        )
         self._silence = Silence()
+        self._replicas = replicas
+        self._hedging = Hedging() if replicas > 1 else None
+        self._reconciler = Reconciler(
+            bundle,
+            transport,
+            image_encoding,
+            probe_s=lambda: self._deadline.of(1),
+            mend_after_s=mend_after_s,
+            replicas=replicas,
+            on_doubt=self._silence.release if replicas > 1 else lambda name: None,
+        )
         self._closing = threading.Event()
         self._watching: threading.Thread | None = None
         if deadline_s is None:  # one that is given is waited for, whatever a device usually takes
@@ -123,11 +137,21 @@ class Gateway:
         """Every device of the fleet, and those that are alive without being in it."""
         return self._reconciler.status()
 
+    @property
+    def replicas(self) -> int:
+        """Devices on which each sub-model is kept, where there is room."""
+        return self._replicas
+
+    @property
+    def copies_asked(self) -> CopiesAsked:
+        """How many times second copies were asked."""
+        return CopiesAsked() if self._hedging is None else self._hedging.asked
+
     def predict(self, images: UInt8, *, since: float | None = None) -> Prediction:
         """uint8 `[batch, channels, height, width]` -> the fused answer.
 
         A sub-model that does not answer before the deadline is replaced by its stand-in, and the answer degraded;
-        one whose device dies or hangs is not waited for.
+        one whose device dies or hangs is not waited for. With `replicas` 2 a second copy is asked before that.
 
         Args:
             images: the batch.
@@ -195,6 +219,7 @@ class Gateway:
             encoding=self._encoding,
             deadline_s=left_s,
             silence=self._silence,
+            hedging=self._hedging,
         )
 
     def _watch(self) -> None:

@@ -24,7 +24,7 @@ from edvit.errors import (
     WireError,
     printable,
 )
-from edvit.plan.greedy import mend
+from edvit.plan.greedy import mend, second_copies
 from edvit.plan.plan import Demand, Placement
 from edvit.runtime.gateway.device_state import SETTLE_FIRST_S, DeviceState, DeviceStatus, stranger
 from edvit.runtime.gateway.gather import Expected, Gathered, gather
@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 INFO_DEADLINE_S = 1.0
 PROBE_FIRST_S = 10.0
 """A first inference may take so long; a probe of a device that was ready before has the deadline of a request."""
+PROBE_SUSPECTED_S = 2.0
+"""A device that other devices' copies have overtaken has no longer."""
 PROBE_PAUSES_S = (0.0, 0.05, 0.2)
 """Before each try: the network may take a moment to tell of a key that is newly served."""
 LOAD_BASE_S = 60.0
@@ -67,6 +69,8 @@ class Reconciler:
     Args:
         probe_s: gives the seconds that a device has to answer a probe.
         mend_after_s: the grace time, seconds.
+        replicas: 2 to keep a second copy of every sub-model where there is room.
+        on_doubt: called with a device that is left alone, or suspected, from now on; must not wait.
     """
 
     def __init__(
@@ -77,6 +81,8 @@ class Reconciler:
         *,
         probe_s: Callable[[], float],
         mend_after_s: float = MEND_AFTER_S,
+        replicas: int = 1,
+        on_doubt: Callable[[str], None] = lambda name: None,
     ) -> None:
         manifest = bundle.manifest
         self._bundle = bundle
@@ -85,12 +91,15 @@ class Reconciler:
         self._fleet = manifest.plan.fleet
         self._probe_s = probe_s
         self._mend_after_s = mend_after_s
+        self._replicas = replicas
+        self._on_doubt = on_doubt
         self._changed = threading.Condition()
         self._closing = threading.Event()
         self._waits = Waits()
         self._strangers: dict[str, set[str]] = {}
         self._planned: dict[int, str] = {line.submodel: line.device for line in manifest.plan.placed}
         self._moved: Placement = {}
+        self._copies: Placement = {}
         self._demands = [
             Demand(submodel.id, submodel.peak_memory_bytes, submodel.flops) for submodel in manifest.submodels
         ]
@@ -126,7 +135,10 @@ class Reconciler:
             return (*(device.status for device in self._devices.values()), *map(stranger, sorted(self._strangers)))
 
     def routes(self) -> dict[int, Expected]:
-        """The device that is asked for each sub-model: the planned one if it is ready, else another that holds it."""
+        """The device that is asked for each sub-model: the planned one if it is ready, else another that holds it.
+
+        One that is suspected comes after one that is not.
+        """
         with self._changed:
             return self._routes()
 
@@ -153,23 +165,33 @@ class Reconciler:
         now = time.monotonic()
         hangs = False
         with self._changed:
-            for name in dict.fromkeys(entry.device for entry in expected.values()):
+            for name in gathered.asked:
                 device = self._devices[name]
-                asked = {submodel for submodel, entry in expected.items() if entry.device == name}
+                first = {submodel for submodel, entry in expected.items() if entry.device == name}
+                given = gathered.given.get(name, set())
                 before = device.breaker
-                if asked <= set(gathered.features):
+                if given and first <= given:
                     device.breaker, device.answers = before.answered(now), True
                 elif name in gathered.silent:
                     hangs = True  # it is left alone already
                 elif name in gathered.wrong:
                     device.breaker = before.failed_request(now)
-                elif not gathered.late:
+                elif name in gathered.ended:
                     device.breaker = before.lost(now)  # it ended the request itself, or died
-                elif fair:
+                elif not first:
+                    continue  # asked as the second, and the first one was faster
+                elif gathered.late and fair:
                     device.breaker = before.missed(gathered.asked_at, now)
                     hangs = hangs or device.breaker != before or not before.closed
+                elif first <= set(gathered.features):
+                    device.breaker = before.overtaken(gathered.asked_at, now)
                 if before.closed and not device.breaker.closed:
                     self._left_alone(name, device, gathered, now)
+                elif device.breaker.suspected and not before.suspected:
+                    log.info("device %s is late again and again: second copies are asked first, and it is tried", name)
+                    device.look_at = now
+                    self._on_doubt(name)
+                    self._changed.notify_all()
         return hangs
 
     def fell_silent(self, names: Iterable[str]) -> None:
@@ -192,6 +214,7 @@ class Reconciler:
         else:
             device.problem = "the device has ended requests without an answer"
         log.warning("device %s is left alone until it answers again: %s", name, device.problem)
+        self._on_doubt(name)
         self._changed.notify_all()
 
     # --- who is there ----------------------------------------------------------------------------------
@@ -241,10 +264,12 @@ class Reconciler:
     def _routes(self) -> dict[int, Expected]:
         found = {}
         for submodel, home in self._planned.items():
-            names = (home, *self._devices)
-            holder = next((name for name in names if submodel in self._devices[name].ready), None)
-            if holder is not None:
-                found[submodel] = Expected(holder, self._bundle.manifest.submodel(submodel).feature_dim)
+            names = dict.fromkeys((home, self._moved.get(submodel, home), *self._devices))
+            holders = [name for name in names if submodel in self._devices[name].ready]
+            holders.sort(key=lambda name: self._devices[name].breaker.suspected)
+            if holders:
+                feature_dim = self._bundle.manifest.submodel(submodel).feature_dim
+                found[submodel] = Expected(holders[0], feature_dim, copy=next(iter(holders[1:]), None))
         return found
 
     # --- mending ---------------------------------------------------------------------------------------
@@ -273,16 +298,34 @@ class Reconciler:
             for name, device in self._devices.items()
             if device.breaker.closed or (name in substitutes and not device.away)
         ]
-        moved = mend(self._demands, self._fleet, here, planned=self._planned, homeless=homeless, moved=self._moved)
-        if moved == self._moved:
+        before = {submodel: name for submodel, name in self._copies.items() if self._devices[name].breaker.closed}
+        before |= self._moved  # a copy that is there already is the best substitute
+        moved = mend(self._demands, self._fleet, here, planned=self._planned, homeless=homeless, moved=before)
+        copies = self._second_copies(moved)
+        if moved != self._moved:
+            log.info("sub-models that are on other devices than planned: %s", moved or "none")
+        if copies != self._copies:
+            log.info("second copies of sub-models are on: %s", copies or "none")
+        if (moved, copies) == (self._moved, self._copies):
             return
-        log.info("sub-models that are on other devices than planned: %s", moved or "none")
-        self._moved = moved
+        self._moved, self._copies = moved, copies
         for device in self._devices.values():
-            target = device.with_moved(moved)
-            if target != device.target:
-                device.target, device.look_at = target, now
+            if device.hold(moved, copies):
+                device.look_at = now
         self._changed.notify_all()
+
+    def _second_copies(self, moved: Placement) -> Placement:
+        if self._replicas < 2:
+            return {}
+        if not all(device.seen or device.away for device in self._devices.values() if device.planned):
+            return self._copies  # those that come first would take them all
+        holders = {*moved.values(), *self._copies.values()}
+        here = [
+            device.with_own_limit()
+            for name, device in self._devices.items()
+            if not device.away and (device.breaker.closed or name in holders)
+        ]
+        return second_copies(self._demands, here, first={**self._planned, **moved}, copies=self._copies)
 
     # --- one thread for each device --------------------------------------------------------------------
 
@@ -306,8 +349,10 @@ class Reconciler:
     def _ask(self, key: str, packet: Packet, *, deadline_s: float) -> Replies:
         return self._waits.add(self._transport.ask(key, packet, deadline_s=deadline_s))
 
-    def _ask_each(self, keys: Sequence[str], packet: Packet, *, deadline_s: float) -> Replies:
-        return self._waits.add(self._transport.ask_each(keys, packet, deadline_s=deadline_s))
+    def _ask_each(
+        self, keys: Sequence[str], packet: Packet, *, deadline_s: float, into: Replies | None = None
+    ) -> Replies:
+        return self._waits.add(self._transport.ask_each(keys, packet, deadline_s=deadline_s, into=into))
 
     def _infos(self, name: str) -> dict[str, DeviceInfo]:
         """Ask every process of that name for its `DeviceInfo`; the answers by instance."""
@@ -345,12 +390,12 @@ class Reconciler:
     def _look(self, name: str, device: DeviceState) -> None:
         """See what the device holds, load what it lacks, and try it unless it has answered already."""
         with self._changed:
-            instance, target = device.instance, device.target
+            instance, target, suspected = device.instance, device.target, device.breaker.suspected
         if instance is None:
             return
         problem: EdvitError | None = None
         try:
-            self._bring(name, device, instance, target)
+            self._bring(name, device, instance, suspected)
         except EdvitError as error:
             problem = error
         except Exception:
@@ -363,25 +408,29 @@ class Reconciler:
             if problem is not None and str(problem) != device.problem:
                 log.info("device %s is not as planned: %s", name, problem)
             device.problem = None if problem is None else str(problem)
-            device.look_at = now + LOOK_S
-            if isinstance(problem, MemoryLimitError):
-                device.refused = target
+            suspicion_is_new = device.breaker.suspected and not suspected
+            device.look_at = now if suspicion_is_new or device.target != target else now + LOOK_S
             if problem is None and not device.breaker.closed:
                 device.breaker, device.since, device.seen = device.breaker.passed(now), now, True
             elif problem is not None and not device.breaker.closed:
                 device.breaker = device.breaker.failed(now)
+            elif problem is None and device.breaker.suspected and not suspicion_is_new:
+                device.breaker = device.breaker.answered(now)
+            elif problem is not None and suspected and device.breaker.suspected:
+                device.answers, device.breaker, device.since = False, device.breaker.lost(now), now
             elif problem is not None and not device.answers:
                 device.look_at = now
                 device.breaker = device.breaker.failed_request(now)
                 device.since = device.since if device.breaker.closed else now
             self._changed.notify_all()
 
-    def _bring(self, name: str, device: DeviceState, instance: str, target: tuple[int, ...]) -> None:
+    def _bring(self, name: str, device: DeviceState, instance: str, suspected: bool) -> None:
         """Raises EdvitError where the device does not hold its target in the end, or does not answer."""
         info = self._infos(name).get(instance)
         self._take(name, device, instance, info)
         if info is None:
             raise UnavailableError("the device does not answer")
+        target = device.target
         specs = tuple(_spec(self._bundle.manifest, submodel) for submodel in target)
         other = self.lease.in_charge()
         if other is not None:
@@ -391,10 +440,17 @@ class Reconciler:
         elif self._held(info) != {spec.id: spec.sha256 for spec in specs}:
             if target == device.refused:
                 raise MemoryLimitError(device.problem or "the device has refused its sub-models")
-            info = self._load(name, device, instance, specs)
+            try:
+                info = self._load(name, device, instance, specs)
+            except MemoryLimitError:
+                with self._changed:
+                    device.refused = target if device.instance == instance else device.refused
+                raise
             self._take(name, device, instance, info)
         held = frozenset(self._held(info))
-        if held and not (device.breaker.closed and held <= device.tried):
+        if suspected:
+            self._try(name, held, min(self._probe_s(), PROBE_SUSPECTED_S))
+        elif held and not (device.breaker.closed and held <= device.tried):
             self._try(name, held, PROBE_FIRST_S if not device.seen else self._probe_s())
         with self._changed:
             if device.instance == instance:
@@ -426,13 +482,16 @@ class Reconciler:
     def _adopt(self, name: str, held: frozenset[int]) -> None:
         """Take over where an earlier gateway, or the one in charge, has put sub-models of devices that are gone."""
         moved = {submodel: where for submodel, where in self._moved.items() if where != name}
+        copies = {submodel: where for submodel, where in self._copies.items() if where != name}
         for submodel in held - set(self._devices[name].planned):
             home = self._devices[self._planned[submodel]]
-            if not home.breaker.closed and submodel not in moved:
+            if self._replicas > 1 and self._moved.get(submodel) != name:
+                copies.setdefault(submodel, name)
+            elif not home.breaker.closed and submodel not in moved:
                 moved[submodel] = name
                 home.away = True
-        self._moved = moved
-        self._devices[name].target = self._devices[name].with_moved(moved)
+        self._moved, self._copies = moved, copies
+        self._devices[name].hold(moved, copies)
 
     def _load(self, name: str, device: DeviceState, instance: str, specs: tuple[SubModelSpec, ...]) -> DeviceInfo:
         deadline_s = LOAD_BASE_S + sum(spec.bytes for spec in specs) / SLOWEST_LINK_BYTES_PER_S

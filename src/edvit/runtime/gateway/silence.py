@@ -6,6 +6,7 @@ has passed since it answered anything.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -34,6 +35,7 @@ class _Device:
     gaps: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
     """Seconds of silence before its last answers, for one image."""
     heard: int = 0
+    heard_at: float = -math.inf
     patience_s: float | None = None
     """Silence for one image after which it is given up; None until enough is known."""
 
@@ -66,10 +68,20 @@ class Silence:
         with self._lock:
             device = self._devices[name]
             device.gaps.append((now - device.since) / max(device.open.values(), default=1))
-            device.since = now
+            device.since = device.heard_at = now
             device.heard += 1
             if device.heard >= ENOUGH and device.heard % EVERY == 0:
                 device.patience_s = learned_s(device.gaps)
+
+    def heard_since(self, name: str, when: float) -> bool:
+        """Whether a good answer to anybody came from this device after `when`, `time.monotonic()`."""
+        with self._lock:
+            return self._devices[name].heard_at > when
+
+    def answered(self, name: str, replies: Replies) -> None:
+        """This device owes nothing more of these, though others may."""
+        with self._lock:
+            self._devices[name].open.pop(replies, None)
 
     def ended(self, replies: Replies) -> None:
         """Nobody waits for these any more."""
@@ -88,7 +100,16 @@ class Silence:
             if 2 * len(found) > len(self._devices):
                 return ()
             for name in found:
-                for replies in self._devices[name].open:
-                    replies.put(Failure(GivenUpError(name)))
-                self._devices[name].open.clear()
+                self._release(name)
         return tuple(found)
+
+    def release(self, name: str) -> None:
+        """Tell whoever waits for this device that it need not wait any longer."""
+        with self._lock:
+            if name in self._devices:
+                self._release(name)
+
+    def _release(self, name: str) -> None:
+        for replies in self._devices[name].open:
+            replies.put(Failure(GivenUpError(name)))
+        self._devices[name].open.clear()

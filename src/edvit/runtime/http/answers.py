@@ -51,6 +51,8 @@ class DeviceAnswer(_Answer):
     is planned."""
     submodels: tuple[int, ...]
     """What it holds now."""
+    copies: tuple[int, ...] = ()
+    """Of what it holds, second copies: their first copy is on another device."""
     planned: tuple[int, ...]
     """What the plan places on it."""
     memory_bytes: int
@@ -62,6 +64,15 @@ class DeviceAnswer(_Answer):
     """Why it does not hold what is planned."""
 
 
+class CopiesAskedAnswer(_Answer):
+    """How many times second copies were asked, since the gateway started."""
+
+    late: int = 0
+    """A device was late."""
+    ended: int = 0
+    """A device ended a request without an answer, answered wrongly, or was given up."""
+
+
 class FleetAnswer(_Answer):
     name: str
     classes: tuple[str, ...]
@@ -71,6 +82,9 @@ class FleetAnswer(_Answer):
     """Names of devices that are there without being in the fleet; at most twenty."""
     strangers_count: int = 0
     """How many there are, up to a thousand."""
+    replicas: int = 1
+    """Devices on which each sub-model is kept, where there is room."""
+    copies_asked: CopiesAskedAnswer = CopiesAskedAnswer()
 
 
 class HealthAnswer(_Answer):
@@ -81,6 +95,8 @@ class HealthAnswer(_Answer):
     missing: tuple[int, ...]
     missing_classes: tuple[str, ...] = ()
     """The classes of the missing sub-models."""
+    without_copy: tuple[int, ...] = ()
+    """With `--replicas 2`, sub-models that one device alone holds: if it goes, answers are degraded for a while."""
 
 
 class ErrorDetail(_Answer):

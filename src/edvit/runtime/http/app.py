@@ -6,7 +6,9 @@ Its routes live on one router, so that another protocol can be mounted beside it
 from __future__ import annotations
 
 import time
+from collections import Counter
 from contextlib import AsyncExitStack
+from dataclasses import asdict
 from functools import partial
 from typing import Any, Literal, Protocol
 
@@ -22,8 +24,10 @@ from edvit.bundle import Manifest
 from edvit.errors import DeadlineError, EdvitError, OverloadedError, SlowUploadError
 from edvit.inputs.preprocess import UInt8
 from edvit.runtime.gateway.device_state import DeviceStatus
+from edvit.runtime.gateway.hedging import CopiesAsked
 from edvit.runtime.http.answers import (
     AnswerTimings,
+    CopiesAskedAnswer,
     DeviceAnswer,
     ErrorAnswer,
     ErrorDetail,
@@ -57,6 +61,16 @@ class Predictor(Protocol):
     @property
     def longest_s(self) -> float:
         """No prediction may take longer, seconds."""
+        ...
+
+    @property
+    def replicas(self) -> int:
+        """Devices on which each sub-model is kept, where there is room."""
+        ...
+
+    @property
+    def copies_asked(self) -> CopiesAsked:
+        """How many times second copies were asked."""
         ...
 
     def predict(self, images: UInt8, *, since: float | None = None) -> Prediction: ...
@@ -106,13 +120,13 @@ def _router(predictor: Predictor, manifest: Manifest, uploads: Uploads) -> APIRo
     @router.get("/health", response_model=HealthAnswer)
     async def health() -> Response:
         """200 while predictions are possible, though they may be degraded; else 503."""
-        answer = health_of(manifest, predictor.devices())
+        answer = health_of(manifest, predictor.devices(), predictor.replicas)
         return _json(answer, status=503 if answer.status == "not-ready" else 200)
 
     @router.get("/fleet", response_model=FleetAnswer)
     async def fleet() -> Response:
         """The devices, and what each of them holds."""
-        return _json(fleet_of(manifest, predictor.devices()))
+        return _json(fleet_of(manifest, predictor.devices(), predictor.replicas, predictor.copies_asked))
 
     return router
 
@@ -156,9 +170,9 @@ def _ms(seconds: float) -> float:
 # --- GET /health, GET /fleet -------------------------------------------------------------------------------
 
 
-def health_of(manifest: Manifest, devices: tuple[DeviceStatus, ...]) -> HealthAnswer:
-    """Which sub-models no device that is online holds."""
-    held = {submodel for device in devices if device.alive for submodel in device.submodels}
+def health_of(manifest: Manifest, devices: tuple[DeviceStatus, ...], replicas: int = 1) -> HealthAnswer:
+    """Which sub-models no device that is online holds, and which fewer than `replicas` do."""
+    held = Counter(submodel for device in devices if device.alive for submodel in device.submodels)
     missing = tuple(submodel.id for submodel in manifest.submodels if submodel.id not in held)
     status: Literal["ready", "degraded", "not-ready"] = "degraded"
     if not missing:
@@ -170,10 +184,16 @@ def health_of(manifest: Manifest, devices: tuple[DeviceStatus, ...]) -> HealthAn
         submodels=len(manifest.submodels),
         missing=missing,
         missing_classes=manifest.classes_of(missing),
+        without_copy=tuple(submodel.id for submodel in manifest.submodels if 0 < held[submodel.id] < replicas),
     )
 
 
-def fleet_of(manifest: Manifest, devices: tuple[DeviceStatus, ...]) -> FleetAnswer:
+def fleet_of(
+    manifest: Manifest,
+    devices: tuple[DeviceStatus, ...],
+    replicas: int = 1,
+    copies_asked: CopiesAsked | None = None,
+) -> FleetAnswer:
     """What each device holds and should hold."""
     strangers = [device.name for device in devices if not device.in_fleet]
     return FleetAnswer(
@@ -185,6 +205,7 @@ def fleet_of(manifest: Manifest, devices: tuple[DeviceStatus, ...]) -> FleetAnsw
                 online=device.alive,
                 state=device.state,
                 submodels=device.submodels,
+                copies=device.copies,
                 planned=device.planned,
                 memory_bytes=device.memory_bytes,
                 memory_limit_bytes=device.memory_limit_bytes,
@@ -196,6 +217,8 @@ def fleet_of(manifest: Manifest, devices: tuple[DeviceStatus, ...]) -> FleetAnsw
         ),
         strangers=tuple(strangers[:NAMED_STRANGERS]),
         strangers_count=len(strangers),
+        replicas=replicas,
+        copies_asked=CopiesAskedAnswer(**asdict(copies_asked or CopiesAsked())),
     )
 
 

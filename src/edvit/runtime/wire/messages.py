@@ -156,6 +156,8 @@ class InferRequest(ArrayHeader):
     bundle: str = Field(pattern=_SHA256)
     request: str = Field(pattern=_INSTANCE)
     """Drawn at random; the answers repeat it, so that one to an earlier request is told apart."""
+    submodels: tuple[int, ...] | None = Field(default=None, max_length=1024)
+    """Those whose features are asked for; None for every one that the device holds."""
     deadline_s: float = Field(gt=0)
     """Seconds from arrival after which nobody waits for the answer."""
 

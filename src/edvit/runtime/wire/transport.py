@@ -52,6 +52,14 @@ class Failure:
     error: EdvitError
 
 
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """Whoever was asked at a key says nothing more."""
+
+    key: str
+    """As it was asked."""
+
+
 Handler = Callable[[Request], Iterable[Reply]]
 """Answers a request: none, one or many times. What it raises becomes a `Failure` at the asker."""
 
@@ -60,22 +68,43 @@ class Replies:
     """An iterator over what servers reply, as it arrives. `close` ends the wait for it, from any thread.
 
     Args:
-        servers: how many will call `end`; the iteration ends when all have.
+        servers: how many times `end` will be called; the iteration ends when it was.
         until: `time.monotonic()` at which it ends in any case, seconds.
     """
 
     def __init__(self, servers: int, until: float) -> None:
         self.until = until
         self._servers = servers
-        self._arrived: queue.SimpleQueue[Reply | Failure | None] = queue.SimpleQueue()
+        self._arrived: queue.SimpleQueue[Reply | Failure | Ended | None] = queue.SimpleQueue()
         self._closed = False
 
     def put(self, reply: Reply | Failure) -> None:
         self._arrived.put(reply)
 
-    def end(self) -> None:
-        """One server says nothing more."""
-        self._arrived.put(None)
+    def end(self, key: str = "") -> None:
+        """Who was asked at `key` says nothing more."""
+        self._arrived.put(Ended(key))
+
+    def expect(self, servers: int) -> None:
+        """So many more will call `end`. Only for the thread that iterates."""
+        self._servers += servers
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more can come."""
+        return self._servers <= 0 or self._closed
+
+    def take(self, until: float) -> Reply | Failure | Ended | None:
+        """What comes next, or that a key has ended; None at `until` (`time.monotonic()`), or where it is `over`."""
+        if self.over:
+            return None
+        try:
+            arrived = self._arrived.get(timeout=max(0.0, min(until, self.until) - time.monotonic()))
+        except queue.Empty:
+            return None
+        if isinstance(arrived, Ended):
+            self._servers -= 1
+        return arrived
 
     def close(self) -> None:
         """Wait for nothing more."""
@@ -86,15 +115,11 @@ class Replies:
         return self
 
     def __next__(self) -> Reply | Failure:
-        while self._servers > 0 and not self._closed:
-            try:
-                reply = self._arrived.get(timeout=max(0.0, self.until - time.monotonic()))
-            except queue.Empty:
-                break
-            if reply is not None:
-                return reply
-            self._servers -= 1
-        raise StopIteration
+        while isinstance(arrived := self.take(self.until), Ended):
+            pass
+        if arrived is None:
+            raise StopIteration
+        return arrived
 
 
 class Waits:
@@ -180,10 +205,13 @@ class Transport(Protocol):
         `urgent=False` lets other traffic pass first.
         """
 
-    def ask_each(self, keys: Sequence[str], packet: Packet, *, deadline_s: float) -> Replies:
+    def ask_each(
+        self, keys: Sequence[str], packet: Packet, *, deadline_s: float, into: Replies | None = None
+    ) -> Replies:
         """Ask at several keys side by side, urgently: one whose server takes nothing holds up no other, nor the caller.
 
-        The replies are those of `ask`, for all of them.
+        The replies are those of `ask`, for all of them, and `Replies.take` says which key has ended. They come by
+        `into` where it is given, the replies of an earlier question of the same thread.
         """
 
     def announce(self, key: str) -> Registration:

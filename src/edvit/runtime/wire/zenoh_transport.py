@@ -103,12 +103,15 @@ class ZenohTransport:
         return self._registrations.add(queryable.undeclare, lane.close)
 
     def ask(self, key: str, packet: Packet, *, deadline_s: float, urgent: bool = True) -> Replies:
-        query = _Query(packet, self._waits.add(Replies(1, time.monotonic() + deadline_s)))
+        query = _Query(key, packet, self._waits.add(Replies(1, time.monotonic() + deadline_s)))
         self._get(key, query, urgent=urgent)
         return query.replies
 
-    def ask_each(self, keys: Sequence[str], packet: Packet, *, deadline_s: float) -> Replies:
-        replies = self._waits.add(Replies(len(keys), time.monotonic() + deadline_s))
+    def ask_each(
+        self, keys: Sequence[str], packet: Packet, *, deadline_s: float, into: Replies | None = None
+    ) -> Replies:
+        replies = into or self._waits.add(Replies(0, time.monotonic() + deadline_s))
+        replies.expect(len(keys))
         for key in keys if not self._waits.closed else ():
             self._outbox(key).send(packet, replies)
         return replies
@@ -172,10 +175,12 @@ class _Query:
     """One question at one key, and where its replies go.
 
     Args:
+        key: as it is asked.
         on_end: called once, when no further reply can come. Zenoh ends a query that it then refuses with an error, too.
     """
 
-    def __init__(self, packet: Packet, replies: Replies, on_end: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, key: str, packet: Packet, replies: Replies, on_end: Callable[[], None] = lambda: None) -> None:
+        self._key = key
         self.packet = packet
         self.replies = replies
         self._on_end = [on_end]
@@ -191,7 +196,7 @@ class _Query:
     def end(self) -> None:
         with suppress(IndexError):
             self._on_end.pop()()
-            self.replies.end()
+            self.replies.end(self._key)
 
 
 class _Outbox:
@@ -202,6 +207,7 @@ class _Outbox:
     """
 
     def __init__(self, key: str, get: Callable[[_Query], None]) -> None:
+        self._key = key
         self._get = get
         self._open = 0
         self._lock = threading.Lock()
@@ -210,7 +216,7 @@ class _Outbox:
 
     def send(self, packet: Packet, replies: Replies) -> None:
         """Never waits."""
-        query = _Query(packet, replies, self._ended)
+        query = _Query(self._key, packet, replies, self._ended)
         with self._lock:
             self._open += 1
             idle = self._open == 1
