@@ -53,7 +53,7 @@ def test_a_malformed_error_is_an_error_itself(data):
 
 def test_the_bytes_of_an_error_are_those_of_wire_version_2():
     told = encode_error(MemoryLimitError("no room; add memory"))
-    assert told == b'{"wire":2,"code":"memory-limit","message":"no room; add memory"}'
+    assert told == b'{"wire":3,"code":"memory-limit","message":"no room; add memory"}'
 
 
 def test_an_error_of_another_version_says_so():
@@ -63,5 +63,5 @@ def test_an_error_of_another_version_says_so():
 
 
 def test_what_a_peer_says_is_escaped():
-    error = decode_error(b'{"wire": 2, "code": "memory-limit", "message": "\\u001b[2Jready\\n"}')
+    error = decode_error(b'{"wire": 3, "code": "memory-limit", "message": "\\u001b[2Jready\\n"}')
     assert str(error) == "\\x1b[2Jready\\n"

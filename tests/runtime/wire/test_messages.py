@@ -52,7 +52,7 @@ EXAMPLES = [
 
 def infer_request(**changes):
     header = {
-        "wire": 2,
+        "wire": 3,
         "request": INSTANCE,
         "dtype": "uint8",
         "shape": [1, 3, 2, 2],
@@ -191,7 +191,7 @@ def test_no_header_accepts_unknown_fields_or_changes():
 
 @pytest.mark.parametrize("header", [b'{"wire": 1}', b'{"wire": 9, "more": "fields"}'])
 def test_another_version_is_told_as_such(header):
-    with pytest.raises(VersionError, match=r"wire version \d, and this program 2: install the same version of edvit"):
+    with pytest.raises(VersionError, match=r"wire version \d, and this program 3: install the same version of edvit"):
         decode(InfoRequest, Packet(header))
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from pathlib import Path
 
 from edvit.bundle import Bundle
 from edvit.errors import (
@@ -22,6 +24,7 @@ from edvit.runtime.engine.submodel import check_images
 from edvit.runtime.gateway.deadline import Deadline
 from edvit.runtime.gateway.device_state import DeviceStatus
 from edvit.runtime.gateway.gather import Expected, Gathered, gather
+from edvit.runtime.gateway.lease import Lease
 from edvit.runtime.gateway.model_files import serve_model_files
 from edvit.runtime.gateway.reconcile import MEND_AFTER_S, Reconciler
 from edvit.runtime.gateway.silence import Silence
@@ -55,6 +58,10 @@ class Gateway:
         image_encoding: of images on their way to the devices; `jpeg` changes pixels, and so scores, a little.
         strict: refuse to answer without every feature.
         mend_after_s: seconds after which the sub-models of a device that is gone are placed on others.
+        lease: which gateway is in charge of the fleet, where another one of this process shares it. The caller closes
+            it, after the gateway. None for a lease of its own.
+        beside: digests of other bundles whose sub-models devices keep, while a new bundle is deployed.
+        away: names of devices whose sub-models are placed on others at once.
 
     Raises:
         BundleError: the fusion model is unusable.
@@ -70,6 +77,9 @@ class Gateway:
         image_encoding: ImageEncoding = "raw",
         strict: bool = False,
         mend_after_s: float = MEND_AFTER_S,
+        lease: Lease | None = None,
+        beside: tuple[str, ...] = (),
+        away: Collection[str] = (),
     ) -> None:
         if deadline_s is not None and not 0 < deadline_s < float("inf"):
             raise ConfigError(f"the deadline must be a positive number of seconds, not {deadline_s:g}")
@@ -85,9 +95,19 @@ class Gateway:
             self._fusion = FusionEngine(bundle.model_path(manifest.fusion.model), manifest)
         except ModelError as error:
             raise BundleError(f"{bundle.path}: {error}") from None
-        self._blobs = serve_model_files(bundle, transport)
+        self._blobs = serve_model_files(bundle, transport, lambda: self._bundle.path)
+        self._own_lease: Lease | None = None
+        if lease is None:
+            lease = self._own_lease = Lease(manifest.plan.fleet.name, bundle.digest, transport)
         self._reconciler = Reconciler(
-            bundle, transport, image_encoding, probe_s=lambda: self._deadline.of(1), mend_after_s=mend_after_s
+            bundle,
+            transport,
+            image_encoding,
+            lease=lease,
+            probe_s=lambda: self._deadline.of(1),
+            mend_after_s=mend_after_s,
+            beside=beside,
+            away=away,
         )
         self._silence = Silence()
         self._closing = threading.Event()
@@ -95,6 +115,32 @@ class Gateway:
         if deadline_s is None:  # one that is given is waited for, whatever a device usually takes
             self._watching = threading.Thread(target=self._watch, name="silence", daemon=True)
             self._watching.start()
+
+    @property
+    def bundle(self) -> Bundle:
+        """What it serves."""
+        return self._bundle
+
+    def moved_to(self, folder: Path) -> None:
+        """The bundle's folder has another path now."""
+        self._bundle = replace(self._bundle, path=folder)
+
+    def keep_beside(self, bundles: tuple[str, ...]) -> None:
+        """From now on devices keep sub-models of the bundles with these digests, and drop those of all others."""
+        self._reconciler.keep_beside(bundles)
+
+    def missing(self) -> tuple[int, ...]:
+        """The sub-models that no device can be asked for now."""
+        routes = self._reconciler.routes()
+        return tuple(submodel.id for submodel in self._bundle.manifest.submodels if submodel.id not in routes)
+
+    def lacking(self) -> dict[str, tuple[int, ...]]:
+        """By device: the sub-models that it shall hold now and has not answered a first inference of."""
+        return self._reconciler.lacking()
+
+    def dismiss(self, names: Collection[str]) -> None:
+        """Tell devices of the fleet once to drop everything: no bundle names them any more."""
+        self._reconciler.dismiss(names)
 
     @property
     def longest_s(self) -> float:
@@ -231,6 +277,8 @@ class Gateway:
         if self._watching is not None:
             self._watching.join()
         self._reconciler.close()
+        if self._own_lease is not None:
+            self._own_lease.close()
         self._blobs.close()
 
 

@@ -14,7 +14,7 @@ from edvit.errors import VersionError, WireError, printable
 from edvit.fleet import first_problem
 from edvit.runtime.wire.packet import MAX_PAYLOAD_BYTES, Packet
 
-WIRE_VERSION: Literal[2] = 2
+WIRE_VERSION: Literal[3] = 3
 """Version of the protocol: the field `wire` of every header and every error."""
 MAX_HEADER_BYTES = 64 * 1024
 
@@ -26,7 +26,7 @@ class Header(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
-    wire: Literal[2] = WIRE_VERSION
+    wire: Literal[3] = WIRE_VERSION
 
     @field_validator("*")
     @classmethod
