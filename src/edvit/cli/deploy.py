@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 POLL_S = 0.2
 LOST_S = 10.0
 """Seconds for which the gateway may not say how far it is."""
+RATE_PAUSE_S = 5.0
+"""Seconds until it is asked again, where the token has asked too often."""
 
 
 def deploy(
@@ -76,13 +78,16 @@ def follow(client: Client, answer: DeployAnswer, bundle: Bundle) -> None:
 
 def state(client: Client) -> DeployAnswer:
     """How far the gateway is; it may be too busy to say so, or start again, for `LOST_S`."""
-    from edvit.errors import ServiceError, TooManyRequestsError
+    from edvit.errors import RateLimitError, ServiceError
 
     until = time.monotonic() + LOST_S
     while True:
         try:
             return client.deploy_state()
-        except (ServiceError, TooManyRequestsError):
+        except RateLimitError:
+            until += RATE_PAUSE_S
+            time.sleep(RATE_PAUSE_S)
+        except ServiceError:
             if time.monotonic() > until:
                 raise
-        time.sleep(POLL_S)
+            time.sleep(POLL_S)

@@ -10,6 +10,7 @@ import threading
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 
 from edvit.bundle import MANIFEST, read_bundle
@@ -131,7 +132,7 @@ def test_a_new_bundle_takes_the_place_of_the_old_one(served, devices, old, new):
         "classes",
         "warm",
         "switched",
-        "dropped",
+        "done",
     ]
     assert "classes: new class-4" in steps
     assert "warm: 2 of 2 devices" in steps
@@ -237,6 +238,18 @@ def test_what_is_away_goes_to_a_device_with_room_before_the_switch(fleet, served
     deploy(served, new)
     assert serves(served, new)
     eventually(lambda: held(one) | held(spare) == {(new.digest, 0), (new.digest, 1)})
+
+
+def test_deploys_leave_no_thread_and_no_process(served, devices, old, new, made):
+    def left():
+        return threading.active_count(), len(psutil.Process().children(recursive=True)), psutil.Process().num_fds()
+
+    deploy(served, new)
+    deploy(served, made[0])
+    before = left()
+    deploy(served, new)
+    deploy(served, made[0])
+    eventually(lambda: all(now <= then + 2 for now, then in zip(left(), before, strict=True)))
 
 
 # --- the old bundle stays ----------------------------------------------------------------------------------

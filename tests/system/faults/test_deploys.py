@@ -10,6 +10,7 @@ import signal
 import subprocess
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -19,6 +20,8 @@ from edvit.runtime.deploy.transfer import body_of, head_of, size_of
 from edvit.runtime.http.client import Client
 from edvit.runtime.predictor import LocalPredictor
 from fleet_in_memory import some_images
+from keyed_fleet import keyed_fleet
+from served_in_memory import served_in_memory
 from serving import EDVIT, run, serving
 from tiny_bundle import write_tiny_bundle
 from waiting import eventually
@@ -145,7 +148,7 @@ def test_a_deploy_under_load_loses_no_request_and_mixes_no_answer(old, new, refe
             "sent",
             "verified",
             "switched",
-            "dropped",
+            "done",
         ]
         assert "warm: 3 of 3 devices" in lines
         again = run("deploy", served.url, new.path)
@@ -253,3 +256,28 @@ def test_a_deploy_needs_the_scope_operate(old, new, tmp_path):
             assert done.returncode == code, done.stderr
         assert "switched" in done.stdout
     assert beside(old) == ["bundle", "bundle.previous"]
+
+
+def test_a_deploy_to_devices_with_certificates(old, new, tmp_path):
+    """The rules of the keys let through what a deploy says, and no more."""
+    with keyed_fleet(tmp_path / "keys", old) as fleet:
+        keys = {name: fleet.join(name) for name in DEVICES}
+        transport = fleet.transport()
+        with served_in_memory(SimpleNamespace(node=lambda: transport), old) as served:
+            agents = {name: fleet.device(name, keys[name]) for name in DEVICES}
+            served.gateway.wait_ready(LONG_S)
+            with Client(served.url, timeout_s=LONG_S) as client:
+                send(client, new)
+                assert ends(client).state == "done"
+            images = some_images(new)
+            prediction = served.gateway.predict(images)
+            assert prediction.missing == ()
+            assert prediction.logits.tobytes() == LocalPredictor(new).predict(images).logits.tobytes()
+            planned = new.manifest.submodel(0).peak_memory_bytes
+            eventually(lambda: {one.memory_bytes for one in served.gateway.devices()} == {planned}, LONG_S)
+            # One that starts without a cache finds the files, though what served the old ones has closed.
+            agents["dev-2"].close()
+            eventually(lambda: served.gateway.devices()[1].state == "offline", LONG_S)
+            shutil.rmtree(tmp_path / "keys" / "dev-2-cache")
+            fleet.device("dev-2", keys["dev-2"])
+            eventually(lambda: not served.gateway.predict(images).degraded, LONG_S)

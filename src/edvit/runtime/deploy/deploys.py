@@ -174,7 +174,7 @@ class Deploys:
             progress.failed(failure)
             return
         log.info("bundle %s is served now", bundle.digest[:12])
-        progress.say("dropped: devices let go of the old bundle")
+        progress.say("done: devices drop the old bundle")
         progress.done()
 
     def close(self) -> None:

@@ -169,7 +169,7 @@ def _wait_warm(
             if missing := new.gateway.missing():
                 say(f"no device for sub-model {', '.join(map(str, missing))} now; answers are degraded until there is")
             return
-        for name in holders:
+        for name in lacking:
             patience.check(before[name], after[name], now)
         if closing.is_set():
             raise DeployError("the gateway ends: deploy again when it has started again")

@@ -120,7 +120,8 @@ class Lease:
         if other is not None and other.bundle != self._me.bundle:
             raise FleetTakenError(
                 f"fleet {self._fleet} is served by the gateway on {other.host} (process {other.pid}) with another "
-                f"bundle, {other.bundle[:12]}: stop that gateway, or build this bundle for a fleet of another name"
+                f"bundle, {other.bundle[:12]}: serve that bundle here too, stop that gateway, or build this bundle "
+                "for a fleet of another name"
             )
 
     def close(self) -> None:
