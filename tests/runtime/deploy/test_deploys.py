@@ -518,6 +518,24 @@ def test_a_client_that_stops_sending_is_given_up(served, devices, old, new, monk
     assert beside(old) == ["bundle"]
 
 
+def test_a_client_that_dribbles_its_manifest_holds_up_no_other_deploy(served, devices, new, monkeypatch):
+    """It sends a byte more often than it may be idle."""
+    monkeypatch.setattr(transfer, "BASE_S", 0.5)
+    port = httpx.URL(served.url).port
+    data = whole(new)
+    head = f"POST /deploy HTTP/1.1\r\nhost: x\r\ncontent-type: {BUNDLE}\r\ncontent-length: {len(data)}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", port), timeout=0.05) as connection:
+        connection.sendall(head.encode())
+        said = b""
+        for i in range(400):
+            connection.sendall(data[i : i + 1])
+            with contextlib.suppress(TimeoutError):
+                said += connection.recv(1000)
+            if said:
+                break
+    assert b"408" in said
+
+
 def test_answers_never_mix_two_bundles_under_load(served, devices, old, new):
     """Every answer is the one of the old or of the new bundle; after the switch of the new one alone."""
     images = some_images(old, batch=1)

@@ -72,11 +72,20 @@ class Incoming:
         self._buffer = b""
 
     async def manifest(self) -> tuple[bytes, Manifest]:
-        """The text of the manifest, and what it says. Raises TooLargeError for one that is too large."""
-        length = int.from_bytes(await self._exactly(LENGTH_BYTES), "big")
-        if length > MAX_MANIFEST_BYTES:
-            raise TooLargeError(f"the manifest is over {MAX_MANIFEST_BYTES:,} bytes, or the body is no bundle")
-        text = await self._exactly(length)
+        """The text of the manifest, and what it says.
+
+        Raises:
+            SlowUploadError: also where it takes longer than `BASE_S`, so that nobody holds up other deploys by it.
+            TooLargeError: it is too large.
+        """
+        try:
+            with fail_after(BASE_S):
+                length = int.from_bytes(await self._exactly(LENGTH_BYTES), "big")
+                if length > MAX_MANIFEST_BYTES:
+                    raise TooLargeError(f"the manifest is over {MAX_MANIFEST_BYTES:,} bytes, or the body is no bundle")
+                text = await self._exactly(length)
+        except TimeoutError:
+            raise SlowUploadError("the bundle arrives too slowly: send it over a faster link") from None
         manifest = parse_manifest(Path(MANIFEST), text)
         if size_of(manifest) > MAX_BUNDLE_BYTES:
             raise TooLargeError(f"the bundle is over {MAX_BUNDLE_BYTES:,} bytes")
