@@ -227,13 +227,18 @@ def read_bundle(path: Path | str) -> Bundle:
         raise BundleError(f"{path}: no {MANIFEST}, so this is no bundle (or its build did not finish)") from None
     except OSError as error:
         raise BundleError(f"{manifest_path}: cannot be read ({type(error).__name__})") from None
-    manifest = _parse_manifest(manifest_path, text)
+    manifest = parse_manifest(manifest_path, text)
     for model in manifest.files():
         _verify_file(path, model)
     return Bundle(path=path, manifest=manifest, digest=hashlib.sha256(text).hexdigest())
 
 
-def _parse_manifest(path: Path, text: bytes) -> Manifest:
+def parse_manifest(path: Path, text: bytes) -> Manifest:
+    """The manifest that a text holds; `path` is for messages alone.
+
+    Raises:
+        BundleError: it is no manifest, of an unknown version, or contradicts itself.
+    """
     try:
         values = json.loads(text)
     except (ValueError, RecursionError):
@@ -252,11 +257,16 @@ def _parse_manifest(path: Path, text: bytes) -> Manifest:
         raise BundleError(f"{path}: {first_problem(error)}") from None
 
 
-def _verify_file(root: Path, model: ModelFile) -> None:
+def place_of(root: Path, model: ModelFile) -> Path:
+    """Where a file of the bundle lies in the folder `root`. Raises BundleError for a path that leads out of it."""
     relative = PurePosixPath(model.file)
     if relative.is_absolute() or ".." in relative.parts or "\\" in model.file or not relative.parts:
         raise BundleError(f"{root / MANIFEST}: unsafe path {model.file!r}; do not use this bundle")
-    path = root / relative
+    return root / relative
+
+
+def _verify_file(root: Path, model: ModelFile) -> None:
+    path = place_of(root, model)
     if not path.is_file():
         raise BundleError(f"{path}: missing; copy the whole bundle folder again")
     if not path.resolve().is_relative_to(root.resolve()):

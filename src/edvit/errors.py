@@ -227,6 +227,12 @@ class FleetTakenError(ServiceError):
     code = "fleet-taken"
 
 
+class DeployError(ServiceError):
+    """A gateway cannot take over a new bundle, or has given it up; it serves the old one."""
+
+    code = "deploy"
+
+
 class MemoryLimitError(ServiceError):
     """A device refuses a sub-model that would pass its memory limit."""
 

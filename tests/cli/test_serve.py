@@ -115,4 +115,4 @@ def test_a_gateway_of_a_fleet_that_is_taken_ends():
             raise FleetTakenError("the fleet is served by the gateway on pc-1")
 
     with pytest.raises(FleetTakenError, match="pc-1"):
-        report_changes(Refused())
+        report_changes(Refused)

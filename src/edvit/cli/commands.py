@@ -5,6 +5,7 @@ from __future__ import annotations
 from edvit.cli import app
 from edvit.cli.build import build
 from edvit.cli.demo import demo
+from edvit.cli.deploy import deploy
 from edvit.cli.device import device
 from edvit.cli.evaluate import evaluate
 from edvit.cli.inspect import inspect
@@ -15,6 +16,6 @@ from edvit.cli.serve import serve
 
 __all__ = ["app"]
 
-for command in (build, demo, device, evaluate, inspect, plan, predict, serve):
+for command in (build, demo, deploy, device, evaluate, inspect, plan, predict, serve):
     app.command(command)
 app.command(keys)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
@@ -95,6 +96,7 @@ def serve(
     """Serve a bundle over HTTP: POST /predict, GET /health, GET /fleet, documentation at /docs."""
     from edvit.bundle import read_bundle
     from edvit.fleet import load_fleet
+    from edvit.runtime.deploy.folder import BundleFolder
     from edvit.runtime.local import serve_locally
     from edvit.runtime.service import serve as serve_fleet
     from edvit.runtime.service import until_signalled
@@ -109,6 +111,7 @@ def serve(
     if folder is None and open_to:
         print(f"INSECURE: {' and '.join(open_to)} without keys. {STRANGERS}", file=sys.stderr)
     listening = listen or NETWORK.format(protocol="tcp" if folder is None else "tls")
+    BundleFolder(bundle).recover()
     verified = read_bundle(bundle)
     if fleet is not None:
         check_fleet(load_fleet(fleet), verified.manifest.plan, fleet)
@@ -131,7 +134,7 @@ def serve(
                 protection=own,
             ) as service:
                 print(announcement(service.url, verified))
-                report_changes(service.gateway)
+                report_changes(lambda: service.gateway)
         else:
             with serve_fleet(
                 verified,
@@ -149,7 +152,7 @@ def serve(
                 print(announcement(service.url, verified))
                 lacking = lacking_keys(folder, plan, listening) if folder is not None else []
                 print("\n".join(["On each device, type:", *device_commands(plan, listening, insecure), *lacking]))
-                report_changes(service.gateway)
+                report_changes(lambda: service.gateway)
 
 
 def exposed(host: str, listen: str | None) -> list[str]:
@@ -273,15 +276,21 @@ def announcement(url: str, bundle: Bundle) -> str:
     )
 
 
-def report_changes(gateway: Gateway) -> NoReturn:
+def report_changes(current: Callable[[], Gateway]) -> NoReturn:
     """Print a line whenever a device comes, is ready, fails or goes; until a signal ends it.
 
     Raises FleetTakenError where another gateway is in charge of the fleet, with another bundle.
     """
     said: dict[str, str] = {}
-    copies = CopyLines(gateway.replicas)
+    copies = CopyLines(current().replicas)
+    served: str | None = None
     while True:
+        gateway = current()
         gateway.check_lease()
+        digest = gateway.bundle.digest
+        if served not in (None, digest):
+            print(f"{time.strftime('%H:%M:%S')}  a new bundle is served: {digest[:12]}")
+        served = digest
         devices = gateway.devices()
         named = [device for device in devices if device.in_fleet]
         fleet = [device.name for device in named]

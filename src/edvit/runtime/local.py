@@ -88,7 +88,7 @@ def serve_locally(
         ) as service,
     ):
         _wait_ready(service, devices, Path(folder), ready_s)
-        yield LocalService(service.url, service.gateway, devices)
+        yield LocalService(service.url, service.switch, devices)
 
 
 @contextlib.contextmanager

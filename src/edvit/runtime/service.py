@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from edvit.bundle import Bundle
 from edvit.runtime.gateway.gateway import Gateway
+from edvit.runtime.gateway.lease import Lease
 from edvit.runtime.http.server import HttpServer, HttpsFiles, bind, missing_serve_extra
 from edvit.runtime.keys.tokens import RATE, TokenList
 from edvit.runtime.wire.image_encoding import ImageEncoding
@@ -25,15 +26,22 @@ class Service:
 
     Attributes:
         url: where it answers over HTTP.
-        gateway: for questions within this process.
+        switch: what it serves.
     """
 
     url: str
-    gateway: Gateway
+    switch: Switch
+
+    @property
+    def gateway(self) -> Gateway:
+        """The gateway of the bundle that is served now, for questions within this process."""
+        return self.switch.current.gateway
 
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
+
+    from edvit.runtime.deploy.switch import Switch
 
 
 @dataclass(frozen=True)
@@ -115,28 +123,46 @@ def serve_on(
 ) -> Iterator[Service]:
     """Serve as `serve` does, on a socket that is bound."""
     try:
+        from edvit.runtime.deploy.deploys import Deploys
+        from edvit.runtime.deploy.switch import Serving
         from edvit.runtime.http.app import create_app
         from edvit.runtime.http.uploads import Uploads
     except ImportError:
         raise missing_serve_extra() from None
     wire, https = (protection.wire, protection.https) if protection else (None, None)
     guarded = _guard(protection)
+
+    def make(deploys: Deploys, bundle: Bundle, before: Serving | None, away: Collection[str]) -> Serving:
+        """What serves a bundle, beside what serves another one."""
+        gateway = Gateway(
+            bundle,
+            transport,
+            deadline_s=deadline_s,
+            image_encoding=image_encoding,
+            strict=strict,
+            replicas=replicas,
+            lease=lease,
+            beside=() if before is None else (before.gateway.bundle.digest,),
+            away=away,
+        )
+        how = bundle.manifest.preprocessing
+        try:
+            if before is not None and before.gateway.bundle.manifest.preprocessing == how:
+                uploads = before.uploads
+            else:
+                uploads = Uploads(how)
+        except BaseException:
+            gateway.close()
+            raise
+        return Serving(gateway, uploads, create_app(gateway, bundle.manifest, uploads, deploys))
+
     with (
         contextlib.closing(ZenohTransport(listen=[listen], scouting=scouting, tls=wire)) as transport,
-        contextlib.closing(
-            Gateway(
-                bundle,
-                transport,
-                deadline_s=deadline_s,
-                image_encoding=image_encoding,
-                strict=strict,
-                replicas=replicas,
-            )
-        ) as gateway,
-        contextlib.closing(Uploads(bundle.manifest.preprocessing)) as uploads,
-        HttpServer(guarded(create_app(gateway, bundle.manifest, uploads)), bound, https) as server,
+        contextlib.closing(Lease(bundle.manifest.plan.fleet.name, bundle.digest, transport)) as lease,
+        contextlib.closing(Deploys(bundle, lease, make)) as deploys,
+        HttpServer(guarded(deploys.switch), bound, https) as server,
     ):
-        yield Service(server.url, gateway)
+        yield Service(server.url, deploys.switch)
 
 
 def _guard(protection: Protection | None) -> Callable[[ASGIApp], ASGIApp]:

@@ -135,10 +135,10 @@ def test_it_says_what_it_is_and_holds(fleet, node, bundle):
     info = decode(DeviceInfo, reply.packet)
     assert info == agent.info()
     assert (info.device, info.instance, info.threads) == ("dev-1", agent.instance, 2)
-    assert (info.bundle, info.submodels, info.memory_bytes) == (None, (), 0)
+    assert (info.submodels, info.memory_bytes) == ((), 0)
     loaded = load(node, agent, bundle, 0, 2)
     assert [held.id for held in loaded.submodels] == [0, 2]
-    assert loaded.bundle == bundle.digest
+    assert {held.bundle for held in loaded.submodels} == {bundle.digest}
     assert loaded.memory_bytes == sum(bundle.manifest.submodel(i).peak_memory_bytes for i in (0, 2))
     assert agent.info() == loaded
 
@@ -202,6 +202,60 @@ def test_what_passes_the_limit_is_refused_and_nothing_is_dropped(fleet, node, bu
         load(node, agent, bundle, 0, 1, memory_limit_bytes=2 * one - 1000)
     assert [held.id for held in agent.info().submodels] == [0, 1]
     assert len(infer(node, bundle, some_images(bundle))) == 2
+
+
+# --- two bundles at once -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    return write_tiny_bundle(tmp_path_factory.mktemp("device") / "other", submodels=3, classes=6, seed=9)
+
+
+def held_by(agent):
+    return [(held.bundle, held.id) for held in agent.info().submodels]
+
+
+def test_a_new_bundle_is_held_beside_the_old_one_and_neither_answers_for_the_other(fleet, node, bundle, other):
+    serve_model_files(other, node)
+    agent = fleet.device("dev-1")
+    load(node, agent, bundle, 0)
+    load(node, agent, other, 0, 2, beside=(bundle.digest,))
+    assert held_by(agent) == [(bundle.digest, 0), (other.digest, 0), (other.digest, 2)]
+    images = some_images(bundle)
+    for one, ids in ((bundle, [0]), (other, [0, 2])):
+        found = features(infer(node, one, images))
+        assert sorted(found) == ids
+        for submodel, feature in found.items():
+            assert np.array_equal(feature, reference(one, submodel, images))
+    load(node, agent, bundle, 1, beside=(other.digest,))
+    assert held_by(agent) == [(other.digest, 0), (other.digest, 2), (bundle.digest, 1)]
+    load(node, agent, other, 0, 2)
+    assert held_by(agent) == [(other.digest, 0), (other.digest, 2)]
+    (reply,) = infer(node, bundle, images)
+    assert isinstance(reply.error, UnavailableError)
+
+
+def test_a_new_bundle_that_cannot_be_loaded_leaves_the_old_one(fleet, node, bundle):
+    agent = fleet.device("dev-1")
+    load(node, agent, bundle, 0)
+    with pytest.raises(UnavailableError, match="no gateway"):
+        load(
+            node, agent, bundle, digest="f" * 64, specs=(spec_of(bundle, 1, sha256="0" * 64),), beside=(bundle.digest,)
+        )
+    assert held_by(agent) == [(bundle.digest, 0)]
+    assert len(infer(node, bundle, some_images(bundle))) == 1
+
+
+def test_the_limit_counts_both_bundles(fleet, node, bundle):
+    one = bundle.manifest.submodel(0).peak_memory_bytes
+    agent = fleet.device("dev-1", memory_limit_bytes=2 * one + 100)
+    load(node, agent, bundle, 0, 1)
+    with pytest.raises(MemoryLimitError, match=r"need 0\.0 MB beside the 0\.0 MB of the other bundle, the limit is"):
+        load(node, agent, bundle, 2, digest="f" * 64, beside=(bundle.digest,))
+    assert held_by(agent) == [(bundle.digest, 0), (bundle.digest, 1)]
+    load(node, agent, bundle, 2, digest="f" * 64)
+    assert held_by(agent) == [("f" * 64, 2)]
 
 
 def test_what_cannot_be_loaded_is_told_at_the_device_once(fleet, node, bundle, monkeypatch):
@@ -273,7 +327,7 @@ def test_a_gateway_cannot_take_a_device_from_another_one_that_is_there(fleet, no
     first.close()
     eventually(lambda: not agent._gateways)
     load(node, agent, bundle, 0, gateway="b" * 16, digest="f" * 64)
-    assert agent.info().bundle == "f" * 64
+    assert {held.bundle for held in agent.info().submodels} == {"f" * 64}
 
 
 def test_a_model_with_another_digest_is_refused(fleet, bundle):

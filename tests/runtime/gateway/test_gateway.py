@@ -142,7 +142,7 @@ def test_a_device_that_dies_in_mid_request_is_not_waited_for(fleet, bundle, loca
     fleet.device("dev-1")
     dying = fleet.device("dev-2")
     gateway = fleet.gateway(deadline_s=LONG_S)
-    held, began, let_go = dying._held[1].engine, threading.Event(), threading.Event()
+    held, began, let_go = dying._held[bundle.digest, 1].engine, threading.Event(), threading.Event()
     run = SubModelEngine.run
 
     def stuck(self, images):
@@ -170,7 +170,7 @@ def test_a_slow_device_is_waited_for_until_the_deadline_and_no_longer(fleet, bun
     fleet.device("dev-1")
     slow = fleet.device("dev-2")
     gateway = fleet.gateway(deadline_s=0.3)
-    held, let_go = slow._held[1].engine, threading.Event()
+    held, let_go = slow._held[bundle.digest, 1].engine, threading.Event()
     run = SubModelEngine.run
     monkeypatch.setattr(
         SubModelEngine, "run", lambda self, images: (self is held and let_go.wait(3), run(self, images))[1]
@@ -336,7 +336,7 @@ def test_a_device_that_lost_its_models_is_loaded_again(fleet, bundle):
     fleet.device("dev-1")
     agent = fleet.device("dev-2")
     gateway = fleet.gateway()
-    agent._bundle = "f" * 64
+    agent._held = {("f" * 64, i): held for (_, i), held in agent._held.items()}
     assert gateway.predict(some_images(bundle)).missing == (1,)
     eventually(lambda: not gateway.predict(some_images(bundle)).degraded)
 
@@ -395,8 +395,11 @@ class Liar:
 
     def _on_load(self, request):
         asked = decode(LoadRequest, request.packet)
-        held = tuple(HeldSubModel(id=s.id, sha256=s.sha256, memory_bytes=s.memory_bytes) for s in asked.submodels)
-        info = self._info(bundle=asked.bundle, submodels=held)
+        held = tuple(
+            HeldSubModel(bundle=asked.bundle, id=s.id, sha256=s.sha256, memory_bytes=s.memory_bytes)
+            for s in asked.submodels
+        )
+        info = self._info(submodels=held)
         yield Reply(LOAD.key(fleet="local", device=self.name), encode(info))
 
     def _on_infer(self, request):

@@ -96,8 +96,8 @@ class DeviceAgent:
         self._threads = threads
         self._say = say
         self._lock = threading.Lock()
-        self._bundle: str | None = None
-        self._held: dict[int, Held] = {}
+        self._held: dict[tuple[str, int], Held] = {}
+        """By the digest of the bundle and the id of the sub-model."""
         self._inferring: Registration | None = None
         self._closed = False
         self._gateways: set[str] = set()
@@ -161,10 +161,11 @@ class DeviceAgent:
                 host=socket.gethostname(),
                 pid=os.getpid(),
                 threads=self._threads,
-                bundle=self._bundle,
                 submodels=tuple(
-                    HeldSubModel(id=held.spec.id, sha256=held.spec.sha256, memory_bytes=held.spec.memory_bytes)
-                    for held in self._held.values()
+                    HeldSubModel(
+                        bundle=bundle, id=submodel, sha256=held.spec.sha256, memory_bytes=held.spec.memory_bytes
+                    )
+                    for (bundle, submodel), held in self._held.items()
                 ),
                 memory_limit_bytes=self._memory_limit_bytes,
             )
@@ -218,13 +219,14 @@ class DeviceAgent:
         until = request.arrived + asked.deadline_s
         which = INFER.parts(request.key)["submodel"]
         with self._lock:
-            if asked.bundle != self._bundle:
-                raise UnavailableError(f"device {self.name} holds no sub-model of this bundle")
-            chosen = [
-                held
-                for held in self._held.values()
-                if which in (ANY, str(held.spec.id)) and (asked.submodels is None or held.spec.id in asked.submodels)
-            ]
+            of_bundle = [held for (bundle, _), held in self._held.items() if bundle == asked.bundle]
+        if not of_bundle:
+            raise UnavailableError(f"device {self.name} holds no sub-model of this bundle")
+        chosen = [
+            held
+            for held in of_bundle
+            if which in (ANY, str(held.spec.id)) and (asked.submodels is None or held.spec.id in asked.submodels)
+        ]
         if time.monotonic() > until:
             log.info("dropped a request that is past its deadline")
             return  # before its images are decoded, as nobody waits for the answer any more
@@ -262,10 +264,13 @@ class DeviceAgent:
         """Check the limits before anything is dropped or fetched, so that a refusal leaves the device as it was."""
         limits = [limit for limit in (self._memory_limit_bytes, asked.memory_limit_bytes) if limit is not None]
         needed = sum(spec.memory_bytes for spec in asked.submodels)
-        if limits and needed > min(limits):
+        with self._lock:
+            kept = sum(held.spec.memory_bytes for (bundle, _), held in self._held.items() if _stays(bundle, asked))
+        if limits and needed + kept > min(limits):
+            beside = f" beside the {kept / 1e6:,.1f} MB of the other bundle" if kept else ""
             raise MemoryLimitError(
-                f"the planned sub-models need {needed / 1e6:,.1f} MB, the limit is {min(limits) / 1e6:,.1f} MB; "
-                "raise the limit, or plan again"
+                f"the planned sub-models need {needed / 1e6:,.1f} MB{beside}, the limit is "
+                f"{min(limits) / 1e6:,.1f} MB; raise the limit, or plan again"
             )
 
     def _say_once(self, trouble: str) -> None:
@@ -277,11 +282,14 @@ class DeviceAgent:
     def _load(self, asked: LoadRequest, until: float) -> None:
         with self._lock:
             wanted = {spec.id: spec for spec in asked.submodels}
-            # Old sub-models are dropped before new ones are loaded, so that both are never in memory together.
-            self._held = {i: held for i, held in self._held.items() if wanted.get(i) == held.spec}
-            self._bundle = asked.bundle
+            # What is not wanted is dropped before anything is loaded, so that both are never in memory together.
+            self._held = {
+                (bundle, i): held
+                for (bundle, i), held in self._held.items()
+                if _stays(bundle, asked) or (bundle == asked.bundle and wanted.get(i) == held.spec)
+            }
             self._serve_inference(bool(self._held))
-            lacking = [spec for i, spec in wanted.items() if i not in self._held]
+            lacking = [spec for i, spec in wanted.items() if (asked.bundle, i) not in self._held]
         for spec in lacking:
             if time.monotonic() > until:
                 raise DeadlineError("the deadline for loading has passed")
@@ -296,7 +304,7 @@ class DeviceAgent:
                 threads=self._threads,
             )
             with self._lock:
-                self._held[spec.id] = Held(spec, engine)
+                self._held[asked.bundle, spec.id] = Held(spec, engine)
                 self._serve_inference(True)
             took = time.perf_counter() - start
             self._say(f"sub-model {spec.id}: {spec.bytes / 1e6:.1f} MB, ready after {took:.2f} s")
@@ -309,3 +317,8 @@ class DeviceAgent:
         elif not wanted and self._inferring is not None:
             self._inferring.close()
             self._inferring = None
+
+
+def _stays(bundle: str, asked: LoadRequest) -> bool:
+    """Whether sub-models of this bundle stay as they are beside those that are asked for."""
+    return bundle != asked.bundle and bundle in asked.beside

@@ -126,12 +126,21 @@ class DeviceState:
         is_new, self.target = target != self.target, target
         return is_new
 
-    def with_own_limit(self) -> Device:
-        """The device of the fleet, with the memory limit that it was started with where that is smaller."""
-        own = self.info.memory_limit_bytes if self.info is not None else None
-        if own is None or own >= self.device.memory_bytes:
+    def with_room(self, bundle: str) -> Device:
+        """The device of the fleet, with the memory that is left for this bundle.
+
+        Its limit is the one that it was started with, where that is smaller, less what it holds of other bundles.
+        """
+        info = self.info
+        if info is None:
             return self.device
-        return self.device.model_copy(update={"memory_mb": own / 1e6})
+        limit = min(self.device.memory_bytes, info.memory_limit_bytes or self.device.memory_bytes)
+        left = limit - info.memory_bytes_beside(bundle)
+        return (
+            self.device
+            if left == self.device.memory_bytes
+            else self.device.model_copy(update={"memory_mb": left / 1e6})
+        )
 
 
 def stranger(name: str) -> DeviceStatus:

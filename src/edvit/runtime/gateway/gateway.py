@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from pathlib import Path
 
 from edvit.bundle import Bundle
 from edvit.errors import (
@@ -23,6 +25,7 @@ from edvit.runtime.gateway.deadline import Deadline
 from edvit.runtime.gateway.device_state import DeviceStatus
 from edvit.runtime.gateway.gather import Expected, Gathered, gather
 from edvit.runtime.gateway.hedging import CopiesAsked, Hedging
+from edvit.runtime.gateway.lease import Lease
 from edvit.runtime.gateway.model_files import serve_model_files
 from edvit.runtime.gateway.reconcile import MEND_AFTER_S, Reconciler
 from edvit.runtime.gateway.silence import Silence
@@ -58,6 +61,10 @@ class Gateway:
         mend_after_s: seconds after which the sub-models of a device that is gone are placed on others.
         replicas: 2 keeps a second copy of every sub-model on another device, where memory and energy allow, and asks
             it where the first one is late or has ended.
+        lease: which gateway is in charge of the fleet, where another one of this process shares it. The caller closes
+            it, after the gateway. None for a lease of its own.
+        beside: digests of other bundles whose sub-models devices keep, while a new bundle is deployed.
+        away: names of devices whose sub-models are placed on others at once.
 
     Raises:
         BundleError: the fusion model is unusable.
@@ -74,6 +81,9 @@ class Gateway:
         strict: bool = False,
         mend_after_s: float = MEND_AFTER_S,
         replicas: int = 1,
+        lease: Lease | None = None,
+        beside: tuple[str, ...] = (),
+        away: Collection[str] = (),
     ) -> None:
         if deadline_s is not None and not 0 < deadline_s < float("inf"):
             raise ConfigError(f"the deadline must be a positive number of seconds, not {deadline_s:g}")
@@ -91,7 +101,10 @@ class Gateway:
             self._fusion = FusionEngine(bundle.model_path(manifest.fusion.model), manifest)
         except ModelError as error:
             raise BundleError(f"{bundle.path}: {error}") from None
-        self._blobs = serve_model_files(bundle, transport)
+        self._blobs = serve_model_files(bundle, transport, lambda: self._bundle.path)
+        self._own_lease: Lease | None = None
+        if lease is None:
+            lease = self._own_lease = Lease(manifest.plan.fleet.name, bundle.digest, transport)
         self._silence = Silence()
         self._replicas = replicas
         self._hedging = Hedging() if replicas > 1 else None
@@ -99,8 +112,11 @@ class Gateway:
             bundle,
             transport,
             image_encoding,
+            lease=lease,
             probe_s=lambda: self._deadline.of(1),
             mend_after_s=mend_after_s,
+            beside=beside,
+            away=away,
             replicas=replicas,
             on_doubt=self._silence.release if replicas > 1 else lambda name: None,
         )
@@ -109,6 +125,32 @@ class Gateway:
         if deadline_s is None:  # one that is given is waited for, whatever a device usually takes
             self._watching = threading.Thread(target=self._watch, name="silence", daemon=True)
             self._watching.start()
+
+    @property
+    def bundle(self) -> Bundle:
+        """What it serves."""
+        return self._bundle
+
+    def moved_to(self, folder: Path) -> None:
+        """The bundle's folder has another path now."""
+        self._bundle = replace(self._bundle, path=folder)
+
+    def keep_beside(self, bundles: tuple[str, ...]) -> None:
+        """From now on devices keep sub-models of the bundles with these digests, and drop those of all others."""
+        self._reconciler.keep_beside(bundles)
+
+    def missing(self) -> tuple[int, ...]:
+        """The sub-models that no device can be asked for now."""
+        routes = self._reconciler.routes()
+        return tuple(submodel.id for submodel in self._bundle.manifest.submodels if submodel.id not in routes)
+
+    def lacking(self) -> dict[str, tuple[int, ...]]:
+        """By device: the sub-models that it shall hold now and has not answered a first inference of."""
+        return self._reconciler.lacking()
+
+    def dismiss(self, names: Collection[str]) -> None:
+        """Tell devices of the fleet once to drop everything: no bundle names them any more."""
+        self._reconciler.dismiss(names)
 
     @property
     def longest_s(self) -> float:
@@ -256,6 +298,8 @@ class Gateway:
         if self._watching is not None:
             self._watching.join()
         self._reconciler.close()
+        if self._own_lease is not None:
+            self._own_lease.close()
         self._blobs.close()
 
 

@@ -11,13 +11,13 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edvit.errors import FleetTakenError, ServiceError, WireError
 from edvit.runtime.wire.header import decode, encode
 from edvit.runtime.wire.messages import GatewayInfo, GatewayRequest
 from edvit.runtime.wire.topics import ANY, GATEWAY, GATEWAY_ALIVE
-from edvit.runtime.wire.transport import Reply, Request, Transport, Waits
+from edvit.runtime.wire.transport import Registration, Reply, Request, Transport, Waits
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +26,8 @@ ASK_PAUSES_S = (0.0, 0.2, 1.0)
 """Before each try to ask another gateway: the network may take a moment to tell of a key that is newly served."""
 MAX_GATEWAYS = 16
 """Other gateways that are looked at; more are ignored."""
+ASK_AGAIN_S = 5.0
+"""Another gateway is asked again after so long: it may have taken over a new bundle."""
 SAME_AGE_S = 0.05
 """Gateways whose ages differ by less are ordered by their random instance: the network delays what tells of an age."""
 
@@ -61,13 +63,12 @@ class Lease:
     Args:
         fleet: the fleet's name.
         bundle: digest of the bundle that this gateway serves.
-        on_change: called when the gateway in charge may be another; must not wait.
     """
 
-    def __init__(self, fleet: str, bundle: str, transport: Transport, on_change: Callable[[], None]) -> None:
+    def __init__(self, fleet: str, bundle: str, transport: Transport) -> None:
         self._fleet = fleet
         self._transport = transport
-        self._on_change = on_change
+        self._listeners: list[Callable[[], None]] = []
         self._me = Contender(secrets.token_hex(8), socket.gethostname(), os.getpid(), bundle, time.monotonic())
         self._present: set[str] = set()
         self._others: dict[str, Contender] = {}
@@ -92,6 +93,22 @@ class Lease:
     def host(self) -> str:
         return self._me.host
 
+    def serve(self, bundle: str) -> None:
+        """This gateway serves another bundle from now on."""
+        with self._lock:
+            self._me = replace(self._me, bundle=bundle)
+
+    def tell(self, on_change: Callable[[], None]) -> Registration:
+        """Call `on_change`, which must not wait, when another gateway may be in charge, until the result is closed."""
+
+        def no_more() -> None:
+            with self._lock:
+                self._listeners.remove(on_change)
+
+        with self._lock:
+            self._listeners.append(on_change)
+        return Registration(no_more)
+
     def in_charge(self) -> Contender | None:
         """The other gateway that is in charge; None where this one is."""
         with self._lock:
@@ -103,7 +120,8 @@ class Lease:
         if other is not None and other.bundle != self._me.bundle:
             raise FleetTakenError(
                 f"fleet {self._fleet} is served by the gateway on {other.host} (process {other.pid}) with another "
-                f"bundle, {other.bundle[:12]}: stop that gateway, or build this bundle for a fleet of another name"
+                f"bundle, {other.bundle[:12]}: serve that bundle here too, stop that gateway, or build this bundle "
+                "for a fleet of another name"
             )
 
     def close(self) -> None:
@@ -139,14 +157,34 @@ class Lease:
             else:
                 return
         if gone:
-            self._on_change()
+            self._changed()
+
+    def _changed(self) -> None:
+        with self._lock:
+            listeners = list(self._listeners)
+        for on_change in listeners:
+            on_change()
 
     def _run(self) -> None:
-        while (instance := self._changes.get()) is not None:
+        while True:
+            try:
+                instance = self._changes.get(timeout=ASK_AGAIN_S)
+            except queue.Empty:
+                self._ask_again()
+                continue
+            if instance is None:
+                return
             for pause in ASK_PAUSES_S:
                 time.sleep(pause)
                 if self._waits.closed or self._asked(instance):
                     break
+
+    def _ask_again(self) -> None:
+        with self._lock:
+            present = sorted(self._present)
+        for instance in present:
+            if not self._waits.closed:
+                self._asked(instance)
 
     def _asked(self, instance: str) -> bool:
         """Whether that gateway has said what it is, or is gone."""
@@ -166,6 +204,11 @@ class Lease:
         with self._lock:
             if info.instance not in self._present:
                 return
+            known = self._others.get(info.instance)
+            if known is not None and known.bundle == info.bundle:
+                return
+            # Its age is taken from its first answer: the network delays each one by another time.
+            born = born if known is None else known.born
             self._others[info.instance] = Contender(info.instance, info.host, info.pid, info.bundle, born)
-        log.info("another gateway of this fleet runs on %s", info.host)
-        self._on_change()
+        log.info("another gateway of this fleet runs on %s, with bundle %s", info.host, info.bundle[:12])
+        self._changed()

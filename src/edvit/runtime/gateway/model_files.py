@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from edvit.bundle import Bundle
 from edvit.errors import UnavailableError, WireError
@@ -12,8 +13,12 @@ from edvit.runtime.wire.topics import ANY, BLOB
 from edvit.runtime.wire.transport import Registration, Reply, Request, Transport
 
 
-def serve_model_files(bundle: Bundle, transport: Transport) -> Registration:
-    """Serve the file of every sub-model of the bundle, at `edvit/<fleet>/blobs/<sha256>`, until it is closed."""
+def serve_model_files(bundle: Bundle, transport: Transport, folder: Callable[[], Path] | None = None) -> Registration:
+    """Serve the file of every sub-model of the bundle, at `edvit/<fleet>/blobs/<sha256>`, until it is closed.
+
+    Args:
+        folder: says where the bundle lies now; None where it stays at its path.
+    """
     files = {submodel.model.sha256: submodel.model for submodel in bundle.manifest.submodels}
 
     def part(request: Request) -> Iterator[Reply]:
@@ -24,7 +29,7 @@ def serve_model_files(bundle: Bundle, transport: Transport) -> Registration:
         if asked.offset >= file.bytes:
             raise WireError("a device asked for a part of a model file beyond its end")
         try:
-            with bundle.model_path(file).open("rb") as stream:
+            with ((folder() if folder else bundle.path) / file.file).open("rb") as stream:
                 stream.seek(asked.offset)
                 data = stream.read(min(asked.length, file.bytes - asked.offset))
         except OSError as error:

@@ -10,7 +10,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -67,10 +67,13 @@ class Reconciler:
     """Keeps every device of the fleet loaded, from the moment it is made until it is closed. Thread-safe.
 
     Args:
+        lease: which gateway is in charge. The caller closes it, after the reconciler.
         probe_s: gives the seconds that a device has to answer a probe.
         mend_after_s: the grace time, seconds.
         replicas: 2 to keep a second copy of every sub-model where there is room.
         on_doubt: called with a device that is left alone, or suspected, from now on; must not wait.
+        beside: digests of other bundles whose sub-models devices keep.
+        away: names of devices that are known to be gone for longer than the grace time.
     """
 
     def __init__(
@@ -79,10 +82,13 @@ class Reconciler:
         transport: Transport,
         encoding: ImageEncoding,
         *,
+        lease: Lease,
         probe_s: Callable[[], float],
         mend_after_s: float = MEND_AFTER_S,
         replicas: int = 1,
         on_doubt: Callable[[str], None] = lambda name: None,
+        beside: tuple[str, ...] = (),
+        away: Collection[str] = (),
     ) -> None:
         manifest = bundle.manifest
         self._bundle = bundle
@@ -93,6 +99,7 @@ class Reconciler:
         self._mend_after_s = mend_after_s
         self._replicas = replicas
         self._on_doubt = on_doubt
+        self._beside = beside
         self._changed = threading.Condition()
         self._closing = threading.Event()
         self._waits = Waits()
@@ -107,8 +114,9 @@ class Reconciler:
         now = time.monotonic()
         for device in self._fleet.devices:
             planned = tuple(sorted(submodel for submodel, name in self._planned.items() if name == device.name))
-            self._devices[device.name] = DeviceState(device, planned, planned, since=now)
-        self.lease = Lease(self._fleet.name, bundle.digest, transport, self._wake)
+            self._devices[device.name] = DeviceState(device, planned, planned, since=now, away=device.name in away)
+        self.lease = lease
+        self._told = lease.tell(self._wake)
         pattern = ALIVE.key(fleet=self._fleet.name, device=ANY, instance=ANY)
         self._watching = transport.watch(pattern, self._on_token)
         self._threads = [
@@ -127,7 +135,34 @@ class Reconciler:
         self._wake()
         for thread in self._threads:
             thread.join()
-        self.lease.close()
+        self._told.close()
+
+    def keep_beside(self, bundles: tuple[str, ...]) -> None:
+        """From now on devices keep sub-models of these other bundles, and drop those of all others."""
+        now = time.monotonic()
+        with self._changed:
+            self._beside = bundles
+            for device in self._devices.values():
+                device.refused, device.look_at = None, now
+            self._changed.notify_all()
+
+    def lacking(self) -> dict[str, tuple[int, ...]]:
+        """By device: the sub-models that it shall hold now and has not answered a first inference of."""
+        with self._changed:
+            return {
+                name: tuple(one for one in device.target if one not in device.ready)
+                for name, device in self._devices.items()
+            }
+
+    def dismiss(self, names: Iterable[str]) -> None:
+        """Tell these devices once to drop everything: no bundle names them any more."""
+        for name in names:
+            device = self._devices[name]
+            with self._changed:
+                instance, device.target = device.instance, ()
+            if instance is not None:
+                with contextlib.suppress(EdvitError):
+                    self._load(name, device, instance, (), beside=())
 
     def status(self) -> tuple[DeviceStatus, ...]:
         """Every device of the fleet in its order, then those that are there without being in it."""
@@ -294,7 +329,7 @@ class Reconciler:
         homeless = {submodel for submodel, home in self._planned.items() if self._devices[home].away}
         substitutes = set(self._moved.values())
         here = [
-            device.with_own_limit()
+            device.with_room(self._bundle.digest)
             for name, device in self._devices.items()
             if device.breaker.closed or (name in substitutes and not device.away)
         ]
@@ -321,7 +356,7 @@ class Reconciler:
             return self._copies  # those that come first would take them all
         holders = {*moved.values(), *self._copies.values()}
         here = [
-            device.with_own_limit()
+            device.with_room(self._bundle.digest)
             for name, device in self._devices.items()
             if not device.away and (device.breaker.closed or name in holders)
         ]
@@ -437,11 +472,11 @@ class Reconciler:
             self.lease.check()
             if not self._held(info) and target:
                 raise UnavailableError(f"the gateway on {other.host}, which is in charge, has not loaded it yet")
-        elif self._held(info) != {spec.id: spec.sha256 for spec in specs}:
+        elif self._held(info) != {spec.id: spec.sha256 for spec in specs} or self._is_foreign(info):
             if target == device.refused:
                 raise MemoryLimitError(device.problem or "the device has refused its sub-models")
             try:
-                info = self._load(name, device, instance, specs)
+                info = self._load(name, device, instance, specs, self._beside)
             except MemoryLimitError:
                 with self._changed:
                     device.refused = target if device.instance == instance else device.refused
@@ -458,10 +493,12 @@ class Reconciler:
 
     def _held(self, info: DeviceInfo) -> dict[int, str]:
         """The digest of each sub-model of this bundle that the device holds."""
-        if info.bundle != self._bundle.digest:
-            return {}
         known = {submodel.id: submodel.model.sha256 for submodel in self._bundle.manifest.submodels}
-        return {one.id: one.sha256 for one in info.submodels if known.get(one.id) == one.sha256}
+        return {one: sha256 for one, sha256 in info.held(self._bundle.digest).items() if known.get(one) == sha256}
+
+    def _is_foreign(self, info: DeviceInfo) -> bool:
+        """Whether the device holds sub-models of a bundle that it shall not hold."""
+        return not {one.bundle for one in info.submodels} <= {self._bundle.digest, *self._beside}
 
     def _take(self, name: str, device: DeviceState, instance: str, info: DeviceInfo | None) -> None:
         """Note what a device says of itself, or that it says nothing."""
@@ -493,7 +530,14 @@ class Reconciler:
         self._moved, self._copies = moved, copies
         self._devices[name].hold(moved, copies)
 
-    def _load(self, name: str, device: DeviceState, instance: str, specs: tuple[SubModelSpec, ...]) -> DeviceInfo:
+    def _load(
+        self,
+        name: str,
+        device: DeviceState,
+        instance: str,
+        specs: tuple[SubModelSpec, ...],
+        beside: tuple[str, ...],
+    ) -> DeviceInfo:
         deadline_s = LOAD_BASE_S + sum(spec.bytes for spec in specs) / SLOWEST_LINK_BYTES_PER_S
         request = LoadRequest(
             gateway=self.lease.instance,
@@ -501,6 +545,7 @@ class Reconciler:
             instance=instance,
             bundle=self._bundle.digest,
             submodels=specs,
+            beside=beside,
             memory_limit_bytes=device.device.memory_bytes,
             deadline_s=deadline_s,
         )
@@ -513,8 +558,7 @@ class Reconciler:
             info = decode(DeviceInfo, reply.packet)
             if (info.device, info.instance) != (name, instance):
                 continue
-            held = {submodel.id: submodel.sha256 for submodel in info.submodels}
-            if info.bundle != self._bundle.digest or held != {spec.id: spec.sha256 for spec in specs}:
+            if info.held(self._bundle.digest) != {spec.id: spec.sha256 for spec in specs}:
                 raise WireError("the device reports other sub-models than it was told to load")
             return info
         raise problem

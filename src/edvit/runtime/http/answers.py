@@ -108,3 +108,19 @@ class ErrorAnswer(_Answer):
     """Every answer with a 4xx or 5xx status."""
 
     error: ErrorDetail
+
+
+class DeployAnswer(_Answer):
+    """The deploy that is under way, or the last one."""
+
+    serving: str
+    """Digest of the bundle that the gateway answers with."""
+    state: Literal["none", "under-way", "done", "failed"] = "none"
+    id: str | None = None
+    """Drawn at random for each deploy."""
+    bundle: str | None = None
+    """Digest of the new bundle."""
+    steps: tuple[str, ...] = ()
+    """What has been done so far, one line each."""
+    error: ErrorDetail | None = None
+    """Why it has failed."""

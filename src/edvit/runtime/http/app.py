@@ -1,4 +1,4 @@
-"""The HTTP API: `POST /predict`, `GET /health`, `GET /fleet`, and their OpenAPI page at `/docs`.
+"""The HTTP API: `POST /predict`, `GET /health`, `GET /fleet`, `/deploy`, and their OpenAPI page at `/docs`.
 
 Its routes live on one router, so that another protocol can be mounted beside it on the same predictor.
 """
@@ -23,6 +23,8 @@ from starlette.exceptions import HTTPException
 from edvit.bundle import Manifest
 from edvit.errors import DeadlineError, EdvitError, OverloadedError, SlowUploadError
 from edvit.inputs.preprocess import UInt8
+from edvit.runtime.deploy.deploys import Deploys
+from edvit.runtime.deploy.routes import deploy_router
 from edvit.runtime.gateway.device_state import DeviceStatus
 from edvit.runtime.gateway.hedging import CopiesAsked
 from edvit.runtime.http.answers import (
@@ -55,6 +57,10 @@ NAMED_STRANGERS = 20
 """Devices outside the fleet that `/fleet` names."""
 
 
+ERRORS: dict[int | str, dict[str, Any]] = {"4XX": {"model": ErrorAnswer}, "5XX": {"model": ErrorAnswer}}
+"""The OpenAPI description of what is refused."""
+
+
 class Predictor(Protocol):
     """What the API serves; a `Gateway` is one."""
 
@@ -78,11 +84,12 @@ class Predictor(Protocol):
     def devices(self) -> tuple[DeviceStatus, ...]: ...
 
 
-def create_app(predictor: Predictor, manifest: Manifest, uploads: Uploads) -> FastAPI:
+def create_app(predictor: Predictor, manifest: Manifest, uploads: Uploads, deploys: Deploys | None = None) -> FastAPI:
     """The application. Thread-safe as far as `predictor` is.
 
     Args:
         uploads: reads what requests ask about; the caller closes it once the application serves no more.
+        deploys: takes new bundles; None where none are taken.
     """
     from edvit import __version__
 
@@ -94,6 +101,7 @@ def create_app(predictor: Predictor, manifest: Manifest, uploads: Uploads) -> Fa
         description="Predictions by a fleet of edge devices.",
     )
     app.include_router(_router(predictor, manifest, uploads))
+    app.include_router(deploy_router(deploys), responses=ERRORS)
     app.add_exception_handler(EdvitError, _on_edvit_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(Exception, _on_defect)
@@ -101,7 +109,7 @@ def create_app(predictor: Predictor, manifest: Manifest, uploads: Uploads) -> Fa
 
 
 def _router(predictor: Predictor, manifest: Manifest, uploads: Uploads) -> APIRouter:
-    router = APIRouter(responses={"4XX": {"model": ErrorAnswer}, "5XX": {"model": ErrorAnswer}})
+    router = APIRouter(responses=ERRORS)
     workers = CapacityLimiter(WORKERS)
     places = Places(WORKERS, MAX_REQUESTS - WORKERS)
 

@@ -16,6 +16,8 @@ from edvit.runtime.wire.messages import MAX_BATCH
 NPY = "application/x-npy"
 FILE = "application/octet-stream"
 """An image or sound file whose sender does not say which."""
+BUNDLE = "application/x-edvit-bundle"
+"""A bundle, as `edvit deploy` sends it."""
 
 _HEADER_BYTES = 1024
 """The header of an array has so many bytes at most; NumPy writes 118."""

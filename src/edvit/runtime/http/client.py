@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
@@ -12,8 +13,8 @@ from pydantic import BaseModel, ValidationError
 from edvit.errors import ConfigError, DeadlineError, UnavailableError, WireError, error_from
 from edvit.inputs.preprocess import UInt8
 from edvit.runtime.exposure import is_loopback
-from edvit.runtime.http.answers import ErrorAnswer, FleetAnswer, HealthAnswer, Predicted, PredictedBatch
-from edvit.runtime.http.body import FILE, NPY, to_npy
+from edvit.runtime.http.answers import DeployAnswer, ErrorAnswer, FleetAnswer, HealthAnswer, Predicted, PredictedBatch
+from edvit.runtime.http.body import BUNDLE, FILE, NPY, to_npy
 from edvit.runtime.http.server import missing_serve_extra
 
 if TYPE_CHECKING:
@@ -86,6 +87,26 @@ class Client:
         """The devices and what they hold."""
         return self._read(self._checked(self._request("GET", "/fleet")), FleetAnswer)
 
+    def deploy(
+        self, body: bytes | Iterable[bytes], size: int, *, timeout_s: float, check: bool = False
+    ) -> DeployAnswer:
+        """Send a new bundle, as `edvit.runtime.deploy.transfer` packs it.
+
+        Args:
+            body: the whole bundle; its head alone with `check`.
+            size: length of the body, bytes.
+            timeout_s: seconds that devices may take to load it, and the gateway to check it.
+            check: ask whether the bundle would be taken, and send no more than its head.
+        """
+        query = f"?timeout_s={timeout_s:g}" + ("&check" if check else "")
+        headers = {"content-type": BUNDLE, "content-length": str(size)}
+        response = self._request("POST", f"/deploy{query}", content=body, headers=headers, timeout_s=timeout_s)
+        return self._read(self._checked(response), DeployAnswer)
+
+    def deploy_state(self) -> DeployAnswer:
+        """How far the deploy is."""
+        return self._read(self._checked(self._request("GET", "/deploy")), DeployAnswer)
+
     def close(self) -> None:
         self._http.close()
 
@@ -102,12 +123,19 @@ class Client:
         return self._read(self._checked(response), answer)
 
     def _request(
-        self, method: str, path: str, *, content: bytes | None = None, headers: dict[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        *,
+        content: bytes | Iterable[bytes] | None = None,
+        headers: dict[str, str] | None = None,
+        timeout_s: float | None = None,
     ) -> httpx.Response:
         import httpx
 
+        timeout = self._http.timeout if timeout_s is None else httpx.Timeout(timeout_s)
         try:
-            return self._http.request(method, path, content=content, headers=headers)
+            return self._http.request(method, path, content=content, headers=headers, timeout=timeout)
         except httpx.TimeoutException:
             raise DeadlineError(f"{self.url}: no answer in time; is the gateway overloaded?") from None
         except httpx.ConnectError as error:

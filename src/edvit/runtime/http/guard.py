@@ -25,7 +25,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SCOPE_OF: Mapping[str, Scope] = {"/predict": "predict", "/health": "watch", "/fleet": "watch"}
+SCOPE_OF: Mapping[str, Scope] = {
+    "/predict": "predict",
+    "/health": "watch",
+    "/fleet": "watch",
+    "/deploy": "operate",
+}
 """By path; whatever is not named here needs `operate`, so that a new route is not open by mistake."""
 
 OPEN = re.compile(r"/docs|/openapi\.json|/static-offline-docs/.*")

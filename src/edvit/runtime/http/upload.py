@@ -85,17 +85,18 @@ async def read_upload(request: Request, room: Held | None = None) -> Upload:
     except ClientDisconnect:
         raise ImageError("the connection closed before the end of the body") from None
     except ImageError:
-        await _drain(stream)
+        await drain(stream)
         raise
 
 
 async def discard_body(request: Request) -> None:
     """Throw away the body of a request that is refused before any of it was read."""
     if "expect" not in request.headers:  # a client that asks before it sends has not sent anything
-        await _drain(request.stream())
+        await drain(request.stream())
 
 
-async def _drain(stream: AsyncIterator[bytes]) -> None:
+async def drain(stream: AsyncIterator[bytes]) -> None:
+    """Throw away what is left of a body, within limits."""
     drained = 0
     with move_on_after(DRAIN_S), suppress(ClientDisconnect):
         async for chunk in stream:

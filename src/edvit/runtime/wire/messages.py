@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -81,7 +81,7 @@ class GatewayInfo(Header):
 
 
 class LoadRequest(Header):
-    """The sub-models a device shall hold: it drops all others, and loads what it lacks."""
+    """The sub-models a device shall hold: it drops all others but those of `beside`, and loads what it lacks."""
 
     gateway: str = Field(pattern=_INSTANCE)
     """The gateway that tells it. A device refuses another bundle while the gateway that told it last is there."""
@@ -92,6 +92,8 @@ class LoadRequest(Header):
     bundle: str = Field(pattern=_SHA256)
     """Digest of the bundle: features of different bundles never mix."""
     submodels: tuple[SubModelSpec, ...] = Field(max_length=1024)
+    beside: tuple[Annotated[str, Field(pattern=_SHA256)], ...] = Field(default=(), max_length=4)
+    """Digests of other bundles: what the device holds of these stays as it is, and counts against the limit."""
     memory_limit_bytes: int | None = Field(default=None, gt=0)
     deadline_s: float = Field(gt=0)
     """Seconds from arrival; clocks of different machines are never compared."""
@@ -117,6 +119,8 @@ class RefuseReply(Header):
 class HeldSubModel(Header):
     """One sub-model that a device holds."""
 
+    bundle: str = Field(pattern=_SHA256)
+    """Digest of the bundle that it is of; a device may hold sub-models of two while a new bundle is deployed."""
     id: int = Field(ge=0)
     sha256: str = Field(pattern=_SHA256)
     memory_bytes: int = Field(gt=0)
@@ -132,7 +136,6 @@ class DeviceInfo(Header):
     host: str = Field(max_length=256)
     pid: int = Field(gt=0)
     threads: int = Field(gt=0)
-    bundle: str | None = Field(default=None, pattern=_SHA256)
     submodels: tuple[HeldSubModel, ...] = Field(default=(), max_length=1024)
     memory_limit_bytes: int | None = Field(default=None, gt=0)
 
@@ -140,6 +143,14 @@ class DeviceInfo(Header):
     def memory_bytes(self) -> int:
         """Memory of the sub-models it holds, as the plan counts it."""
         return sum(submodel.memory_bytes for submodel in self.submodels)
+
+    def held(self, bundle: str) -> dict[int, str]:
+        """The sha256 of each sub-model of one bundle that it holds, by id."""
+        return {submodel.id: submodel.sha256 for submodel in self.submodels if submodel.bundle == bundle}
+
+    def memory_bytes_beside(self, bundle: str) -> int:
+        """Memory of the sub-models of all other bundles."""
+        return sum(submodel.memory_bytes for submodel in self.submodels if submodel.bundle != bundle)
 
 
 # --- inference ---------------------------------------------------------------------------------------------
