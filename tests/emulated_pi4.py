@@ -144,13 +144,15 @@ def key_of(words):
 
 def unpack_debian(target):
     """Debian for arm64, unpacked: no package's own scripts are run. Raises CannotRunError."""
-    if shutil.which("debootstrap") is None or not KEYRING.exists():
+    program = shutil.which("debootstrap", path=f"{os.environ['PATH']}:/usr/sbin")
+    if program is None or not KEYRING.exists():
         raise CannotRunError("debootstrap is missing: apt install debootstrap qemu-user-static debian-archive-keyring")
-    if os.geteuid() != 0:
-        raise CannotRunError(f"debootstrap needs root, once: it makes {target.with_suffix('')}")
+    as_root = [] if os.geteuid() == 0 else ["fakeroot"]
+    if as_root and shutil.which("fakeroot") is None:
+        raise CannotRunError("debootstrap needs root or fakeroot: apt install fakeroot")
     include = f"--include={','.join(DEBIAN_PACKAGES)}"
     options = ["--foreign", "--force-check-gpg", "--arch=arm64", "--variant=minbase", include]
-    command = ["debootstrap", *options, SUITE, str(target), *mirror()]
+    command = [*as_root, program, *options, SUITE, str(target), *mirror()]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=UNPACK_S)
     except subprocess.TimeoutExpired:
