@@ -40,7 +40,7 @@ PATIENCE_S = 240
 TOLERANCE = 1e-3
 """Largest difference of a feature between the two processors."""
 ROUNDED_OTHERWISE = 0.05
-"""Part of its length by which an int8 feature may move where an activation lies between two steps of int8: the last bits
+"""Part of its length by which an int8 feature may move where an activation lies between two steps: the last bits
 of float32 then decide the step. Changing the last bits of the constants does the same on x86 alone."""
 
 
