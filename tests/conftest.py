@@ -4,6 +4,9 @@ import signal
 
 import pytest
 
+# These take a root of another processor: `make test-pi4` names the folder, and makes one.
+collect_ignore = ["pi4"]
+
 # A job that a shell starts in the background ignores Ctrl-C, and so would every process that a test starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -32,11 +32,21 @@ def _read(stream, into):
 
 
 class DeviceProcess:
-    """One running `edvit device`, with what it printed."""
+    """One running `edvit device`, with what it printed.
 
-    def __init__(self, arguments):
+    Args:
+        arguments: of `edvit device`.
+        edvit: the command that is `edvit`.
+        environment: of the process; None for this one's.
+    """
+
+    def __init__(self, arguments, edvit=EDVIT, environment=None):
         self.process = subprocess.Popen(
-            [*EDVIT, "device", *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [*edvit, "device", *map(str, arguments)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         self.lines = []
         self.errors = []

@@ -7,7 +7,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("folder", ["edvit-demo", "edvit-demo-work", ".venv-lean", ".venv-wheel", "dist"])
+@pytest.mark.parametrize("folder", ["edvit-demo", "edvit-demo-work", ".venv-lean", ".venv-wheel", "dist", ".pi4"])
 def test_every_folder_is_known(folder):
     ignored = (ROOT / ".gitignore").read_text().split()
     assert folder in [line.strip("/") for line in ignored]
