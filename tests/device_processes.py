@@ -32,11 +32,11 @@ def _read(stream, into):
 
 
 class DeviceProcess:
-    """One running `edvit device`, with what it printed."""
+    """One running `edvit device`, with what it printed. `before` is put before its command, and becomes it."""
 
-    def __init__(self, arguments):
+    def __init__(self, arguments, before=()):
         self.process = subprocess.Popen(
-            [*EDVIT, "device", *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [*before, *EDVIT, "device", *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         self.lines = []
         self.errors = []

@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -23,6 +24,9 @@ from edvit.runtime.wire.transport import Replies, Reply
 
 log = logging.getLogger(__name__)
 
+AGAIN_S = 0.05
+"""Pause before those are asked once more who ended a request without a word: the network may take a moment to tell of
+a key that is newly served, and a query in that moment reaches nobody."""
 PUNCTUAL_S = 0.02
 """The transport may end the replies so much before the deadline, seconds."""
 
@@ -73,6 +77,8 @@ def gather(
 ) -> Gathered:
     """Send images to the devices of `expected`; collect features until all are here or nobody is left to wait for.
 
+    Who ends the request without a word is asked once more.
+
     Args:
         ask_each: `Transport.ask_each`, or what stands for it.
         bundle: digest of the bundle the features must be of.
@@ -97,11 +103,35 @@ def gather(
         request=secrets.token_hex(8),
         deadline_s=left_s,
     )
+    silence = silence or Silence()
+    ask = partial(_ask, ask_each, fleet, payload=payload, gathered=gathered, until=until, silence=silence)
+    ask(header, expected)
+    speechless = {submodel: entry for submodel, entry in expected.items() if submodel not in gathered.features}
+    said = gathered.problems or gathered.silent
+    if speechless and not said and time.monotonic() + AGAIN_S < until:
+        time.sleep(AGAIN_S)
+        header = header.model_copy(update={"deadline_s": max(until - time.monotonic(), PUNCTUAL_S)})
+        ask(header, speechless)
+    gathered.late = len(gathered.features) < len(expected) and time.monotonic() > until - PUNCTUAL_S
+    return gathered
+
+
+def _ask(
+    ask_each: AskEach,
+    fleet: str,
+    header: InferRequest,
+    expected: Mapping[int, Expected],
+    *,
+    payload: bytes,
+    gathered: Gathered,
+    until: float,
+    silence: Silence,
+) -> None:
+    """Ask the devices of `expected` at once, and add what they answer to `gathered`."""
     devices = dict.fromkeys(entry.device for entry in expected.values())
     keys = [INFER.key(fleet=fleet, submodel=ANY, device=device) for device in devices]
-    replies = ask_each(keys, encode(header, payload), deadline_s=left_s)
-    silence = silence or Silence()
-    silence.asked(devices, len(images), replies)
+    replies = ask_each(keys, encode(header, payload), deadline_s=header.deadline_s)
+    silence.asked(devices, header.shape[0], replies)
     try:
         for reply in replies:
             if isinstance(reply, Reply):
@@ -115,8 +145,6 @@ def gather(
                 break
     finally:
         silence.ended(replies)
-    gathered.late = len(gathered.features) < len(expected) and time.monotonic() > until - PUNCTUAL_S
-    return gathered
 
 
 def _take_or_refuse(
