@@ -5,7 +5,7 @@
 Runs `edvit serve` and one `edvit device` for each sub-model, all on loopback, over a made bundle (needs the onnx
 package). Requests come in an open loop, each compared with the same bundle in this process. A fault is a `kill -9`, a
 SIGSTOP, or the return of a device that is away (a new process, or SIGCONT); after each there is a pause of random
-length, with the mean given. One device at least is always there and ready. Printed are the answers, how long they took,
+length, with the mean given. Two devices at least stay there and ready. Printed are the answers, how long they took,
 and the gateway's memory, threads and handles (its decoding processes included) before and after.
 """
 

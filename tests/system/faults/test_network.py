@@ -6,6 +6,7 @@ Every answer is compared with one process; one that was made without every featu
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 
 import pytest
 
@@ -165,3 +166,27 @@ def test_devices_find_a_gateway_that_is_killed_twenty_times(running, images, ref
         assert is_whole(answer)
         assert reference.problem(i % len(images), answer) is None
     assert all(device.process.poll() is None for device in running.devices.values())
+
+
+def test_the_namespaces_end_with_the_block_however_it_ends():
+    with pytest.raises(RuntimeError, match="mine"), namespaces.network(["dev-1"]) as nodes:
+        names = [node.netns for node in nodes.values()]
+        assert all(Path("/run/netns", name).exists() for name in names)
+        raise RuntimeError("mine")
+    eventually(lambda: not any(Path("/run/netns", name).exists() for name in names))
+
+
+def test_a_link_loses_delays_and_holds():
+    link = namespaces.Link()
+    assert link.passes_at(now=1.0, size=1000, chance=0.0) == 1.0
+    link.loss = 0.3
+    assert link.passes_at(now=1.0, size=1000, chance=0.29) is None
+    assert link.passes_at(now=1.0, size=1000, chance=0.31) == 1.0
+    link.mbps = 1.0
+    assert link.passes_at(now=2.0, size=12_500, chance=1.0) == pytest.approx(2.1)
+    assert link.passes_at(now=2.0, size=12_500, chance=1.0) == pytest.approx(2.2)
+    link.held_until = 5.0
+    assert link.passes_at(now=2.3, size=12_500, chance=1.0) == pytest.approx(5.1)
+    assert link.passes_at(now=2.4, size=12_500, chance=1.0) is None  # the queue is full
+    link.up = False
+    assert link.passes_at(now=9.0, size=1000, chance=1.0) is None
