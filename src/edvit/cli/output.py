@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
-from typing import TextIO
+from typing import Any, TextIO
 
 
 class _Lossy(io.RawIOBase):
@@ -23,7 +23,7 @@ class _Lossy(io.RawIOBase):
     def isatty(self) -> bool:
         return self._file.isatty()
 
-    def write(self, data: bytes | bytearray | memoryview, /) -> int:  # type: ignore[override]
+    def write(self, data: Any, /) -> int:
         left = memoryview(data)
         with contextlib.suppress(OSError):
             while left:
@@ -33,12 +33,16 @@ class _Lossy(io.RawIOBase):
 
 def lose_what_cannot_be_written() -> None:
     """From now on a line that standard output or error does not take is lost, and the others are written at once."""
-    sys.stdout, sys.stderr = _lossy(sys.stdout), _lossy(sys.stderr)  # type: ignore[assignment]
+    sys.stdout, sys.stderr = _lossy(sys.stdout), _lossy(sys.stderr)
 
 
 def _lossy(stream: TextIO | None) -> TextIO | None:
-    if stream is None:  # it is where there is no such file
-        return None
+    try:
+        file = stream.fileno() if stream is not None else None
+    except io.UnsupportedOperation:
+        file = None
+    if stream is None or file is None:  # there is none, or it is in memory
+        return stream
     stream.flush()
-    raw = io.BufferedWriter(_Lossy(stream.fileno()))
-    return io.TextIOWrapper(raw, encoding=stream.encoding, errors=stream.errors, line_buffering=True)
+    raw: io.RawIOBase = _Lossy(file)
+    return io.TextIOWrapper(io.BufferedWriter(raw), encoding=stream.encoding, errors=stream.errors, line_buffering=True)
