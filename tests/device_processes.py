@@ -38,11 +38,12 @@ class DeviceProcess:
         arguments: of `edvit device`.
         edvit: the command that is `edvit`.
         environment: of the process; None for this one's.
+        before: put before the command; it becomes it.
     """
 
-    def __init__(self, arguments, edvit=EDVIT, environment=None):
+    def __init__(self, arguments, edvit=EDVIT, environment=None, before=()):
         self.process = subprocess.Popen(
-            [*edvit, "device", *map(str, arguments)],
+            [*before, *edvit, "device", *map(str, arguments)],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

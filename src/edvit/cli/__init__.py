@@ -14,6 +14,7 @@ from cyclopts.validators import Number
 from pydantic import ValidationError
 
 from edvit import __version__
+from edvit.cli.output import lose_what_cannot_be_written
 from edvit.errors import NO_ROOM, ConfigError, EdvitError
 from edvit.fleet import first_problem
 
@@ -54,6 +55,8 @@ def main() -> None:
     """Entry point of the `edvit` command."""
     from edvit.cli.commands import app
 
+    if sys.argv[1:2] in (["serve"], ["device"]):
+        lose_what_cannot_be_written()
     run_app(app)
 
 

@@ -13,7 +13,10 @@ from edvit.cli import NaturalInt, PositiveFloat
 if TYPE_CHECKING:
     from edvit.runtime.wire.mutual_tls import MutualTls
 
-REFUSED = "; if it runs there, its log says whether it refuses this device's certificate"
+REFUSED = (
+    "; if it runs there, its log says whether it refuses this device's certificate, and where the clock of this device "
+    "is off by a day or more, this device refuses the gateway's"
+)
 
 
 def device(

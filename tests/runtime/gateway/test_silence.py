@@ -44,9 +44,11 @@ def test_a_device_is_given_up_after_much_longer_than_it_takes_and_who_waits_is_t
     clock.now += 1000  # nothing was asked
     waiting = [replies(), replies()]
     for one in waiting:
-        watch.asked(["pi-1"], 1, one)
+        watch.asked(["pi-1", "pi-2"], 1, one)
+    watch.heard("pi-2")
     clock.now += FACTOR * 0.2 - 0.01
     assert watch.give_up() == ()
+    watch.heard("pi-2")
     clock.now += 0.02
     assert watch.give_up() == ("pi-1",)
     for one in waiting:
@@ -70,9 +72,10 @@ def test_a_device_that_answers_others_is_not_given_up(clock):
 def test_a_batch_may_take_longer(clock):
     watch = Silence()
     regular(watch, clock, 0.01)
-    watch.asked(["pi-1"], 10, replies())
+    watch.asked(["pi-1", "pi-2"], 10, replies())
     clock.now += 9 * FLOOR_S
     assert watch.give_up() == ()
+    watch.heard("pi-2")
     clock.now += 2 * FLOOR_S
     assert watch.give_up() == ("pi-1",)
 
@@ -92,3 +95,13 @@ def test_where_most_are_silent_the_gateway_is_held_up_and_nobody_is_given_up(clo
     assert watch.give_up() == ()
     watch.heard("pi-2")
     assert watch.give_up() == ("pi-1",)
+
+
+def test_the_last_device_that_is_asked_is_not_given_up(clock):
+    """One that has gone, and is not asked any more, does not count."""
+    watch = Silence()
+    regular(watch, clock, 0.01)
+    clock.now += 1
+    watch.asked(["pi-1"], 1, replies())
+    clock.now += 1000
+    assert watch.give_up() == ()

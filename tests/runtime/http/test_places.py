@@ -132,3 +132,49 @@ def test_places_are_given_back_after_an_error():
             pass
 
     asyncio.run(run())
+
+
+@crowd
+async def test_who_goes_in_the_moment_that_a_place_gets_free_does_not_take_it_along():
+    """Its turn is cancelled already, and it has not left the queue yet."""
+    them = Crowd(1, 2)
+    first, second = await them.come("a"), await them.come("b")
+    them.leave.release()  # the first one leaves before the second one knows that it is cancelled
+    second.cancel()
+    await settle()
+    assert first.exception() is None
+    await them.come("c")
+    assert them.got == list("ac")
+
+
+@crowd
+async def test_who_waits_behind_one_that_goes_gets_the_place():
+    them = Crowd(1, 3)
+    second, _ = await them.come("ab"), await them.come("bc")
+    them.leave.release()
+    second.cancel()
+    await settle()
+    assert them.got == list("ab")
+
+
+@crowd
+async def test_room_in_the_queue_is_not_made_by_one_that_goes_already():
+    them = Crowd(1, 3)
+    newest = await them.come("aaaa")
+    them.tasks.append(asyncio.create_task(them._ask("b")))
+    newest.cancel()
+    await settle()
+    await them.go(4)
+    assert not any(task.exception() for task in them.tasks if task is not newest)
+    assert "b" in them.got
+
+
+@crowd
+async def test_who_is_refused_and_goes_gives_no_place_back():
+    them = Crowd(1, 4)
+    newest = await them.come("aaaaa")
+    them.tasks.append(asyncio.create_task(them._ask("b")))
+    await asyncio.sleep(0)  # now the newest one is refused, and does not know it yet
+    newest.cancel()
+    await settle()
+    assert them.got == ["a"]

@@ -27,6 +27,9 @@ from edvit.runtime.wire.transport import Ended, Failure, Replies, Reply
 
 log = logging.getLogger(__name__)
 
+AGAIN_S = 0.05
+"""Pause before those are asked once more who ended a request without a word: the network may take a moment to tell of
+a key that is newly served, and a query in that moment reaches nobody."""
 PUNCTUAL_S = 0.02
 """The transport may end the replies so much before the deadline, seconds."""
 
@@ -87,6 +90,8 @@ def gather(
     hedging: Hedging | None = None,
 ) -> Gathered:
     """Send images to the devices of `expected`; collect features until all are here or nobody is left to wait for.
+
+    Who ends the request without a word is asked once more.
 
     Args:
         ask_each: `Transport.ask_each`, or what stands for it.
@@ -177,18 +182,37 @@ class _FanOut:
             late_s = self._hedging.begin(self._first, self._batch, self._until - asked_at)
             self._late_at = {device: asked_at + seconds for device, seconds in late_s.items()}
         try:
-            while self._waits() and not replies.over and time.monotonic() <= self._until:
-                arrived = replies.take(min([self._until, *self._late_at.values()]))
-                if isinstance(arrived, Reply):
-                    self._take_or_refuse(arrived)
-                elif isinstance(arrived, Ended):
-                    self._ended(arrived.key.rpartition("/")[2])
-                elif isinstance(arrived, Failure):
-                    self._failed(arrived.error)
-                self._ask_copies_of_late()
+            self._collect(replies)
+            if self._ask_speechless_again():
+                self._collect(replies)
         finally:
             self._silence.ended(replies)
         self._learn_from_who_was_not_waited_for()
+
+    def _collect(self, replies: Replies) -> None:
+        while self._waits() and not replies.over and time.monotonic() <= self._until:
+            arrived = replies.take(min([self._until, *self._late_at.values()]))
+            if isinstance(arrived, Reply):
+                self._take_or_refuse(arrived)
+            elif isinstance(arrived, Ended):
+                self._ended(arrived.key.rpartition("/")[2])
+            elif isinstance(arrived, Failure):
+                self._failed(arrived.error)
+            self._ask_copies_of_late()
+
+    def _ask_speechless_again(self) -> bool:
+        """Ask devices once more that ended the request without a word. Whether there were any."""
+        missing = self._expected.keys() - self._gathered.features.keys()
+        speechless = {device: self._first[device] & missing for device in self._gathered.ended if device in self._first}
+        speechless = {device: submodels for device, submodels in speechless.items() if submodels}
+        said = self._gathered.problems or self._gathered.silent
+        if not speechless or said or time.monotonic() + AGAIN_S >= self._until:
+            return False
+        time.sleep(AGAIN_S)
+        for device, submodels in speechless.items():
+            self._gathered.ended.discard(device)
+            self._ask(device, submodels)
+        return True
 
     def _waits(self) -> bool:
         """Whether a feature is missing that a device may still give."""

@@ -30,6 +30,8 @@ class GivenUpError(DeadlineError):
 class _Device:
     open: dict[Replies, int] = field(default_factory=dict)
     """The requests that it has not answered, with their batch sizes."""
+    asked_at: float = -math.inf
+    """When it was last asked."""
     since: float = 0.0
     """When it was last heard, or was asked with nothing else open, `time.monotonic()`."""
     gaps: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
@@ -60,6 +62,7 @@ class Silence:
                 device = self._devices.setdefault(name, _Device())
                 if not device.open:
                     device.since = now
+                device.asked_at = now
                 device.open[replies] = batch
 
     def heard(self, name: str) -> None:
@@ -92,12 +95,14 @@ class Silence:
     def give_up(self) -> tuple[str, ...]:
         """The devices that have fallen silent. Whoever waits for one is told, by a `GivenUpError` among the replies.
 
-        Where most devices are silent at once none is given up, as it is the gateway or its network that is held up.
+        Where most of the devices that are asked are silent at once none is given up, as it is the gateway or its
+        network that is held up. Nobody else answers where there is one device left.
         """
         now = time.monotonic()
         with self._lock:
             found = [name for name, device in self._devices.items() if device.is_silent(now)]
-            if 2 * len(found) > len(self._devices):
+            began = min((self._devices[name].since for name in found), default=now)
+            if 2 * len(found) > sum(device.asked_at >= began for device in self._devices.values()):
                 return ()
             for name in found:
                 self._release(name)

@@ -60,10 +60,10 @@ class Places:
         try:
             await turn
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
-                self._give_back(client)
-            else:
+            if not turn.done() or turn.cancelled():
                 self._forget(client, turn)
+            elif turn.exception() is None:
+                self._give_back(client)
             raise
 
     def _make_room(self, client: str) -> None:
@@ -74,19 +74,21 @@ class Places:
             if len(self._queues) <= 1:
                 raise OverloadedError(f"{self._most_waiting} requests are waiting already: try again in a moment")
             raise _too_many()
-        turn = self._queues[greedy][-1]
-        self._forget(greedy, turn)
-        turn.set_exception(_too_many())
+        # One that is cancelled leaves the queue by itself, in a moment.
+        turn = next((turn for turn in reversed(self._queues[greedy]) if not turn.done()), None)
+        if turn is not None:
+            self._forget(greedy, turn)
+            turn.set_exception(_too_many())
 
     def _give_back(self, client: str) -> None:
         self._free += 1
         self._held[client] -= 1
         if not self._held[client]:
             del self._held[client]
-        following = next((name for name in self._queues if self._has_share(name)), None)
-        if following is None:
+        turns = ((name, turn) for name, queue in self._queues.items() if self._has_share(name) for turn in queue)
+        following, turn = next(((name, turn) for name, turn in turns if not turn.done()), (client, None))
+        if turn is None:
             return
-        turn = self._queues[following][0]
         self._forget(following, turn)
         if following in self._queues:
             self._queues.move_to_end(following)
