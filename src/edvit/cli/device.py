@@ -50,6 +50,13 @@ def device(
     ] = None,
     threads: Annotated[NaturalInt, Parameter(help="CPU threads of one inference; 0 is one for each core.")] = 0,
     cache: Annotated[Path | None, Parameter(help="Folder for model files; default: ~/.cache/edvit.")] = None,
+    cache_limit: Annotated[
+        PositiveFloat,
+        Parameter(
+            help="Megabytes (10^6 bytes) of model files that the folder keeps; those used least recently go first, and "
+            "never one that is loaded."
+        ),
+    ] = 2000,
     verbose: Annotated[bool, Parameter(help="Log what happens to stderr.")] = False,
 ) -> None:
     """Run the agent on a device: it loads the sub-models that the gateway plans for it, and answers.
@@ -86,6 +93,7 @@ def device(
             fleet,
             transport,
             cache=cache or default_cache(),
+            cache_limit_bytes=int(cache_limit * 1_000_000),
             memory_limit_bytes=None if memory_mb is None else int(memory_mb * 1_000_000),
             threads=threads or len(os.sched_getaffinity(0)),
             say=lambda line: print(f"{name}: {line}", flush=True),
