@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
@@ -14,6 +15,7 @@ from cyclopts import Parameter
 from edvit.cli import Port, PositiveFloat
 from edvit.runtime.exposure import is_loopback, wanting_keys
 from edvit.runtime.keys.tokens import RATE
+from edvit.runtime.logs import LogFormat, LogLevel, event, is_json, write_logs
 from edvit.runtime.wire.image_encoding import ImageEncoding
 from edvit.units import counted
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from edvit.runtime.gateway.device_state import DeviceStatus
     from edvit.runtime.gateway.gateway import Gateway
     from edvit.runtime.service import Protection
+
+log = logging.getLogger(__name__)
 
 POLL_S = 0.25
 NAMED_STRANGERS = 20
@@ -83,6 +87,13 @@ def serve(
             help="How images travel to devices: webp is exact and half as large or less, jpeg is smaller and inexact."
         ),
     ] = "raw",
+    log_format: Annotated[
+        LogFormat,
+        Parameter(help="Of what is said: text for people, or json, one event a line on standard error."),
+    ] = "text",
+    log_level: Annotated[
+        LogLevel | None, Parameter(help="The least that is logged. Default: warning in text, info in json.")
+    ] = None,
 ) -> None:
     """Serve a bundle over HTTP: POST /predict, GET /health, GET /fleet, documentation at /docs."""
     from edvit.bundle import read_bundle
@@ -92,6 +103,7 @@ def serve(
     from edvit.runtime.service import until_signalled
     from edvit.runtime.wire.zenoh_transport import check_endpoint
 
+    write_logs(log_format, log_level)
     if sys.stdout is None or not sys.stdout.isatty():
         os.environ.setdefault("NO_COLOR", "1")  # for Zenoh, which logs who is refused
     if listen is not None:
@@ -99,7 +111,7 @@ def serve(
     open_to = exposed(host, None if local else listen or NETWORK.format(protocol="tcp"))
     folder = keys_folder(keys, insecure, open_to)
     if folder is None and open_to:
-        print(f"INSECURE: {' and '.join(open_to)} without keys. {STRANGERS}", file=sys.stderr)
+        warn(f"INSECURE: {' and '.join(open_to)} without keys. {STRANGERS}")
     listening = listen or NETWORK.format(protocol="tcp" if folder is None else "tls")
     verified = read_bundle(bundle)
     if fleet is not None:
@@ -121,7 +133,7 @@ def serve(
                 strict=strict,
                 protection=own,
             ) as service:
-                print(announcement(service.url, verified))
+                announce(service.url, verified)
                 report_changes(service.gateway)
         else:
             with serve_fleet(
@@ -136,9 +148,9 @@ def serve(
                 scouting=own is not None or bool(wanting_keys([listening])),
                 protection=own,
             ) as service:
-                print(announcement(service.url, verified))
+                announce(service.url, verified)
                 lacking = lacking_keys(folder, plan, listening) if folder is not None else []
-                print("\n".join(["On each device, type:", *device_commands(plan, listening, insecure), *lacking]))
+                what_to_type(device_commands(plan, listening, insecure), lacking)
                 report_changes(service.gateway)
 
 
@@ -263,6 +275,37 @@ def announcement(url: str, bundle: Bundle) -> str:
     )
 
 
+def announce(url: str, bundle: Bundle) -> None:
+    """Say where it answers."""
+    if is_json():
+        event(log, logging.INFO, "serving", url=url, bundle=str(bundle.path), digest=bundle.digest)
+    else:
+        print(announcement(url, bundle))
+
+
+def what_to_type(commands: list[str], lacking: list[str]) -> None:
+    """Say how devices are started, and what they lack for it."""
+    if not is_json():
+        print("\n".join(["On each device, type:", *commands, *lacking]))
+    for line in lacking if is_json() else ():
+        event(log, logging.WARNING, line.strip())
+
+
+def tell(device: str, state: str) -> None:
+    """Say what has become of a device."""
+    if is_json():
+        event(log, logging.INFO, "device", device=device, state=state)
+    else:
+        print(f"{time.strftime('%H:%M:%S')}  {device}: {state}")
+
+
+def warn(line: str) -> None:
+    if is_json():
+        event(log, logging.WARNING, line)
+    else:
+        print(line, file=sys.stderr)
+
+
 def report_changes(gateway: Gateway) -> NoReturn:
     """Print a line whenever a device comes, is ready, fails or goes; until a signal ends it.
 
@@ -279,7 +322,7 @@ def report_changes(gateway: Gateway) -> NoReturn:
         lines = dict.fromkeys(said, "gone") | {device.name: state_line(device, fleet) for device in named}
         for name, line in lines.items():
             if said.get(name, "gone") != line:
-                print(f"{time.strftime('%H:%M:%S')}  {name}: {line}")
+                tell(name, line)
         said = lines
         time.sleep(POLL_S)
 

@@ -113,6 +113,7 @@ def serve_on(
     """Serve as `serve` does, on a socket that is bound."""
     try:
         from edvit.runtime.http.app import create_app
+        from edvit.runtime.http.request_log import RequestLog
         from edvit.runtime.http.uploads import Uploads
     except ImportError:
         raise missing_serve_extra() from None
@@ -124,7 +125,7 @@ def serve_on(
             Gateway(bundle, transport, deadline_s=deadline_s, image_encoding=image_encoding, strict=strict)
         ) as gateway,
         contextlib.closing(Uploads(bundle.manifest.preprocessing)) as uploads,
-        HttpServer(guarded(create_app(gateway, bundle.manifest, uploads)), bound, https) as server,
+        HttpServer(RequestLog(guarded(create_app(gateway, bundle.manifest, uploads))), bound, https) as server,
     ):
         yield Service(server.url, gateway)
 

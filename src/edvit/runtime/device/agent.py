@@ -25,6 +25,7 @@ from edvit.errors import (
     WireError,
 )
 from edvit.runtime.device.cache_folder import HeldFile
+from edvit.runtime.device.inference_log import Inference, inference_logged
 from edvit.runtime.device.model_cache import ModelCache, fetch_part
 from edvit.runtime.engine.submodel import SubModelEngine
 from edvit.runtime.wire.header import decode, encode
@@ -220,6 +221,10 @@ class DeviceAgent:
 
     def _on_infer(self, request: Request) -> Iterator[Reply]:
         asked = decode(InferRequest, request.packet)
+        with inference_logged(self.name, asked) as line:
+            yield from self._infer(request, asked, line)
+
+    def _infer(self, request: Request, asked: InferRequest, line: Inference) -> Iterator[Reply]:
         until = request.arrived + asked.deadline_s
         which = INFER.parts(request.key)["submodel"]
         with self._lock:
@@ -227,7 +232,7 @@ class DeviceAgent:
                 raise UnavailableError(f"device {self.name} holds no sub-model of this bundle")
             chosen = [held for held in self._held.values() if which in (ANY, str(held.spec.id))]
         if time.monotonic() > until:
-            log.info("dropped a request that is past its deadline")
+            line.outcome = "dropped"
             return  # before its images are decoded, as nobody waits for the answer any more
         images = decode_images(request.packet.payload, asked.shape, asked.encoding)
         for held in chosen:
@@ -235,7 +240,7 @@ class DeviceAgent:
             try:
                 feature = held.engine.run_in_chunks(images, until=until)
             except DeadlineError:
-                log.info("gave up a request that is past its deadline")
+                line.outcome = "late"
                 return
             seconds = time.perf_counter() - start
             reply = InferReply(
@@ -246,6 +251,7 @@ class DeviceAgent:
                 seconds=seconds,
             )
             key = INFER.key(fleet=self._fleet, submodel=held.spec.id, device=self.name)
+            line.submodels.append(held.spec.id)
             yield Reply(key, encode(reply, to_payload(feature)))
 
     # --- loading ---------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import numpy as np
 from edvit.errors import EdvitError, WireError, printable
 from edvit.runtime.gateway.silence import GivenUpError, Silence
 from edvit.runtime.prediction import Float32, UInt8
+from edvit.runtime.request import note_wire
 from edvit.runtime.wire.header import decode, encode
 from edvit.runtime.wire.image_encoding import ImageEncoding, encode_images
 from edvit.runtime.wire.messages import InferReply, InferRequest, to_array
@@ -97,6 +98,7 @@ def gather(
         request=secrets.token_hex(8),
         deadline_s=left_s,
     )
+    note_wire(header.request)
     devices = dict.fromkeys(entry.device for entry in expected.values())
     keys = [INFER.key(fleet=fleet, submodel=ANY, device=device) for device in devices]
     replies = ask_each(keys, encode(header, payload), deadline_s=left_s)
@@ -140,7 +142,7 @@ def _take(reply: Reply, asked: InferRequest, expected: Mapping[int, Expected], g
     entry = next((entry for submodel, entry in expected.items() if str(submodel) == place["submodel"]), None)
     if entry is None or place["device"] != entry.device:
         # A device answers with everything it holds, also with what another one is asked for just now.
-        log.debug("left the answer at %s: it is not asked for there", reply.key)
+        log.debug("left the answer at %s: it is not asked for there", printable(reply.key))
         return
     # The size of the feature is known, so a larger payload is refused before it is read.
     batch = asked.shape[0]
