@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from edvit.cli import NaturalInt, PositiveFloat
+from edvit.runtime.device.cache_folder import CACHE_LIMIT_MB
 from edvit.runtime.logs import LogFormat, LogLevel, event, write_logs
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def device(
             help="Megabytes (10^6 bytes) of model files that the folder keeps; those used least recently go first, and "
             "never one that is loaded."
         ),
-    ] = 2000,
+    ] = CACHE_LIMIT_MB,
     log_format: Annotated[
         LogFormat,
         Parameter(help="Of what is said: text for people, or json, one event a line on standard error."),

@@ -17,6 +17,9 @@ from pathlib import Path
 
 from edvit.errors import ConfigError, ServiceError
 
+CACHE_LIMIT_MB = 2000
+"""The limit of a device's cache unless another is given, 10^6 bytes: the models of many bundles, on a small card."""
+
 MODEL = re.compile(r"[0-9a-f]{64}\.onnx")
 PART = re.compile(r"\.[0-9a-f]{16}-\w+\.part")
 """Files with other names are left alone, and do not count."""
