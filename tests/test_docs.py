@@ -59,7 +59,7 @@ def test_every_make_target_exists(line):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_option_in_the_text_exists(page):
-    names = ("plan", "serve", "deploy", "device", "predict", "evaluate", "inspect", "build", "bench compare")
+    names = ("plan", "serve", "deploy", "device", "doctor", "predict", "evaluate", "inspect", "build", "bench compare")
     names += tuple(f"keys {name}" for name in app["keys"] if not name.startswith("-"))
     known = set().union(*map(options_of, names))
     assert set(re.findall(r"`(--[a-z-]+)", page.read_text())) <= known

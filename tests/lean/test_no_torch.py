@@ -34,7 +34,9 @@ def test_every_module_of_the_run_time_world_imports(name):
     importlib.import_module(name)
 
 
-@pytest.mark.parametrize("name", ["device", "inspect", "plan", "build", "serve", "predict", "evaluate", "demo"])
+@pytest.mark.parametrize(
+    "name", ["device", "doctor", "inspect", "plan", "build", "serve", "predict", "evaluate", "demo"]
+)
 def test_every_command_explains_itself(name):
     done = edvit_command(name, "--help")
     assert done.returncode == 0, done.stderr

@@ -14,7 +14,7 @@ from cyclopts.validators import Number
 from pydantic import ValidationError
 
 from edvit import __version__
-from edvit.cli.output import lose_what_cannot_be_written
+from edvit.cli.console.output import lose_what_cannot_be_written
 from edvit.errors import NO_ROOM, ConfigError, EdvitError
 from edvit.fleet import first_problem
 
@@ -75,7 +75,7 @@ def run_app(command: App) -> None:
                 sys.stdout.flush()  # else what is wrong with it comes out when nothing can be said any more
         raise SystemExit(code or 0)
     except EdvitError as error:
-        print(f"edvit: {error}", file=sys.stderr)
+        _say(error)
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
@@ -86,6 +86,17 @@ def run_app(command: App) -> None:
             print(f"edvit: cannot write: {error.strerror}", file=sys.stderr)
         _drop_output()
         raise SystemExit(1) from None
+
+
+def _say(error: EdvitError) -> None:
+    import logging
+
+    from edvit.runtime.logs import event, is_json
+
+    if is_json():
+        event(logging.getLogger(__name__), logging.ERROR, str(error), code=error.code)
+    else:
+        print(f"edvit: {error}", file=sys.stderr)
 
 
 def usage_problem(error: CycloptsError) -> str:

@@ -10,8 +10,8 @@ from cyclopts import Parameter
 
 from edvit.builder.jobs.idle import sleep_while_waiting
 from edvit.builder.options import COMMON, DATA, MACHINE, UNRECORDED, BuildOptions, Stage
+from edvit.cli.console.loading import loading
 from edvit.cli.fleet import FleetOptions
-from edvit.cli.loading import loading
 from edvit.errors import MissingExtraError
 
 

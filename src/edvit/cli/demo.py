@@ -12,7 +12,7 @@ from cyclopts import Parameter
 
 from edvit.builder.jobs.idle import sleep_while_waiting
 from edvit.cli import NaturalInt, Port
-from edvit.cli.loading import loading
+from edvit.cli.console.loading import loading
 from edvit.errors import MissingExtraError
 from edvit.units import counted
 

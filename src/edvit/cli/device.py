@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,9 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from edvit.cli import NaturalInt, PositiveFloat
+from edvit.runtime.device.cache_folder import CACHE_LIMIT_MB
+from edvit.runtime.logs import LogFormat, LogLevel, event, write_logs
 
 if TYPE_CHECKING:
     from edvit.runtime.wire.mutual_tls import MutualTls
+
+log = logging.getLogger(__name__)
 
 REFUSED = (
     "; if it runs there, its log says whether it refuses this device's certificate, and where the clock of this device "
@@ -53,14 +58,27 @@ def device(
     ] = None,
     threads: Annotated[NaturalInt, Parameter(help="CPU threads of one inference; 0 is one for each core.")] = 0,
     cache: Annotated[Path | None, Parameter(help="Folder for model files; default: ~/.cache/edvit.")] = None,
-    verbose: Annotated[bool, Parameter(help="Log what happens to stderr.")] = False,
+    cache_limit: Annotated[
+        PositiveFloat,
+        Parameter(
+            help="Megabytes (10^6 bytes) of model files that the folder keeps; those used least recently go first, and "
+            "never one that is loaded."
+        ),
+    ] = CACHE_LIMIT_MB,
+    log_format: Annotated[
+        LogFormat,
+        Parameter(help="Of what is said: text for people, or json, one event a line on standard error."),
+    ] = "text",
+    log_level: Annotated[
+        LogLevel | None, Parameter(help="The least that is logged. Default: warning in text, info in json.")
+    ] = None,
+    verbose: Annotated[bool, Parameter(help="The same as --log-level info.")] = False,
 ) -> None:
     """Run the agent on a device: it loads the sub-models that the gateway plans for it, and answers.
 
     Start it in any order with `edvit serve`; it waits for the gateway, and for the next one.
     """
     import contextlib
-    import logging
     import os
     import re
     import signal
@@ -74,9 +92,14 @@ def device(
     for option, value in (("--name", name), ("--fleet", fleet)):
         if re.fullmatch(NAME_PATTERN, value) is None:
             raise ConfigError(f"{option} {value!r}: use letters, digits, '.', '_' and '-', at most 63")
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(levelname)s %(message)s"
-    )
+    write_logs(log_format, log_level or ("info" if verbose else None), device=name, fleet=fleet)
+
+    def say(line: str, level: int = logging.INFO) -> None:
+        if log_format == "json":
+            event(log, level, line)
+        else:
+            print(f"{name}: {line}", flush=True)
+
     for endpoint in (*connect, *listen):
         check_endpoint(endpoint)
     tls = device_keys(name, keys, insecure, connect, listen)
@@ -89,16 +112,17 @@ def device(
             fleet,
             transport,
             cache=cache or default_cache(),
+            cache_limit_bytes=int(cache_limit * 1_000_000),
             memory_limit_bytes=None if memory_mb is None else int(memory_mb * 1_000_000),
             threads=threads or len(os.sched_getaffinity(0)),
-            say=lambda line: print(f"{name}: {line}", flush=True),
+            say=say,
         )
         stack.callback(agent.close)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: agent.stop())
-        print(f"{name}: started, looking for the gateway of fleet {fleet}", flush=True)
+        say(f"started, looking for the gateway of fleet {fleet}")
         if insecure and tls is None:
-            print(f"{name}: INSECURE: everybody on the network can give this device models and images", flush=True)
+            say("INSECURE: everybody on the network can give this device models and images", logging.WARNING)
         agent.run(alone=alone(fleet, connect) + (REFUSED if tls is not None else ""))
     # An inference may still run in its thread, and its C++ frames do not survive the end of the interpreter.
     sys.stdout.flush()

@@ -10,6 +10,7 @@ from cyclopts import Parameter
 
 from edvit.cli import Json
 from edvit.cli.access import AccessOptions
+from edvit.errors import printable
 
 if TYPE_CHECKING:
     from edvit.runtime.http.answers import Predicted
@@ -27,7 +28,7 @@ def predict(
     """Classify image or sound files by a running gateway. A bad file stops no other; the exit code is then not 0."""
     from edvit.errors import EdvitError
 
-    width = max(len(str(path)) for path in files)
+    width = max(len(printable(str(path))) for path in files)
     exit_code = 0
     with access.client(url) as client:
         for path in files:
@@ -56,7 +57,8 @@ def text_line(path: Path, answer: Predicted, width: int) -> str:
     """`cat.png   cat    98.1 %   12.3 ms`, with a note where the answer is degraded."""
     missing = ", ".join(map(str, answer.missing))
     note = f"   degraded: without sub-model {missing}" if answer.degraded else ""
-    return f"{path!s:{width}}   {answer.label:16} {answer.probability:7.1%}   {answer.timings.total_ms:6.1f} ms{note}"
+    file, label = printable(str(path)), printable(answer.label)
+    return f"{file:{width}}   {label:16} {answer.probability:7.1%}   {answer.timings.total_ms:6.1f} ms{note}"
 
 
 def json_line(path: Path, answer: Predicted) -> str:
@@ -71,4 +73,4 @@ def failure_line(path: Path, error: Exception, as_json: bool) -> str:
     code = getattr(error, "code", "internal")
     if as_json:
         return json.dumps({"file": str(path), "error": {"code": code, "message": str(error)}})
-    return f"edvit: {path}: {error}"
+    return f"edvit: {printable(str(path))}: {error}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
@@ -13,9 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 from cyclopts import Parameter
 
 from edvit.cli import Port, PositiveFloat
-from edvit.cli.copy_lines import CopyLines
+from edvit.cli.console.copy_lines import CopyLines
 from edvit.runtime.exposure import is_loopback, wanting_keys
 from edvit.runtime.keys.tokens import RATE
+from edvit.runtime.logs import LogFormat, LogLevel, event, is_json, write_logs
 from edvit.runtime.wire.image_encoding import ImageEncoding
 from edvit.units import counted
 
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from edvit.runtime.gateway.device_state import DeviceStatus
     from edvit.runtime.gateway.gateway import Gateway
     from edvit.runtime.service import Protection
+
+log = logging.getLogger(__name__)
 
 POLL_S = 0.25
 NAMED_STRANGERS = 20
@@ -92,6 +96,13 @@ def serve(
             help="How images travel to devices: webp is exact and half as large or less, jpeg is smaller and inexact."
         ),
     ] = "raw",
+    log_format: Annotated[
+        LogFormat,
+        Parameter(help="Of what is said: text for people, or json, one event a line on standard error."),
+    ] = "text",
+    log_level: Annotated[
+        LogLevel | None, Parameter(help="The least that is logged. Default: warning in text, info in json.")
+    ] = None,
 ) -> None:
     """Serve a bundle over HTTP: POST /predict, GET /health, GET /fleet, documentation at /docs."""
     from edvit.bundle import read_bundle
@@ -102,6 +113,7 @@ def serve(
     from edvit.runtime.service import until_signalled
     from edvit.runtime.wire.zenoh_transport import check_endpoint
 
+    write_logs(log_format, log_level)
     if sys.stdout is None or not sys.stdout.isatty():
         os.environ.setdefault("NO_COLOR", "1")  # for Zenoh, which logs who is refused
     if listen is not None:
@@ -109,7 +121,7 @@ def serve(
     open_to = exposed(host, None if local else listen or NETWORK.format(protocol="tcp"))
     folder = keys_folder(keys, insecure, open_to)
     if folder is None and open_to:
-        print(f"INSECURE: {' and '.join(open_to)} without keys. {STRANGERS}", file=sys.stderr)
+        warn(f"INSECURE: {' and '.join(open_to)} without keys. {STRANGERS}")
     listening = listen or NETWORK.format(protocol="tcp" if folder is None else "tls")
     BundleFolder(bundle).recover()
     verified = read_bundle(bundle)
@@ -133,7 +145,7 @@ def serve(
                 replicas=replicas,
                 protection=own,
             ) as service:
-                print(announcement(service.url, verified))
+                announce(service.url, verified)
                 report_changes(lambda: service.gateway)
         else:
             with serve_fleet(
@@ -149,9 +161,9 @@ def serve(
                 scouting=own is not None or bool(wanting_keys([listening])),
                 protection=own,
             ) as service:
-                print(announcement(service.url, verified))
+                announce(service.url, verified)
                 lacking = lacking_keys(folder, plan, listening) if folder is not None else []
-                print("\n".join(["On each device, type:", *device_commands(plan, listening, insecure), *lacking]))
+                what_to_type(device_commands(plan, listening, insecure), lacking)
                 report_changes(lambda: service.gateway)
 
 
@@ -276,6 +288,45 @@ def announcement(url: str, bundle: Bundle) -> str:
     )
 
 
+def announce(url: str, bundle: Bundle) -> None:
+    """Say where it answers."""
+    if is_json():
+        event(log, logging.INFO, "serving", url=url, bundle=str(bundle.path), digest=bundle.digest)
+    else:
+        print(announcement(url, bundle))
+
+
+def what_to_type(commands: list[str], lacking: list[str]) -> None:
+    """Say how devices are started, and what they lack for it."""
+    if not is_json():
+        print("\n".join(["On each device, type:", *commands, *lacking]))
+    for line in lacking if is_json() else ():
+        event(log, logging.WARNING, line.strip())
+
+
+def tell(device: str, state: str) -> None:
+    """Say what has become of a device."""
+    if is_json():
+        event(log, logging.INFO, "device", device=device, state=state)
+    else:
+        print(f"{time.strftime('%H:%M:%S')}  {device}: {state}")
+
+
+def warn(line: str) -> None:
+    if is_json():
+        event(log, logging.WARNING, line)
+    else:
+        print(line, file=sys.stderr)
+
+
+def say(line: str) -> None:
+    """Say what has happened."""
+    if is_json():
+        event(log, logging.INFO, line)
+    else:
+        print(f"{time.strftime('%H:%M:%S')}  {line}")
+
+
 def report_changes(current: Callable[[], Gateway]) -> NoReturn:
     """Print a line whenever a device comes, is ready, fails or goes; until a signal ends it.
 
@@ -289,7 +340,7 @@ def report_changes(current: Callable[[], Gateway]) -> NoReturn:
         gateway.check_lease()
         digest = gateway.bundle.digest
         if served not in (None, digest):
-            print(f"{time.strftime('%H:%M:%S')}  a new bundle is served: {digest[:12]}")
+            say(f"a new bundle is served: {digest[:12]}")
         served = digest
         devices = gateway.devices()
         named = [device for device in devices if device.in_fleet]
@@ -299,10 +350,10 @@ def report_changes(current: Callable[[], Gateway]) -> NoReturn:
         lines = dict.fromkeys(said, "gone") | {device.name: state_line(device, fleet) for device in named}
         for name, line in lines.items():
             if said.get(name, "gone") != line:
-                print(f"{time.strftime('%H:%M:%S')}  {name}: {line}")
+                tell(name, line)
         said = lines
         for line in copies.new(devices, gateway.copies_asked, time.monotonic()):
-            print(f"{time.strftime('%H:%M:%S')}  {line}")
+            say(line)
         time.sleep(POLL_S)
 
 

@@ -126,6 +126,7 @@ def serve_on(
         from edvit.runtime.deploy.deploys import Deploys
         from edvit.runtime.deploy.switch import Serving
         from edvit.runtime.http.app import create_app
+        from edvit.runtime.http.request_log import RequestLog
         from edvit.runtime.http.uploads import Uploads
     except ImportError:
         raise missing_serve_extra() from None
@@ -160,7 +161,7 @@ def serve_on(
         contextlib.closing(ZenohTransport(listen=[listen], scouting=scouting, tls=wire)) as transport,
         contextlib.closing(Lease(bundle.manifest.plan.fleet.name, bundle.digest, transport)) as lease,
         contextlib.closing(Deploys(bundle, lease, make)) as deploys,
-        HttpServer(guarded(deploys.switch), bound, https) as server,
+        HttpServer(RequestLog(guarded(deploys.switch)), bound, https) as server,
     ):
         yield Service(server.url, deploys.switch)
 

@@ -371,6 +371,41 @@ def test_without_a_gateway_the_cache_is_enough(fleet, node, bundle):
         load(other, second, bundle, 1)
 
 
+def test_models_of_earlier_bundles_make_room_and_what_is_loaded_stays(fleet, node, bundle):
+    sizes = [bundle.manifest.submodel(i).model.bytes for i in range(3)]
+    agent = fleet.device("dev-1", cache_limit_bytes=sum(sizes[:2]) + 10)
+    load(node, agent, bundle, 0)
+    load(node, agent, bundle, 1)
+    load(node, agent, bundle, 1, 2)
+    names = {bundle.manifest.submodel(i).model.sha256 for i in (1, 2)}
+    assert {path.stem for path in fleet.cache.iterdir()} == names
+    with pytest.raises(ServiceError, match="finds no room in the cache"):
+        load(node, agent, bundle, 0, 1, 2)
+    assert {path.stem for path in fleet.cache.iterdir()} == names
+    assert {held.id for held in agent.info().submodels} == {1, 2}
+
+
+def test_what_the_gateway_plans_does_not_make_room_for_the_rest_of_it(fleet, node, bundle):
+    sizes = [bundle.manifest.submodel(i).model.bytes for i in range(3)]
+    agent = fleet.device("dev-1", cache_limit_bytes=sum(sizes[:2]) + 10)
+    load(node, agent, bundle, 0)
+    load(node, agent, bundle, 1)
+    asked = []
+    node.serve(BLOB.key(fleet="local", sha256="*"), lambda request: asked.append(request.key) or ())
+    load(node, agent, bundle)
+    load(node, agent, bundle, 1, 0)
+    assert asked == []
+
+
+def test_a_model_larger_than_the_limit_of_the_cache_is_one_line(fleet, node, bundle):
+    said = []
+    agent = fleet.device("dev-1", cache_limit_bytes=100, say=said.append)
+    with pytest.raises(ServiceError, match=r"larger than the limit of the cache, 0\.0 MB; .* --cache-limit"):
+        load(node, agent, bundle, 0)
+    assert len(said) == 1
+    assert "\n" not in said[0]
+
+
 @pytest.mark.parametrize("changes", [{"feature_dim": 9}, {"image_size": 8}, {"channels": 1}], ids=str)
 def test_a_model_that_is_not_what_the_gateway_says_is_refused(fleet, node, bundle, changes):
     agent = fleet.device("dev-1")

@@ -35,14 +35,14 @@ def left_in(folder):
 
 def test_a_file_is_fetched_in_parts_once(tmp_path):
     cache, source = ModelCache(tmp_path / "cache"), Source()
-    path = cache.get(DIGEST, len(DATA), source)
+    path = cache.get(DIGEST, len(DATA), source).path
     assert path.read_bytes() == DATA
     assert source.parts == [
         (0, BLOB_CHUNK_BYTES),
         (BLOB_CHUNK_BYTES, BLOB_CHUNK_BYTES),
         (2 * BLOB_CHUNK_BYTES, 123),
     ]
-    assert ModelCache(tmp_path / "cache").get(DIGEST, len(DATA), source) == path
+    assert ModelCache(tmp_path / "cache").get(DIGEST, len(DATA), source).path == path
     assert len(source.parts) == 3
     assert left_in(tmp_path / "cache") == [f"{DIGEST}.onnx"]
 
@@ -52,9 +52,9 @@ def test_a_file_is_fetched_in_parts_once(tmp_path):
 )
 def test_a_damaged_file_is_fetched_again(tmp_path, damage):
     cache, source = ModelCache(tmp_path), Source()
-    path = cache.get(DIGEST, len(DATA), Source())
+    path = cache.get(DIGEST, len(DATA), Source()).path
     path.write_bytes(damage)
-    assert cache.get(DIGEST, len(DATA), source).read_bytes() == DATA
+    assert cache.get(DIGEST, len(DATA), source).path.read_bytes() == DATA
     assert len(source.parts) == 3
 
 

@@ -83,7 +83,7 @@ class Engines:
                 (
                     (agent.name, submodel)
                     for agent in agents
-                    for submodel, one in list(agent._held.items())
+                    for (_, submodel), one in list(agent._held.items())
                     if one.engine is engine
                 ),
                 (None, None),
@@ -247,19 +247,23 @@ class Wrong:
     def __init__(self, fleet, name):
         self.node, self.name, self.honest = fleet.node(), name, True
         here = {"fleet": "local", "device": name}
-        self.held = {}
+        self.held = ()
         self.node.serve(INFO.key(**here), lambda request: [Reply(INFO.key(**here), encode(self._info()))])
         self.node.serve(LOAD.key(**here), self._on_load)
         self.node.serve(INFER.key(**here, submodel="*"), self._on_infer)
         self.node.announce(ALIVE.key(**here, instance="a" * 16))
 
     def _info(self):
-        return DeviceInfo(device=self.name, instance="a" * 16, version="0", host="h", pid=1, threads=1, **self.held)
+        return DeviceInfo(
+            device=self.name, instance="a" * 16, version="0", host="h", pid=1, threads=1, submodels=self.held
+        )
 
     def _on_load(self, request):
         asked = decode(LoadRequest, request.packet)
-        submodels = tuple(HeldSubModel(id=s.id, sha256=s.sha256, memory_bytes=s.memory_bytes) for s in asked.submodels)
-        self.held = {"bundle": asked.bundle, "submodels": submodels}
+        self.held = tuple(
+            HeldSubModel(bundle=asked.bundle, id=one.id, sha256=one.sha256, memory_bytes=one.memory_bytes)
+            for one in asked.submodels
+        )
         yield Reply(LOAD.key(fleet="local", device=self.name), encode(self._info()))
 
     def _on_infer(self, request):

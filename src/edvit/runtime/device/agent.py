@@ -24,6 +24,8 @@ from edvit.errors import (
     UnavailableError,
     WireError,
 )
+from edvit.runtime.device.cache_folder import HeldFile
+from edvit.runtime.device.inference_log import Inference, inference_logged
 from edvit.runtime.device.model_cache import ModelCache, fetch_part
 from edvit.runtime.engine.submodel import SubModelEngine
 from edvit.runtime.wire.header import decode, encode
@@ -58,6 +60,8 @@ class Held:
 
     spec: SubModelSpec
     engine: SubModelEngine
+    file: HeldFile
+    """Stays in the cache as long as this is referred to."""
 
 
 class DeviceAgent:
@@ -68,6 +72,7 @@ class DeviceAgent:
         fleet: the fleet's name.
         transport: how to reach the gateway. The caller closes it, after the agent.
         cache: folder for model files.
+        cache_limit_bytes: for all files there together; None for no limit.
         memory_limit_bytes: for all sub-models together; the gateway's limit holds as well. None for no own limit.
         threads: CPU threads of one inference.
         say: called with one line for a person at the device.
@@ -83,6 +88,7 @@ class DeviceAgent:
         transport: Transport,
         *,
         cache: Path,
+        cache_limit_bytes: int | None = None,
         memory_limit_bytes: int | None = None,
         threads: int = 1,
         say: Callable[[str], None] = log.info,
@@ -91,7 +97,7 @@ class DeviceAgent:
         self.instance = secrets.token_hex(8)
         self._fleet = fleet
         self._transport = transport
-        self._cache = ModelCache(cache)
+        self._cache = ModelCache(cache, cache_limit_bytes)
         self._memory_limit_bytes = memory_limit_bytes
         self._threads = threads
         self._say = say
@@ -216,6 +222,10 @@ class DeviceAgent:
 
     def _on_infer(self, request: Request) -> Iterator[Reply]:
         asked = decode(InferRequest, request.packet)
+        with inference_logged(self.name, asked) as line:
+            yield from self._infer(request, asked, line)
+
+    def _infer(self, request: Request, asked: InferRequest, line: Inference) -> Iterator[Reply]:
         until = request.arrived + asked.deadline_s
         which = INFER.parts(request.key)["submodel"]
         with self._lock:
@@ -228,7 +238,7 @@ class DeviceAgent:
             if which in (ANY, str(held.spec.id)) and (asked.submodels is None or held.spec.id in asked.submodels)
         ]
         if time.monotonic() > until:
-            log.info("dropped a request that is past its deadline")
+            line.outcome = "dropped"
             return  # before its images are decoded, as nobody waits for the answer any more
         images = decode_images(request.packet.payload, asked.shape, asked.encoding)
         for held in chosen:
@@ -236,7 +246,7 @@ class DeviceAgent:
             try:
                 feature = held.engine.run_in_chunks(images, until=until)
             except DeadlineError:
-                log.info("gave up a request that is past its deadline")
+                line.outcome = "late"
                 return
             seconds = time.perf_counter() - start
             reply = InferReply(
@@ -247,6 +257,7 @@ class DeviceAgent:
                 seconds=seconds,
             )
             key = INFER.key(fleet=self._fleet, submodel=held.spec.id, device=self.name)
+            line.submodels.append(held.spec.id)
             yield Reply(key, encode(reply, to_payload(feature)))
 
     # --- loading ---------------------------------------------------------------------------------------
@@ -290,21 +301,22 @@ class DeviceAgent:
             }
             self._serve_inference(bool(self._held))
             lacking = [spec for i, spec in wanted.items() if (asked.bundle, i) not in self._held]
+        self._cache.expect(spec.sha256 for spec in asked.submodels)
         for spec in lacking:
             if time.monotonic() > until:
                 raise DeadlineError("the deadline for loading has passed")
             start = time.perf_counter()
             fetch = partial(fetch_part, self._transport, self._fleet, spec.sha256)
-            path = self._cache.get(spec.sha256, spec.bytes, fetch)
+            file = self._cache.get(spec.sha256, spec.bytes, fetch)
             engine = SubModelEngine(
-                path,
+                file.path,
                 channels=spec.channels,
                 image_size=spec.image_size,
                 feature_dim=spec.feature_dim,
                 threads=self._threads,
             )
             with self._lock:
-                self._held[asked.bundle, spec.id] = Held(spec, engine)
+                self._held[asked.bundle, spec.id] = Held(spec, engine, file)
                 self._serve_inference(True)
             took = time.perf_counter() - start
             self._say(f"sub-model {spec.id}: {spec.bytes / 1e6:.1f} MB, ready after {took:.2f} s")

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from edvit.bundle import sha256_of
-from edvit.errors import ConfigError, DigestError, EdvitError, ServiceError, UnavailableError, WireError
+from edvit.errors import DigestError, EdvitError, ServiceError, UnavailableError, WireError
+from edvit.runtime.device.cache_folder import CacheFolder, HeldFile
 from edvit.runtime.wire.header import decode, encode
 from edvit.runtime.wire.messages import BLOB_CHUNK_BYTES, BlobReply, BlobRequest
 from edvit.runtime.wire.topics import BLOB
@@ -52,19 +50,24 @@ def fetch_part(transport: Transport, fleet: str, sha256: str, offset: int, lengt
 class ModelCache:
     """Model files on disk, named by their digest. Several processes may share a folder.
 
+    Args:
+        folder, limit_bytes: as for `CacheFolder`.
+
     Raises:
         ConfigError: the folder cannot be made.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"{folder}: cannot make this folder ({error.strerror}); choose another --cache") from None
+    def __init__(self, folder: Path, limit_bytes: int | None = None) -> None:
+        self._folder = CacheFolder(folder, limit_bytes)
 
-    def get(self, sha256: str, size: int, fetch: FetchPart) -> Path:
-        """The path of the file with this digest: verified if it is here, otherwise fetched and verified.
+    def expect(self, digests: Iterable[str]) -> None:
+        """Say which files will be asked for next, so that none of them makes room for another."""
+        self._folder.touch(digests)
+
+    def get(self, sha256: str, size: int, fetch: FetchPart) -> HeldFile:
+        """The file with this digest: verified if it is here, otherwise fetched and verified.
+
+        It stays in the folder as long as the result is referred to and not released.
 
         Args:
             sha256: its digest, hex.
@@ -73,33 +76,26 @@ class ModelCache:
 
         Raises:
             DigestError: what was fetched has another digest; nothing is kept.
-            ServiceError: it cannot be stored.
+            ServiceError: it cannot be stored, or is too large for the limit of the folder.
             EdvitError: whatever `fetch` raises.
         """
-        path = self._folder / f"{sha256}.onnx"
-        if path.is_file() and path.stat().st_size == size and sha256_of(path) == sha256:
-            return path
         try:
-            self._download(path, sha256, size, fetch)
+            held = self._folder.hold(sha256)
+            if held is not None and held.path.stat().st_size == size and sha256_of(held.path) == sha256:
+                return held
+            if held is not None:
+                held.release()
+            return self._download(sha256, size, fetch)
         except OSError as error:
             raise ServiceError(f"the device cannot store a model file: {error.strerror}") from None
-        return path
 
-    def _download(self, path: Path, sha256: str, size: int, fetch: FetchPart) -> None:
-        handle, name = tempfile.mkstemp(prefix=f".{sha256[:16]}-", suffix=".part", dir=self._folder)
-        part = Path(name)
-        try:
+    def _download(self, sha256: str, size: int, fetch: FetchPart) -> HeldFile:
+        with self._folder.adding(sha256, size) as new:
             digest = hashlib.sha256()
-            with os.fdopen(handle, "wb") as stream:
-                for offset in range(0, size, BLOB_CHUNK_BYTES):
-                    data = fetch(offset, min(BLOB_CHUNK_BYTES, size - offset))
-                    digest.update(data)
-                    stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
+            for offset in range(0, size, BLOB_CHUNK_BYTES):
+                data = fetch(offset, min(BLOB_CHUNK_BYTES, size - offset))
+                digest.update(data)
+                new.write(data)
             if digest.hexdigest() != sha256:
                 raise DigestError(f"model {sha256[:12]}… arrived with another digest; the device did not keep it")
-            part.replace(path)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                part.unlink()
+            return new.keep(sha256)

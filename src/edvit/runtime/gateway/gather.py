@@ -18,6 +18,7 @@ from edvit.errors import EdvitError, WireError, printable
 from edvit.runtime.gateway.hedging import LATE_MOST, Hedging
 from edvit.runtime.gateway.silence import GivenUpError, Silence
 from edvit.runtime.prediction import Float32, UInt8
+from edvit.runtime.request import note_wire
 from edvit.runtime.wire.header import decode, encode
 from edvit.runtime.wire.image_encoding import ImageEncoding, encode_images
 from edvit.runtime.wire.messages import InferReply, InferRequest, to_array
@@ -118,6 +119,7 @@ def gather(
         request=secrets.token_hex(8),
         deadline_s=left_s,
     )
+    note_wire(header.request)
     fan_out = _FanOut(
         ask_each,
         fleet=fleet,
@@ -326,7 +328,7 @@ class _FanOut:
         asked = gathered.asked.get(place["device"], set())
         submodel = next((one for one in asked if str(one) == place["submodel"]), None)
         if submodel is None:
-            log.debug("left the answer at %s: it is not asked for there", reply.key)
+            log.debug("left the answer at %s: it is not asked for there", printable(reply.key))
             return False
         # The size of the feature is known, so a larger payload is refused before it is read.
         feature_dim = self._expected[submodel].feature_dim

@@ -43,6 +43,7 @@ from edvit.runtime.http.places import Places
 from edvit.runtime.http.upload import MAX_BODY_BYTES
 from edvit.runtime.http.uploads import Uploads, client_of
 from edvit.runtime.prediction import Prediction
+from edvit.runtime.request import note
 
 WORKERS = 16
 """Requests worked on at once; each mostly waits for devices. More wait their turn, without blocking `/health`."""
@@ -123,6 +124,7 @@ def _router(predictor: Predictor, manifest: Manifest, uploads: Uploads) -> APIRo
             # One hop to a worker thread: waiting for devices would stall the event loop.
             work = partial(predictor.predict, images, since=decoded)
             prediction = await anyio.to_thread.run_sync(work, limiter=workers, abandon_on_cancel=True)
+            note(degraded=prediction.degraded, missing=prediction.missing)
             return _json(_answer(prediction, is_batch, start, decoded))
 
     @router.get("/health", response_model=HealthAnswer)
@@ -244,6 +246,7 @@ def _error(status: int, code: str, message: str) -> Response:
 
 async def _on_edvit_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, EdvitError)
+    note(code=error.code)
     response = _error(error.http_status, error.code, str(error))
     retry_after_s = RETRY_AFTER_S.get(error.code, RETRY_AFTER_S.get(error.http_status))
     if retry_after_s is not None:

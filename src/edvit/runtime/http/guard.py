@@ -18,6 +18,7 @@ from limits.strategies import SlidingWindowCounterRateLimiter
 from edvit.errors import ConfigError, EdvitError, ForbiddenError, RateLimitError, UnauthorizedError
 from edvit.runtime.http.answers import ErrorAnswer, ErrorDetail
 from edvit.runtime.keys.tokens import Scope, TokenList
+from edvit.runtime.request import note
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Send
@@ -143,6 +144,7 @@ async def _discard(receive: Receive) -> None:
 
 
 async def _refuse(send: Send, error: EdvitError) -> None:
+    note(code=error.code)
     body = ErrorAnswer(error=ErrorDetail(code=error.code, message=str(error))).model_dump_json().encode()
     headers = [
         (b"content-type", b"application/json"),

@@ -102,6 +102,7 @@ class HttpServer:
             http=protocol_for(connections),
             ws="none",
             backlog=ACCEPTED_AT_ONCE,
+            log_config=None,  # it goes the way of every other log
             log_level="error",
             access_log=False,
             lifespan="off",

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from edvit.errors import EdvitError, ServiceError
+from edvit.errors import EdvitError, ServiceError, printable
 from edvit.runtime.wire.packet import Packet
 
 log = logging.getLogger(__name__)
@@ -228,10 +228,10 @@ def answers(handler: Handler, request: Request) -> Iterator[Reply | Exception]:
     try:
         yield from handler(request)
     except EdvitError as error:
-        log.info("refused a request at %s: %s", request.key, error)
+        log.info("refused a request at %s: %s", printable(request.key), error)
         yield error
     except Exception as error:
-        log.exception("a request at %s failed", request.key)
+        log.exception("a request at %s failed", printable(request.key))
         yield error
 
 
@@ -280,6 +280,7 @@ class Lane:
                 self._waiting.append(reception)
                 self._changed.notify()
         if dropped is not None:
+            log.info("dropped a request at %s: too many wait", printable(dropped.request.key))
             dropped.end()
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import zenoh
 
-from edvit.errors import ConfigError, PortInUseError, ServiceError
+from edvit.errors import ConfigError, PortInUseError, ServiceError, printable
 from edvit.runtime.wire.failure import decode_error, encode_error
 from edvit.runtime.wire.mutual_tls import PROTOCOL, MutualTls, settings
 from edvit.runtime.wire.packet import MAX_PAYLOAD_BYTES, Packet
@@ -132,7 +132,7 @@ class ZenohTransport:
                 express=urgent,
             )
         except zenoh.ZError as error:
-            log.info("a request could not be sent: %s", error)
+            log.info("a request could not be sent: %s", printable(str(error)))
             query.end()
 
     def announce(self, key: str) -> Registration:
@@ -287,6 +287,6 @@ def _reception(query: zenoh.Query) -> Reception:
             else:
                 query.reply(answer.key, answer.packet.payload, attachment=answer.packet.header, express=True)
         except zenoh.ZError as error:
-            log.warning("an answer could not be sent: %s", error)
+            log.warning("an answer could not be sent: %s", printable(str(error)))
 
     return Reception(Request(str(query.key_expr), packet, time.monotonic()), send, query.drop)

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from edvit.cli.loading import loading
+from edvit.cli.console.loading import loading
 
 
 @pytest.mark.parametrize("terminal", [True, False])

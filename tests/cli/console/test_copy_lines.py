@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from edvit.cli.copy_lines import EVERY_S, SETTLED_S, CopyLines
+from edvit.cli.console.copy_lines import EVERY_S, SETTLED_S, CopyLines
 from edvit.runtime.gateway.device_state import DeviceStatus
 from edvit.runtime.gateway.hedging import CopiesAsked
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 PROGRAM = """
 import os, sys
-from edvit.cli.output import lose_what_cannot_be_written
+from edvit.cli.console.output import lose_what_cannot_be_written
 lose_what_cannot_be_written()
 for i in range(20_000):
     print("a line", i)
@@ -39,7 +39,7 @@ def test_a_reader_that_is_gone_takes_nothing(tmp_path):
 
 def test_a_line_is_there_as_soon_as_it_is_printed(tmp_path):
     program = (
-        "import time\nfrom edvit.cli.output import lose_what_cannot_be_written\nlose_what_cannot_be_written()\n"
+        "import time\nfrom edvit.cli.console.output import lose_what_cannot_be_written\nlose_what_cannot_be_written()\n"
         "print('a line — now')\ntime.sleep(100)\n"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
