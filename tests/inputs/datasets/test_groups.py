@@ -7,7 +7,7 @@ from PIL import Image
 from edvit.errors import ConfigError, DataError
 from edvit.inputs.datasets import read_split
 from edvit.inputs.datasets.groups import groups_of
-from edvit.inputs.datasets.splits import fixed_split, grouped_split
+from edvit.inputs.datasets.splits import fixed_split, grouped_split, why_none
 
 NAMES = ["yes/ann_1.wav", "yes/ann_2.wav", "no/bob_1.wav"]
 
@@ -104,6 +104,44 @@ def test_groups_that_share_a_file_are_one_group():
         assert len(set(joined[copies == image])) == 1
     for group in set(groups):
         assert len({bool(joined[i]) for i in range(20) if groups[i] == group}) == 1
+
+
+def plain(root, files):
+    """Class folders with a picture for each file."""
+    for number, name in enumerate(files):
+        (root / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (2, 2), (number, 0, 0)).save(root / name)
+    return f"imagefolder:{root}"
+
+
+@pytest.mark.parametrize("pattern", ["^([^/]+)/", "(.)ng$"])
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_one_group_in_all_or_in_each_class_cannot_be_cut(tmp_path, pattern, split):
+    data = plain(tmp_path, [f"{name}/{i}.png" for name in ("no", "yes") for i in range(6)])
+    with pytest.raises(DataError) as caught:
+        read_split(data, split, split_by=pattern)
+    assert str(caught.value) == (
+        f"--split-by {pattern}: no class has files of two groups, so none can be left for testing; give more groups, "
+        "or leave it out"
+    )
+
+
+def test_groups_of_which_each_has_a_class_whole_cannot_be_cut(tmp_path):
+    data = plain(tmp_path, ["a/1.png", "b/1.png", "b/2.png", "c/2.png"])
+    with pytest.raises(DataError, match=r"--split-by \S+: every group has all files of a class"):
+        read_split(data, "test", split_by=r"(\d)\.png")
+
+
+@given(grouped)
+def test_where_nothing_is_held_out_the_reason_is_told(pairs):
+    groups = [f"speaker {group}" for group, _ in pairs]
+    labels = np.array([label for _, label in pairs], dtype=np.int64)
+    if grouped_split(groups, labels, np.arange(len(labels)), 0.2).any():
+        return
+    of_class = [{groups[i] for i in np.flatnonzero(labels == label)} for label in np.unique(labels)]
+    whole = {next(iter(own)) for own in of_class if len(own) == 1}
+    assert (why_none(groups, labels) == "no class has files of two groups") == all(len(own) == 1 for own in of_class)
+    assert whole == set(groups), "every group has all files of a class"
 
 
 def test_without_groups_a_split_is_what_it_was():

@@ -17,7 +17,7 @@ from edvit.errors import DataError
 from edvit.inputs.datasets.groups import groups_of
 from edvit.inputs.datasets.images import FileImages, Files, FileSounds, Split, shorten
 from edvit.inputs.datasets.order import natural_key
-from edvit.inputs.datasets.splits import fixed_split
+from edvit.inputs.datasets.splits import fixed_split, why_none
 from edvit.inputs.datasets.tree import Places, Skipped, entries, is_clutter, look, overlap, text_name, why_skipped
 from edvit.inputs.formats import EXTENSIONS
 from edvit.units import counted
@@ -140,7 +140,7 @@ def read_folder(root: Path, split: Split, kind: type[F], extensions: frozenset[s
     )
     if split_by is not None:
         made = made.with_groups(groups_of([made.key(index) for index in range(len(made))], split_by))
-    return _cut(made, split) if plain else made
+    return _cut(made, split, split_by) if plain else made
 
 
 def layout_of(root: Path) -> Layout:
@@ -326,10 +326,15 @@ def _empty(tree: Tree, name: str, extensions: frozenset[str]) -> str:
     return f"{tree.folders[name][0]}: a class folder with no {what}{why}; fill it or remove it"
 
 
-def _cut(images: F, split: Split) -> F:
-    """The split of a folder that has none of its own."""
+def _cut(images: F, split: Split, split_by: str | None) -> F:
+    """The split of a folder that has none of its own. Raises DataError where nothing would be left for testing."""
     names = [images.key(index) for index in range(len(images))]
     test = fixed_split(names, images.labels, images.copies, "test", images.groups)
+    if len(test) == 0 and images.groups is not None:
+        raise DataError(
+            f"--split-by {split_by}: {why_none(images.groups, images.labels)}, so none can be left for testing; give "
+            "more groups, or leave it out"
+        )
     if len(test) == 0:
         raise DataError(f"{images.root}: no class has two files that differ, and none is left for testing: add files")
     how = "a fifth of each class, by the hash of each file's name"
