@@ -35,6 +35,16 @@ def test_files_without_a_group_are_counted_and_one_is_named():
         groups_of(NAMES, "(ann)")
 
 
+@pytest.mark.parametrize("row", ["yes/ann_2.wav,", "ann_2.wav,  ", 'ann_2.wav,""', "ann_2.wav,\nother.wav,"])
+def test_an_empty_group_is_none(tmp_path, row):
+    table = tmp_path / "speakers.csv"
+    table.write_text(f"yes/ann_1.wav,Ann\n{row}\nno/bob_1.wav,Bob\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"tells no group of 1 file of 3, such as yes/ann_2.wav"):
+        groups_of(NAMES, str(table))
+    with pytest.raises(DataError, match=r"tells no group of 3 files of 3, such as yes/ann_1.wav"):
+        groups_of(NAMES, r"(\d*)")
+
+
 def test_a_table_tells_groups_by_path_or_by_name(tmp_path):
     table = tmp_path / "speakers.CSV"
     table.write_text('yes/ann_1.wav,"Ann, first"\r\nann_2.wav,Bea\r\n\r\nno/bob_1.wav, Bob\r\n', encoding="utf-8-sig")
@@ -58,7 +68,7 @@ def test_a_wrong_table_is_told(tmp_path, content, told):
 
 
 def test_a_missing_table_is_told(tmp_path):
-    with pytest.raises(ConfigError, match=r"none.csv: cannot be read as CSV \(FileNotFoundError\)"):
+    with pytest.raises(ConfigError, match=r"--split-by \S+none.csv: no such file$"):
         groups_of(NAMES, str(tmp_path / "none.csv"))
 
 
