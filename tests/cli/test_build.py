@@ -216,6 +216,22 @@ def test_a_work_folder_that_cannot_be_made(refused, tmp_path):
     assert "cannot be made" in refused("--devices", "2", "--work", tmp_path / "file" / "work")
 
 
+def test_what_is_built_does_not_lie_among_the_classes(refused, folder, tmp_path):
+    """A second run would take the work folder of the first one for a class, and could not go on."""
+    classes = folder / "train"
+    data = ("--devices", "2", *MODEL, "--data", f"imagefolder:{classes}")
+    outside = f"would be read as a part of the data in {classes}; give a folder outside it, such as {folder}/"
+    assert f"-o {classes / 'out'}: {outside}out\n" in refused(*data, out=classes / "out")
+    assert f"--work {classes / 'mine'}: {outside}mine\n" in refused(*data, "--work", classes / "mine")
+    (folder / "test").rename(folder / "x-work")
+    also = ("--devices", "2", *MODEL, "--data", f"imagefolder:{folder / 'x-work'}")
+    assert f"--work {folder / 'x-work'}: would be read" in refused(*also, out=folder / "x")
+    assert sorted(path.name for path in folder.rglob("*") if path.is_dir() and "part-" not in path.name) == [
+        "train",
+        "x-work",
+    ], "nothing was written"
+
+
 def test_an_infeasible_fleet_says_what_lacks(refused, tmp_path):
     (tmp_path / "shelf.yaml").write_text(
         "name: shelf\ndevices:\n  - {name: chip-1, memory_mb: 0.01}\n  - {name: chip-2, memory_mb: 0.02}\n"

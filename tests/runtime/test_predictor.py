@@ -113,7 +113,9 @@ def test_one_image_in_every_form_has_the_same_answer(bundle, picture):
     with Image.open(picture) as image:
         array = image_to_array(image, how)
     with Image.open(picture) as opened:
-        answers = [predictor.predict(one) for one in (picture, str(picture), picture.read_bytes(), opened, array)]
+        held = picture.read_bytes()
+        forms = (picture, str(picture), held, bytearray(held), memoryview(held), opened, array)
+        answers = [predictor.predict(one) for one in forms]
     assert all(answer == answers[0] for answer in answers)
     answer, whole = answers[0], predictor.run(array[None])
     assert isinstance(answer, Answer)
@@ -134,7 +136,7 @@ def test_a_batch_in_every_form_has_the_same_answers(bundle, images, picture):
     assert isinstance(whole, Prediction)
     assert predictor.predict(list(images)).logits.tobytes() == whole.logits.tobytes()
     assert whole.labels == tuple(answer.label for answer in whole.answers)
-    mixed = predictor.predict([picture, images[0], picture.read_bytes()])
+    mixed = predictor.predict([picture, images[0], memoryview(picture.read_bytes())])
     assert mixed.answers[0] == mixed.answers[2]
     assert mixed.labels[1] == whole.labels[0]
 

@@ -56,6 +56,7 @@ from edvit.bundle import (
     write_bundle,
 )
 from edvit.errors import InfeasibleError
+from edvit.inputs.datasets import check_apart
 from edvit.plan import make
 from edvit.plan.cost import model_cost
 from edvit.plan.plan import Plan
@@ -88,14 +89,17 @@ def build(
     Raises:
         EdvitError: the input cannot be used, the fleet cannot hold the sub-models, or a stage failed.
     """
-    out = check_target(out)
+    # A folder that the next run takes for a class would keep the build from going on.
+    check_apart(config.data, "-o", out)
+    target = check_target(out)
+    root = (work or target.with_name(f"{target.name}-work")).absolute()
+    check_apart(config.data, "--work", root)
     # What is missing must come out before anything is decoded.
     where = devices(config.device, config.amp)
     source = open_source(config)
     plan = make_plan(config, source)
     start = base_stage.load(config, source)
     prune_subspace.check_calibration(config, source, _wanted(config, plan))
-    root = (work or out.with_name(out.name + "-work")).absolute()
     folder = WorkFolder(root, force, checkpoint_s=config.checkpoint_every)
     with folder.locked(), _pool(config, folder) as pool:
         runner = Runner(folder, pool, report or Reporter(quiet=True))
@@ -109,7 +113,7 @@ def build(
             start,
             size=size,
             where=where,
-            out=out,
+            out=target,
             flags=dict(flags or {}),
             command=command,
         )

@@ -181,7 +181,7 @@ def read_clip(data: bytes, how: Spectrogram, memory_bytes: int | None = None) ->
         MissingExtraError: libsndfile or soxr are not installed.
     """
     if not data:
-        raise SoundError("the sound is empty: send the bytes of a sound file")
+        raise SoundError("the sound is empty: it has no bytes")
     with _open(io.BytesIO(data)) as file:
         rate, channels, frames = file.samplerate, file.channels, len(file)
         if frames <= 0:

@@ -269,7 +269,7 @@ def _check_memory(image: Image.Image, coefficients: int, most: int) -> None:
 def open_image(data: bytes) -> Image.Image:
     """An image file with its header read and no pixel decoded. Raises as `decode_image`."""
     if not data:
-        raise ImageError("the image is empty: send the bytes of an image file")
+        raise ImageError("the image is empty: it has no bytes")
     known = formats.readable()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)

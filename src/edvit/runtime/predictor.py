@@ -13,7 +13,7 @@ from edvit.errors import BundleError, ImageError, ModelError
 from edvit.runtime.engine.fusion import FusionEngine
 from edvit.runtime.engine.submodel import SubModelEngine, check_images
 from edvit.runtime.prediction import Answer, Float32, Prediction, Timings, UInt8
-from edvit.runtime.source import File, Source, check_array, to_array, what
+from edvit.runtime.source import BYTES, File, Source, check_array, to_array, what
 
 
 class LocalPredictor:
@@ -78,7 +78,7 @@ class LocalPredictor:
             is_batch = source.ndim == 4 and len(source) > 0
             check_array(source, (len(source), *how.shape) if is_batch else how.shape, how)
             return self.run(source, absent=absent) if is_batch else self._one(source, absent)
-        if isinstance(source, Sequence) and not isinstance(source, str | bytes):
+        if isinstance(source, Sequence) and not isinstance(source, (str, *BYTES)):
             if not source:
                 raise ImageError(f"the list is empty: give at least one {what(how)}")
             return self.run(np.stack([to_array(one, how) for one in source]), absent=absent)

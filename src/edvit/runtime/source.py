@@ -12,7 +12,9 @@ from PIL.Image import Image
 from edvit.errors import DataError, ImageError
 from edvit.inputs.preprocess import Preprocessing, UInt8, decode_file, image_to_array
 
-File: TypeAlias = "str | os.PathLike[str] | bytes | Image"
+BYTES = (bytes, bytearray, memoryview)
+"""What holds the bytes of a file; each of them is a sequence of numbers as well."""
+File: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | Image"
 """The path of an image or sound file, the bytes of one, or a PIL image."""
 Source: TypeAlias = "File | UInt8"
 """A file, or an array that has the model's own shape and is fed as it is."""
@@ -31,8 +33,8 @@ def to_array(source: Source, how: Preprocessing) -> UInt8:
     if isinstance(source, np.ndarray):
         check_array(source, how.shape, how)
         return source
-    if isinstance(source, bytes):
-        return decode_file(source, how)
+    if isinstance(source, BYTES):
+        return decode_file(bytes(source), how)
     if isinstance(source, str | os.PathLike):
         return _read(Path(source), how)
     if isinstance(source, Image):

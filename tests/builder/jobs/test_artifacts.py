@@ -17,6 +17,7 @@ from edvit.builder.jobs.artifacts import LIBRARIES, Artifact, WorkFolder
 from edvit.builder.jobs.checkpoint import Checkpoint
 from edvit.builder.jobs.job import Job, Resumable, unkeyed
 from edvit.errors import BuildError, ConfigError
+from edvit.inputs.datasets.folder import WORK_LOCK
 
 
 @dataclass(frozen=True)
@@ -300,3 +301,9 @@ def test_a_full_disk_is_named_by_what_was_written(tmp_path, of_files, said):
     work = WorkFolder(tmp_path / "work")
     with pytest.raises(BuildError, match=f"no space left on the disk {said}; free some"), work.locked():
         raise OSError(errno.ENOSPC, "No space left on device", *of_files)
+
+
+def test_readers_of_data_know_a_work_folder(tmp_path):
+    with WorkFolder(tmp_path).locked():
+        assert (tmp_path / WORK_LOCK).is_file()
+    assert (tmp_path / WORK_LOCK).is_file()

@@ -88,12 +88,58 @@ def test_how_timm_wrote_configs_at_first(tmp_path):
     assert (facts.model, facts.mean, facts.std, facts.image_size) == (PLAIN, (0.1,) * 3, (0.2,) * 3, (8, 8))
 
 
-def test_another_shape_under_the_same_name_is_refused(tmp_path):
-    folder = hub_folder(tmp_path / "m", make("plain"))
+def with_arguments(folder, **arguments):
+    """A folder of a model whose config says that it was built with arguments."""
+    hub_folder(folder, make("plain"))
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "model_args": {"act_layer": "relu"}}))
-    with pytest.raises(WeightsError, match="was built with act_layer of its own; register the variant"):
+    (folder / "config.json").write_text(json.dumps({**config, "model_args": arguments}))
+    return folder
+
+
+def test_arguments_that_the_model_of_that_name_has_anyway_change_nothing(tmp_path):
+    model = make("plain")
+    own = {
+        "mlp_ratio": model.blocks[0].mlp.fc1.out_features / model.embed_dim,
+        "embed_dim": model.embed_dim, "num_heads": model.blocks[0].attn.num_heads,
+        "patch_size": list(model.patch_embed.patch_size), "act_layer": "gelu", "qkv_bias": True, "reg_tokens": 0,
+        "init_values": None, "depth": None, "norm_layer": "layernorm",
+        "weight_init": "jax", "img_size": [16, 16],
+    }  # fmt: skip
+    folder = with_arguments(tmp_path / "m", **own)
+    assert find_weights(folder).facts == find_weights(with_arguments(tmp_path / "n")).facts
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("depth", 1), ("depth", "2"), ("num_heads", 1), ("act_layer", "relu"), ("qk_norm", True),
+        ("mlp_ratio", 3.0), ("init_values", 1e-5), ("no_embed_class", True), ("norm_layer", "rmsnorm"), ("new", 0),
+        ("checkpoint_path", "x.pth"), ("pretrained", True),
+    ],
+)  # fmt: skip
+def test_another_model_under_the_same_name_is_refused(name, value, tmp_path):
+    folder = with_arguments(tmp_path / "m", **{name: value, "qkv_bias": True})
+    with pytest.raises(WeightsError) as caught:
         find_weights(folder)
+    assert str(caught.value) == (
+        f"{folder}: was built with {name} {json.dumps(value)}, and timm's {PLAIN} is not; only models that timm has a "
+        "name for are split: if it has one for this model, write it in config.json as architecture, and remove "
+        "model_args"
+    )
+
+
+def test_the_model_goes_by_the_name_that_timm_has_for_it(tmp_path):
+    """What the refusal says to do is enough."""
+    model = make("plain")
+    folder = with_arguments(tmp_path / "m", depth=len(model.blocks), embed_dim=model.embed_dim)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "architecture": "vit_tiny_patch16_224"}))
+    with pytest.raises(WeightsError, match=r"was built with depth \d+, embed_dim \d+, and timm's vit_tiny_patch16_224"):
+        find_weights(folder)
+    del config["model_args"]
+    (folder / "config.json").write_text(json.dumps(config))
+    loaded, _ = load(find_weights(folder), CLASSES)
+    assert torch.equal(loaded.head.weight, model.head.weight)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"a": 1}', '{"pretrained_cfg": 3, "architecture": "x"}', '"x"'])

@@ -332,7 +332,7 @@ def test_split_by_keeps_groups_on_one_side_and_says_so(root, tmp_path):
 
 
 def test_split_by_that_leaves_nothing_to_hold_out_is_refused(root, tmp_path):
-    with pytest.raises(DataError, match=r"--split-by: no group can be held out for validation"):
+    with pytest.raises(DataError, match=r"--split-by: in the training data no class has files of two groups"):
         decoded(root, tmp_path, split_by="/([ab])/")
 
 

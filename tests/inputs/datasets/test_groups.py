@@ -7,7 +7,7 @@ from PIL import Image
 from edvit.errors import ConfigError, DataError
 from edvit.inputs.datasets import read_split
 from edvit.inputs.datasets.groups import groups_of
-from edvit.inputs.datasets.splits import fixed_split, grouped_split
+from edvit.inputs.datasets.splits import fixed_split, grouped_split, why_none
 
 NAMES = ["yes/ann_1.wav", "yes/ann_2.wav", "no/bob_1.wav"]
 
@@ -35,6 +35,16 @@ def test_files_without_a_group_are_counted_and_one_is_named():
         groups_of(NAMES, "(ann)")
 
 
+@pytest.mark.parametrize("row", ["yes/ann_2.wav,", "ann_2.wav,  ", 'ann_2.wav,""', "ann_2.wav,\nother.wav,"])
+def test_an_empty_group_is_none(tmp_path, row):
+    table = tmp_path / "speakers.csv"
+    table.write_text(f"yes/ann_1.wav,Ann\n{row}\nno/bob_1.wav,Bob\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"tells no group of 1 file of 3, such as yes/ann_2.wav"):
+        groups_of(NAMES, str(table))
+    with pytest.raises(DataError, match=r"tells no group of 3 files of 3, such as yes/ann_1.wav"):
+        groups_of(NAMES, r"(\d*)")
+
+
 def test_a_table_tells_groups_by_path_or_by_name(tmp_path):
     table = tmp_path / "speakers.CSV"
     table.write_text('yes/ann_1.wav,"Ann, first"\r\nann_2.wav,Bea\r\n\r\nno/bob_1.wav, Bob\r\n', encoding="utf-8-sig")
@@ -58,7 +68,7 @@ def test_a_wrong_table_is_told(tmp_path, content, told):
 
 
 def test_a_missing_table_is_told(tmp_path):
-    with pytest.raises(ConfigError, match=r"none.csv: cannot be read as CSV \(FileNotFoundError\)"):
+    with pytest.raises(ConfigError, match=r"--split-by \S+none.csv: no such file$"):
         groups_of(NAMES, str(tmp_path / "none.csv"))
 
 
@@ -104,6 +114,44 @@ def test_groups_that_share_a_file_are_one_group():
         assert len(set(joined[copies == image])) == 1
     for group in set(groups):
         assert len({bool(joined[i]) for i in range(20) if groups[i] == group}) == 1
+
+
+def plain(root, files):
+    """Class folders with a picture for each file."""
+    for number, name in enumerate(files):
+        (root / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (2, 2), (number, 0, 0)).save(root / name)
+    return f"imagefolder:{root}"
+
+
+@pytest.mark.parametrize("pattern", ["^([^/]+)/", "(.)ng$"])
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_one_group_in_all_or_in_each_class_cannot_be_cut(tmp_path, pattern, split):
+    data = plain(tmp_path, [f"{name}/{i}.png" for name in ("no", "yes") for i in range(6)])
+    with pytest.raises(DataError) as caught:
+        read_split(data, split, split_by=pattern)
+    assert str(caught.value) == (
+        f"--split-by {pattern}: no class has files of two groups, so none can be left for testing; give more groups, "
+        "or leave it out"
+    )
+
+
+def test_groups_of_which_each_has_a_class_whole_cannot_be_cut(tmp_path):
+    data = plain(tmp_path, ["a/1.png", "b/1.png", "b/2.png", "c/2.png"])
+    with pytest.raises(DataError, match=r"--split-by \S+: every group has all files of a class"):
+        read_split(data, "test", split_by=r"(\d)\.png")
+
+
+@given(grouped)
+def test_where_nothing_is_held_out_the_reason_is_told(pairs):
+    groups = [f"speaker {group}" for group, _ in pairs]
+    labels = np.array([label for _, label in pairs], dtype=np.int64)
+    if grouped_split(groups, labels, np.arange(len(labels)), 0.2).any():
+        return
+    of_class = [{groups[i] for i in np.flatnonzero(labels == label)} for label in np.unique(labels)]
+    whole = {next(iter(own)) for own in of_class if len(own) == 1}
+    assert (why_none(groups, labels) == "no class has files of two groups") == all(len(own) == 1 for own in of_class)
+    assert whole == set(groups), "every group has all files of a class"
 
 
 def test_without_groups_a_split_is_what_it_was():

@@ -155,3 +155,9 @@ def test_a_damaged_picture_is_told_in_one_line(folder, name):
     assert str(caught.value).startswith(f"{images.name(index)}: ")
     assert str(caught.value).endswith("; replace or remove the file")
     assert "\n" not in str(caught.value)
+
+
+def test_an_empty_picture_is_told_as_a_file(folder):
+    images, index = folder("empty.png", b"")
+    with pytest.raises(DataError, match=r"empty.png: the image is empty: it has no bytes; replace or remove the file$"):
+        images.prepared(index, HOW)

@@ -148,3 +148,10 @@ def test_remarks_tell_of_rate_silence_and_clipping(write, read):
         "b.wav": ("clipped", "16,000 Hz"),
         "c.wav": ("44,100 Hz",),
     }
+
+
+def test_an_empty_sound_is_told_as_a_file(write, read):
+    path = write("low/empty.wav", b"")
+    sounds = read()
+    with pytest.raises(DataError, match=r"empty.wav: the sound is empty: it has no bytes; replace or remove the file$"):
+        sounds.prepared(sounds.paths.index(path), HOW)

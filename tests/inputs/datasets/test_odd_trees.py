@@ -5,14 +5,16 @@ Every tree is made here. What is read is held against a plain walk of the same t
 
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from edvit.errors import DataError
+from edvit.bundle import MANIFEST
+from edvit.errors import ConfigError, DataError
 from edvit.inputs import formats
-from edvit.inputs.datasets import read_split
+from edvit.inputs.datasets import check_apart, read_split
 from edvit.inputs.preprocess import Preprocessing
 
 formats.readable()  # makes pillow-heif known to Pillow
@@ -160,6 +162,68 @@ def test_folders_beside_the_splits_are_named(tree):
 def test_a_class_folder_of_nothing_readable_says_what_lies_there(tree):
     tree.add(*(f"train/washer/{i}.mov" for i in range(3)), content=b"x")
     assert "train/washer: a class folder with no images (3 .mov skipped); fill it or remove it" in tree.refusal()
+
+
+@pytest.mark.parametrize("place", ["out", "runs/1"])
+@pytest.mark.parametrize(
+    ("files", "what"),
+    [
+        ((".lock", "limit.json", "data-0/a.npy"), "a work folder of edvit build"),
+        ((MANIFEST, "fusion.onnx"), "a bundle"),
+    ],
+)
+def test_what_a_build_has_made_is_no_class_and_is_not_to_be_removed(empty, files, what, place):
+    empty.add(*(f"{name}/{i}.png" for name in ("bolt", "nut") for i in range(3)))
+    empty.add(*(f"{place}/{name}" for name in files), content=b"x")
+    for split in ("train", "test"):
+        assert empty.refusal(split) == (
+            f"{empty.root / place}: is {what}, and no class; move it out of {empty.root}, and keep it"
+        )
+    shutil.rmtree(empty.root / place.partition("/")[0])
+    empty.add(*(f"nut/{name}" for name in files), content=b"x")
+    assert empty.read().classes == ("bolt", "nut"), "a class folder with images is one"
+
+
+@pytest.mark.parametrize("kind", ["imagefolder", "audiofolder"])
+@pytest.mark.parametrize("path", ["", "out", "bolt", "bolt/out", "deep/er/out", "train"])
+def test_nothing_is_written_where_every_folder_is_a_class(empty, kind, path):
+    empty.add("bolt/0.png", "nut/0.png")
+    beside = empty.root.parent / (path.rpartition("/")[2] or "data-bundle")
+    with pytest.raises(ConfigError) as caught:
+        check_apart(f"{kind}:{empty.root}", "--work", empty.root / path)
+    assert str(caught.value) == (
+        f"--work {empty.root / path}: would be read as a part of the data in {empty.root}; give a folder outside it, "
+        f"such as {beside}"
+    )
+    check_apart(f"{kind}:{empty.root}", "--work", beside)
+
+
+@pytest.mark.parametrize("path", ["train", "train/out", "test/nut/out", "Val", "valid/out", "train/bolt"])
+def test_nothing_is_written_into_a_split_there_is_or_would_be(tree, path):
+    with pytest.raises(ConfigError, match="would be read as a part of the data"):
+        check_apart(f"imagefolder:{tree.root}", "-o", tree.root / path)
+
+
+@pytest.mark.parametrize("path", ["", "out", "bundles/train", "../data-out", ".out", "train/.out", "../other"])
+def test_what_is_not_read_may_be_written(tree, path):
+    check_apart(f"imagefolder:{tree.root}", "-o", tree.root / path)
+
+
+def test_what_is_written_is_found_by_way_of_links(empty, tmp_path, monkeypatch):
+    empty.add("bolt/0.png", "nut/0.png")
+    far = tmp_path / "far"
+    far.mkdir()
+    (tmp_path / "door").symlink_to(empty.root)
+    (empty.root / "washer").symlink_to(far)
+    (empty.root / "out").symlink_to(tmp_path / "elsewhere")
+    monkeypatch.chdir(empty.root)
+    for path in (tmp_path / "door" / "new", far / "new", far, empty.root / "out", tmp_path / "door" / "out", "new"):
+        for root in (empty.root, tmp_path / "door", "."):
+            with pytest.raises(ConfigError, match="would be read"):
+                check_apart(f"imagefolder:{root}", "-o", Path(path))
+    for path in ("../new", "..", "bolt/../../new", empty.root / "nut" / ".." / ".." / "new"):
+        check_apart("imagefolder:.", "-o", Path(path))
+    check_apart("digits", "-o", Path("new"))
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field, ValidationError
 from edvit.builder.models.class_names import SYNSET
 from edvit.builder.models.processor import Interpolation, Processor, Seen, filtered, middle
 from edvit.builder.models.weights_file import SUFFIXES, check_file, read_metadata, taken_of_several
+from edvit.builder.vit.backbone import changes
 from edvit.errors import WeightsError
 from edvit.fleet import first_problem
 from edvit.shape.image import ImageSize
@@ -33,7 +34,7 @@ _SIZES = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge"}
 _HARMLESS = {
     "img_size", "in_chans", "num_classes", "global_pool", "fc_norm", "dynamic_img_size", "dynamic_img_pad",
     "strict_img_size", "drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate",
-    "drop_path_rate",
+    "drop_path_rate", "weight_init", "fix_init",
 }  # fmt: skip
 """Arguments of a timm model that change nothing but what is read here or what only training has."""
 MOST_EPS = 1e-5
@@ -290,11 +291,14 @@ def _of_transformers(given: str, config: _TransformersConfig, seen: Seen | None)
 
 
 def _of_timm(given: str, config: _TimmConfig) -> Facts:
-    strange = sorted(set(config.model_args) - _HARMLESS)
+    name = config.architecture
+    asked = {what: value for what, value in sorted(config.model_args.items()) if what not in _HARMLESS}
+    strange = changes(name, asked) if asked and timm.is_model(name) else list(asked)
     if strange:
+        shown = ", ".join(f"{what} {_one_line(json.dumps(asked[what]))}" for what in strange)
         raise WeightsError(
-            f"{given}: was built with {', '.join(strange)} of its own; register the variant with timm under a name of "
-            "its own, and give that as --model"
+            f"{given}: was built with {shown}, and timm's {name} is not; only models that timm has a name for are "
+            f"split: if it has one for this model, write it in {CONFIG} as architecture, and remove model_args"
         )
     how, size = config.pretrained_cfg, config.pretrained_cfg.input_size
     names = config.label_names or how.label_names
@@ -388,5 +392,5 @@ def _numbers(value: Any) -> tuple[float, ...] | None:
     return None
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+def _one_line(told: Exception | str) -> str:
+    return " ".join(str(told).split())[:200]

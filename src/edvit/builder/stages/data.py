@@ -26,7 +26,7 @@ from edvit.builder.unlabelled import WithUnlabelled
 from edvit.errors import DataError
 from edvit.inputs.datasets import GREY, LabelledImages
 from edvit.inputs.datasets.images import shorten
-from edvit.inputs.datasets.splits import grouped_split
+from edvit.inputs.datasets.splits import grouped_split, why_none
 from edvit.inputs.preprocess import CLIPPED, SILENT, TRANSPARENT, Preprocessing
 from edvit.units import counted
 
@@ -92,8 +92,8 @@ def _check_counts(given: LabelledImages, share: float) -> None:
         )
     if len(held_out) == 0 and given.groups is not None:
         raise DataError(
-            "--split-by: no group can be held out for validation, as each class has images of one group only; give "
-            "more groups, or leave it out"
+            f"--split-by: in the training data {why_none(given.groups, labels)}, so none can be held out for "
+            "validation; give more groups, or leave it out"
         )
     if len(held_out) == 0:
         raise DataError("no class has two different training images, and none is left for validation: add images")

@@ -19,21 +19,24 @@ named sets a folder of images is made once, by torchvision, see `named`; the oth
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from edvit.errors import DataError
+from edvit.errors import ConfigError, DataError
 from edvit.inputs.datasets.groups import groups_of
 from edvit.inputs.datasets.images import FileSounds, LabelledImages, Split
 
-__all__ = ["GREY", "SPECS", "FileSounds", "LabelledImages", "Split", "channels_of", "read_split"]
+__all__ = ["GREY", "SPECS", "FileSounds", "LabelledImages", "Split", "channels_of", "check_apart", "read_split"]
 
 SPECS = (
     "digits", "imagefolder:DIR", "audiofolder:DIR", "cifar10", "mnist", "fashion-mnist", "caltech256", "gtzan",
     "speech-commands",
 )  # fmt: skip
+FOLDERS = ("imagefolder", "audiofolder")
+"""Kinds of specs that name a folder."""
 GREY = ("digits", "mnist", "fashion-mnist")
 """Specs whose images are all grey."""
 
@@ -65,11 +68,36 @@ def read_split(spec: str, split: Split, data_root: Path | None = None, split_by:
     return images
 
 
+def check_apart(spec: str, option: str, path: Path) -> None:
+    """Whether a folder that is to be written lies where a data set of folders is not read, now and later.
+
+    Args:
+        spec: of the data set; nothing is checked where it has a name.
+        option: that gives the folder, for the message.
+        path: of the folder.
+
+    Raises:
+        ConfigError: it would be read as a class, a split, or a part of one.
+        DataError: the data set cannot be read.
+    """
+    from edvit.inputs.datasets.folder import would_read
+
+    kind, _, argument = spec.partition(":")
+    root = Path(argument).expanduser()
+    if kind in FOLDERS and argument and would_read(root, path):
+        whole = Path(os.path.realpath(root))
+        beside = whole.with_name(path.name if path.name not in ("", whole.name) else f"{whole.name}-bundle")
+        raise ConfigError(
+            f"{option} {path}: would be read as a part of the data in {root}; give a folder outside it, such as "
+            f"{beside}"
+        )
+
+
 def _reader(spec: str, split_by: str | None) -> Callable[[Split, Path | None], LabelledImages]:
     from edvit.inputs.datasets import caltech, digits, folder, gtzan, named, speech_commands
 
     kind, _, argument = spec.partition(":")
-    if kind in ("imagefolder", "audiofolder"):
+    if kind in FOLDERS:
         if not argument:
             raise DataError(f"{kind} needs a folder: {kind}:DIR")
         read = folder.read_imagefolder if kind == "imagefolder" else folder.read_audiofolder

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -15,8 +17,8 @@ from edvit.errors import DataError
 from edvit.inputs.datasets.groups import groups_of
 from edvit.inputs.datasets.images import FileImages, Files, FileSounds, Split, shorten
 from edvit.inputs.datasets.order import natural_key
-from edvit.inputs.datasets.splits import fixed_split
-from edvit.inputs.datasets.tree import Places, Skipped, entries, look, overlap, text_name, why_skipped
+from edvit.inputs.datasets.splits import fixed_split, why_none
+from edvit.inputs.datasets.tree import Places, Skipped, entries, is_clutter, look, overlap, text_name, why_skipped
 from edvit.inputs.formats import EXTENSIONS
 from edvit.units import counted
 
@@ -37,6 +39,9 @@ NAMES = {
 
 ANNOTATIONS = frozenset(("labels", "annotations"))
 """Folders of boxes and outlines, in lower case, that data sets for detection (YOLO, COCO, VOC) have beside images."""
+
+WORK_LOCK, MANIFEST = ".lock", "manifest.json"
+"""Files by which a work folder and a bundle are known; builder/jobs/artifacts.py and bundle.py name them."""
 
 F = TypeVar("F", bound=Files)
 
@@ -98,8 +103,8 @@ def read_folder(root: Path, split: Split, kind: type[F], extensions: frozenset[s
         split_by: see `groups_of`.
 
     Raises:
-        DataError: a folder is missing or cannot be read, a class folder holds no such file, a name is no text, or the
-            split has a class that `class_order.txt` or `train/` lacks.
+        DataError: a folder is missing or cannot be read, a class folder holds no such file or is what a build has
+            made, a name is no text, or the split has a class that `class_order.txt` or `train/` lacks.
         ConfigError: as `groups_of`.
     """
     if not root.is_dir():
@@ -135,7 +140,7 @@ def read_folder(root: Path, split: Split, kind: type[F], extensions: frozenset[s
     )
     if split_by is not None:
         made = made.with_groups(groups_of([made.key(index) for index in range(len(made))], split_by))
-    return _cut(made, split) if plain else made
+    return _cut(made, split, split_by) if plain else made
 
 
 def layout_of(root: Path) -> Layout:
@@ -166,6 +171,38 @@ def layout_of(root: Path) -> Layout:
         raise DataError(f"{root}: the splits lie one folder deeper; give {folders[0]}")
     _check_no_hidden_splits(root, folders)
     return Layout(None, None, None)
+
+
+def would_read(root: Path, path: Path) -> bool:
+    """Whether a folder at `path` is read with the data set at `root`: as a class or a split, or as a part of one.
+
+    Both may be written by way of links, and `path` need not exist. What is hidden is not read.
+
+    Raises:
+        DataError: as `layout_of`.
+    """
+    if not root.is_dir():
+        return False
+    layout = layout_of(root)
+    splits = [folder for folder in (layout.train, layout.validation, layout.test) if folder is not None]
+    # A class may be a link to a folder that lies elsewhere.
+    linked = [own for folder in splits or [root] for own in entries(folder)[0] if own.is_symlink()]
+    if any(_seen_in(place, path) for place in [*(splits or [root]), *linked]):
+        return True
+    names = {name for known in NAMES.values() for name in known}
+    return bool(splits) and any(way.parts[:1] and way.parts[0].lower() in names for way in _seen_in(root, path))
+
+
+def _seen_in(folder: Path, path: Path) -> list[Path]:
+    """The ways from a folder to a path in it, as links are written and where they lead to; hidden ones are left out."""
+    ways = [own.relative_to(place) for place in _spelt(folder) for own in _spelt(path) if own.is_relative_to(place)]
+    return [way for way in ways if not any(is_clutter(part) for part in way.parts)]
+
+
+def _spelt(path: Path) -> set[Path]:
+    """Absolute forms of a path, in which no `..` is left: with its links, but for the last one, and without any."""
+    forms = {path.absolute(), Path(os.path.realpath(path.parent), path.name), Path(os.path.realpath(path))}
+    return {form for form in forms if ".." not in form.parts}
 
 
 def _check_no_hidden_splits(root: Path, folders: list[Path]) -> None:
@@ -259,8 +296,21 @@ def read_tree(folder: Path, extensions: frozenset[str], places: Places) -> Tree:
     for name, own in folders.items():
         seen = [look(place, extensions, places) for place in own]
         tree.files[name] = [path for files, _ in seen for path in files]
+        made = None if tree.files[name] else _made_by_build(own)
+        if made is not None:
+            raise DataError(f"{made[0]}: is {made[1]}, and no class; move it out of {folder}, and keep it")
         tree.skipped[name] = sum((skipped for _, skipped in seen), Skipped())
     return tree
+
+
+def _made_by_build(places: Sequence[Path]) -> tuple[Path, str] | None:
+    """What `edvit build` has made of some folders or of one right in them, and what that is in words."""
+    for folder in (inner for place in places for inner in (place, *entries(place)[0])):
+        if (folder / WORK_LOCK).is_file():
+            return folder, "a work folder of edvit build"
+        if (folder / MANIFEST).is_file() and any(folder.glob("*.onnx")):
+            return folder, "a bundle"
+    return None
 
 
 def _empty(tree: Tree, name: str, extensions: frozenset[str]) -> str:
@@ -276,10 +326,15 @@ def _empty(tree: Tree, name: str, extensions: frozenset[str]) -> str:
     return f"{tree.folders[name][0]}: a class folder with no {what}{why}; fill it or remove it"
 
 
-def _cut(images: F, split: Split) -> F:
-    """The split of a folder that has none of its own."""
+def _cut(images: F, split: Split, split_by: str | None) -> F:
+    """The split of a folder that has none of its own. Raises DataError where nothing would be left for testing."""
     names = [images.key(index) for index in range(len(images))]
     test = fixed_split(names, images.labels, images.copies, "test", images.groups)
+    if len(test) == 0 and images.groups is not None:
+        raise DataError(
+            f"--split-by {split_by}: {why_none(images.groups, images.labels)}, so none can be left for testing; give "
+            "more groups, or leave it out"
+        )
     if len(test) == 0:
         raise DataError(f"{images.root}: no class has two files that differ, and none is left for testing: add files")
     how = "a fifth of each class, by the hash of each file's name"

@@ -25,17 +25,18 @@ def groups_of(names: Sequence[str], split_by: str) -> tuple[str, ...]:
 
     Raises:
         ConfigError: it is no such expression, or no such file.
-        DataError: files have no group; the message names some.
+        DataError: files have no group, or an empty one; the message names some.
     """
     group_of = _from_table(Path(split_by)) if split_by.lower().endswith(".csv") else _from_pattern(split_by)
     found = [group_of(name) for name in names]
-    lacking = [name for name, group in zip(names, found, strict=True) if group is None]
+    # Files whose group is empty have nothing in common.
+    lacking = [name for name, group in zip(names, found, strict=True) if not group]
     if lacking:
         raise DataError(
             f"--split-by {split_by}: tells no group of {counted(len(lacking), 'file')} of {len(names):,}, such as "
             f"{lacking[0]}"
         )
-    return tuple(group for group in found if group is not None)
+    return tuple(group for group in found if group)
 
 
 def _from_pattern(text: str) -> GroupOf:
@@ -60,6 +61,8 @@ def _from_table(path: Path) -> GroupOf:
     try:
         with path.expanduser().open(encoding="utf-8-sig", newline="") as file:
             rows = [row for row in csv.reader(file) if row]
+    except FileNotFoundError:
+        raise ConfigError(f"--split-by {path}: no such file") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"--split-by {path}: cannot be read as CSV ({type(error).__name__})") from None
     wrong = next((number for number, row in enumerate(rows, 1) if len(row) != 2), None)

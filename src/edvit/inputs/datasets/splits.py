@@ -109,6 +109,14 @@ def grouped_split(groups: Sequence[str], labels: Labels, copies: Labels, share: 
     return np.asarray(taken[member], dtype=np.bool_)
 
 
+def why_none(groups: Sequence[str], labels: Labels) -> str:
+    """Why `grouped_split` holds out nothing where it does not, in words."""
+    pairs = set(zip(groups, labels.tolist(), strict=True))
+    if len(pairs) == len({label for _, label in pairs}):
+        return "no class has files of two groups"
+    return "every group has all files of a class (groups with a copy of one file in common count as one)"
+
+
 def _joined(groups: Sequence[str], copies: Labels) -> list[str]:
     """The group of each image, where those that share an image have the name of one of them."""
     leader = {group: group for group in groups}
