@@ -20,6 +20,7 @@ def commands_of(group):
 COMMANDS = {**dict(commands_of(app)), "compare": compare_app}
 REQUIRED = {
     "build": ["-o", "x"],
+    "deploy": ["http://127.0.0.1:1", "x"],
     "device": ["--name", "x"],
     "serve": ["x"],
     "python -m benchmarks.compare": ["-o", "x"],

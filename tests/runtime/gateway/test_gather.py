@@ -25,9 +25,10 @@ class Devices:
         self.asked = {name: [] for name in NAMES}
         self._does = {name.replace("_", "-"): [*steps] for name, steps in does.items()}
 
-    def ask_each(self, keys, packet, *, deadline_s):
+    def ask_each(self, keys, packet, *, deadline_s, into=None):
         asked = decode(InferRequest, packet)
-        replies = Replies(len(keys), time.monotonic() + deadline_s)
+        replies = into or Replies(0, time.monotonic() + deadline_s)
+        replies.expect(len(keys))
         for key in keys:
             name = key.rpartition("/")[2]
             self.asked[name].append(asked)
@@ -41,7 +42,7 @@ class Devices:
                 replies.put(Reply(place, encode(header, to_payload(feature))))
             elif step == "fails":
                 replies.put(Failure(UnavailableError("no")))
-            replies.end()
+            replies.end(key)
         return replies
 
 

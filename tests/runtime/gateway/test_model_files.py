@@ -28,10 +28,10 @@ def test_a_gateway_serves_its_models(served, tmp_path):
     bundle, network = served
     node = MemoryTransport(network)
     model = bundle.manifest.submodel(1).model
-    path = ModelCache(tmp_path / "cache").get(
+    file = ModelCache(tmp_path / "cache").get(
         model.sha256, model.bytes, lambda offset, length: fetch_part(node, "local", model.sha256, offset, length)
     )
-    assert path.read_bytes() == bundle.model_path(model).read_bytes()
+    assert file.path.read_bytes() == bundle.model_path(model).read_bytes()
 
 
 def test_what_a_gateway_does_not_have(served):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from edvit.errors import ConfigError, ForbiddenError, RateLimitError, UnauthorizedError, UnavailableError
+from edvit.runtime.gateway.hedging import CopiesAsked
 from edvit.runtime.http.app import create_app
 from edvit.runtime.http.client import Client
 from edvit.runtime.http.guard import FAILURES, SCOPE_OF, Guard, parse_rate
@@ -28,6 +29,8 @@ MANY = "100000/second"
 
 class OneProcess(LocalPredictor):
     longest_s = 60.0
+    replicas = 1
+    copies_asked = CopiesAsked()
 
     def predict(self, images, *, since=None):
         del since
