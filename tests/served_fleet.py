@@ -77,7 +77,7 @@ class ServedFleet:
         where = ["--connect", self.endpoint] if connect else []
         fleet = self.bundle.manifest.plan.fleet.name
         here = ["--name", name, "--fleet", fleet, "--cache", cache or self.folder / name, "--threads", 1]
-        device = DeviceProcess([*here, *where, *self._insecure, *arguments], before)
+        device = DeviceProcess([*here, *where, *self._insecure, *arguments], before=before)
         self._stack.callback(device.kill)
         self.devices[name] = device
         return device
