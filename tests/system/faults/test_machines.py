@@ -111,7 +111,7 @@ def test_clocks_that_are_off_by_an_hour_change_nothing(fleet, images, reference,
 def keyed_device(fleet, name, before):
     """`edvit device` with keys, in a process of its own."""
     arguments = ["--name", name, "--fleet", "local", "--connect", fleet.endpoint, "--keys", fleet.folder / name]
-    device = DeviceProcess([*arguments, "--cache", fleet.folder / "cache", "--threads", 1], before)
+    device = DeviceProcess([*arguments, "--cache", fleet.folder / "cache", "--threads", 1], before=before)
     try:
         yield device
     finally:
