@@ -28,7 +28,7 @@ def test_a_sound_file_comes_back_with_its_word(tmp_path):
     write(tmp_path / "tones" / "train", 40, 0)
     write(tmp_path / "tones" / "test", 6, 40)
     data = f"audiofolder:{tmp_path / 'tones'}"
-    built = run("build", "--data", data, *BUILD, "--recover-epochs", "5", "-o", tmp_path / "bundle", timeout=240)
+    built = run("build", "--data", data, *BUILD, "--recover-epochs", "5", "-o", tmp_path / "bundle", timeout=900)
     assert built.returncode == 0, built.stderr
     assert "3 classes, 0.4 s of sound as 8×8" in built.stdout
 
