@@ -24,6 +24,7 @@ def write(folder, clips, first):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_sound_file_comes_back_with_its_word(tmp_path):
     write(tmp_path / "tones" / "train", 40, 0)
     write(tmp_path / "tones" / "test", 6, 40)
