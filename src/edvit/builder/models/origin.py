@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field, ValidationError
 from edvit.builder.models.class_names import SYNSET
 from edvit.builder.models.processor import Interpolation, Processor, Seen, filtered, middle
 from edvit.builder.models.weights_file import SUFFIXES, check_file, read_metadata, taken_of_several
-from edvit.builder.vit.backbone import changes
+from edvit.builder.vit.arguments import changes
 from edvit.errors import WeightsError
 from edvit.fleet import first_problem
 from edvit.shape.image import ImageSize

@@ -8,17 +8,15 @@ narrower parts, and its forward is timm's own. Where the head reads two vectors 
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, get_args
 
 import timm
 import torch
 from timm.layers import (
-    GELU,
     Attention,
     GluMlp,
     LayerNorm,
@@ -44,10 +42,6 @@ Axis = Literal["dim", "feature", "qkv", "attention", "head_dim", "hidden"] | Non
 """What an axis of a parameter counts: residual channels, those of every pooled vector (`pooled_vectors`) one after the
 other, the three stacked projections of the heads, the heads' concatenated outputs, the dimensions of one head (shared
 by all heads), FFN units; None is never pruned."""
-
-Traits: TypeAlias = "tuple[dict[str, tuple[type, dict[str, Any]]], dict[str, tuple[int, ...]]]"
-"""Of each part its kind and settings, and of each tensor its shape."""
-_PLAIN = (bool, int, float, str, tuple, type(None))
 
 _STEM_AXES: dict[str, tuple[Axis, ...]] = {
     "cls_token": (None, None, "dim"),
@@ -168,14 +162,14 @@ def template(
     with torch.device("meta"):
         pooling = _pooling(name, pool, fc_norm)
         other, pool = _timms(pooling), pooling.get("pool")
-        probe = _built(name, **other)
+        probe = timm_model(name, **other)
         reason = why_not_splittable(probe) or _why_not_joined(probe, pool)
         if reason is not None:
             raise ModelError(f"{name} cannot be split: {reason}")
         size = _checked_image_size(probe, name, image_size)
         # Some models resize their position embeddings at run time; a sub-model has one size, fixed in its graph.
         fixed = {"dynamic_img_size": False, "dynamic_img_pad": False}
-        model = _built(name, num_classes=classes, in_chans=channels, img_size=size, **fixed, **other)
+        model = timm_model(name, num_classes=classes, in_chans=channels, img_size=size, **fixed, **other)
         if pool == "token+avg" or isinstance(model, VisionTransformerDistilled):
             model = JoinedViT(model)
         model.pooling = pooling
@@ -205,10 +199,10 @@ def template_of(architecture: Architecture) -> VisionTransformer:
 def _pooling(name: str, pool: Pool | None, fc_norm: bool | None) -> dict[str, Any]:
     """The fields of `Architecture` for what is asked otherwise than timm's model of that name has it."""
     found: dict[str, Any] = {}
-    if pool is not None and pool != getattr(_built(name), "global_pool", None):
+    if pool is not None and pool != getattr(timm_model(name), "global_pool", None):
         found["pool"] = pool
     if fc_norm is not None:
-        norm = getattr(_built(name, **_timms(found)), "fc_norm", None)
+        norm = getattr(timm_model(name, **_timms(found)), "fc_norm", None)
         if fc_norm == isinstance(norm, nn.Identity):
             found["fc_norm"] = fc_norm
     return found
@@ -229,47 +223,10 @@ def pretrained_cfg(name: str) -> dict[str, Any]:
         ModelError: timm has no such model.
     """
     with torch.device("meta"):
-        return dict(_built(name.strip()).pretrained_cfg)
+        return dict(timm_model(name.strip()).pretrained_cfg)
 
 
-def changes(name: str, arguments: Mapping[str, Any]) -> list[str]:
-    """Which arguments, given to timm's model of a name, make it another model than it is without them.
-
-    Args:
-        name: timm's.
-        arguments: of VisionTransformer, as JSON has them; any other counts as a change.
-
-    Raises:
-        ModelError: timm has no such model.
-    """
-    with torch.device("meta"):
-        own = _traits(_built(name))
-        return [what for what, value in arguments.items() if _traits_with(name, what, value) != own]
-
-
-def _traits_with(name: str, what: str, value: Any) -> Traits | None:
-    """`_traits` of the model that is built with an argument; None: it cannot be built so."""
-    # timm takes others as well, among them a file to be loaded, which a config from anywhere must not name.
-    if what not in inspect.signature(VisionTransformer.__init__).parameters:
-        return None
-    try:
-        return _traits(_built(name, **{what: value}))
-    except ModelError:
-        return None
-
-
-def _traits(model: VisionTransformer) -> Traits:
-    """What a model computes, without its weights: the kinds of its parts with their settings, and its shapes."""
-    kinds = {}
-    for name, part in model.named_modules():
-        # timm's own GELU, which is what it takes the name for, is PyTorch's.
-        same = nn.GELU() if type(part) is GELU else part
-        plain = {what: value for what, value in vars(same).items() if isinstance(value, _PLAIN)}
-        kinds[name] = (type(same), plain)
-    return kinds, {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-
-
-def _built(name: str, **options: Any) -> VisionTransformer:
+def timm_model(name: str, **options: Any) -> VisionTransformer:
     """timm's model of a name; of any class."""
     try:
         model: VisionTransformer = timm.create_model(name, pretrained=False, **options)
