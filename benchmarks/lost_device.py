@@ -24,7 +24,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from edvit.runtime.gateway.reconcile import MEND_AFTER_S
+from edvit.runtime.gateway.mending import MEND_AFTER_S
 from fleet_in_memory import some_images
 from open_loop import OpenLoop
 from reference import Reference

@@ -26,8 +26,9 @@ from edvit.runtime.gateway.device_state import DeviceStatus
 from edvit.runtime.gateway.gather import Expected, Gathered, gather
 from edvit.runtime.gateway.hedging import CopiesAsked, Hedging
 from edvit.runtime.gateway.lease import Lease
+from edvit.runtime.gateway.mending import MEND_AFTER_S
 from edvit.runtime.gateway.model_files import serve_model_files
-from edvit.runtime.gateway.reconcile import MEND_AFTER_S, Reconciler
+from edvit.runtime.gateway.reconcile import Reconciler
 from edvit.runtime.gateway.silence import Silence
 from edvit.runtime.prediction import Prediction, Timings, UInt8
 from edvit.runtime.source import what

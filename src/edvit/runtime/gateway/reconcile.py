@@ -24,11 +24,10 @@ from edvit.errors import (
     WireError,
     printable,
 )
-from edvit.plan.greedy import mend, second_copies
-from edvit.plan.plan import Demand, Placement
 from edvit.runtime.gateway.device_state import SETTLE_FIRST_S, DeviceState, DeviceStatus, stranger
 from edvit.runtime.gateway.gather import Expected, Gathered, gather
 from edvit.runtime.gateway.lease import Lease
+from edvit.runtime.gateway.mending import MEND_AFTER_S, Mending
 from edvit.runtime.wire.header import decode, encode
 from edvit.runtime.wire.image_encoding import ImageEncoding
 from edvit.runtime.wire.messages import DeviceInfo, InfoRequest, LoadRequest, RefuseRequest, SubModelSpec
@@ -55,12 +54,6 @@ MAX_INSTANCES = 16
 """Processes of one name that are known; of more, the oldest are forgotten."""
 MAX_STRANGERS = 1000
 """Devices outside the fleet that are counted."""
-MEND_AFTER_S = 10.0
-"""The grace time: a device that is gone for longer has its sub-models placed on others."""
-MEND_FIRST_S = 60.0
-"""The same for one that has not been there since the gateway started, and may be about to be started."""
-HOME_AFTER_S = 10.0
-"""A device that is back keeps its substitutes for so long, in case it goes again."""
 
 
 class Reconciler:
@@ -97,24 +90,18 @@ class Reconciler:
         self._fleet = manifest.plan.fleet
         self._probe_s = probe_s
         self._mend_after_s = mend_after_s
-        self._replicas = replicas
         self._on_doubt = on_doubt
         self._beside = beside
         self._changed = threading.Condition()
         self._closing = threading.Event()
         self._waits = Waits()
         self._strangers: dict[str, set[str]] = {}
-        self._planned: dict[int, str] = {line.submodel: line.device for line in manifest.plan.placed}
-        self._moved: Placement = {}
-        self._copies: Placement = {}
-        self._demands = [
-            Demand(submodel.id, submodel.peak_memory_bytes, submodel.flops) for submodel in manifest.submodels
-        ]
         self._devices: dict[str, DeviceState] = {}
         now = time.monotonic()
         for device in self._fleet.devices:
-            planned = tuple(sorted(submodel for submodel, name in self._planned.items() if name == device.name))
+            planned = tuple(sorted(line.submodel for line in manifest.plan.placed if line.device == device.name))
             self._devices[device.name] = DeviceState(device, planned, planned, since=now, away=device.name in away)
+        self._mending = Mending(bundle, self._devices, after_s=mend_after_s, replicas=replicas)
         self.lease = lease
         self._told = lease.tell(self._wake)
         pattern = ALIVE.key(fleet=self._fleet.name, device=ANY, instance=ANY)
@@ -175,13 +162,13 @@ class Reconciler:
         One that is suspected comes after one that is not.
         """
         with self._changed:
-            return self._routes()
+            return self._mending.routes()
 
     def wait_ready(self, timeout_s: float) -> bool:
         """Whether every sub-model was ready within `timeout_s` seconds."""
 
         def all_ready() -> bool:
-            return len(self._routes()) == len(self._planned)
+            return len(self._mending.routes()) == len(self._bundle.manifest.submodels)
 
         with self._changed:
             self._changed.wait_for(lambda: self._closing.is_set() or all_ready(), timeout_s)
@@ -296,71 +283,16 @@ class Reconciler:
             if len(processes) < MAX_INSTANCES:
                 processes.add(instance)
 
-    def _routes(self) -> dict[int, Expected]:
-        found = {}
-        for submodel, home in self._planned.items():
-            names = dict.fromkeys((home, self._moved.get(submodel, home), *self._devices))
-            holders = [name for name in names if submodel in self._devices[name].ready]
-            holders.sort(key=lambda name: self._devices[name].breaker.suspected)
-            if holders:
-                feature_dim = self._bundle.manifest.submodel(submodel).feature_dim
-                found[submodel] = Expected(holders[0], feature_dim, copy=next(iter(holders[1:]), None))
-        return found
-
     # --- mending ---------------------------------------------------------------------------------------
 
     def _mend_from_time_to_time(self) -> None:
         while not self._closing.wait(min(0.25, self._mend_after_s / 4)):
             in_charge = self.lease.in_charge() is None
             with self._changed:
-                self._mend(time.monotonic(), in_charge)
-
-    def _mend(self, now: float, in_charge: bool) -> None:
-        """Decide which devices are away, and what each device shall hold."""
-        for device in self._devices.values():
-            for_s = now - device.since
-            if device.breaker.closed:
-                device.away = device.away and for_s < min(HOME_AFTER_S, self._mend_after_s)
-            elif device.state != "loading":
-                grace_s = self._mend_after_s if device.seen else max(MEND_FIRST_S, self._mend_after_s)
-                device.away = device.away or for_s > grace_s
-        if not in_charge:
-            return
-        homeless = {submodel for submodel, home in self._planned.items() if self._devices[home].away}
-        substitutes = set(self._moved.values())
-        here = [
-            device.with_room(self._bundle.digest)
-            for name, device in self._devices.items()
-            if device.breaker.closed or (name in substitutes and not device.away)
-        ]
-        before = {submodel: name for submodel, name in self._copies.items() if self._devices[name].breaker.closed}
-        before |= self._moved  # a copy that is there already is the best substitute
-        moved = mend(self._demands, self._fleet, here, planned=self._planned, homeless=homeless, moved=before)
-        copies = self._second_copies(moved)
-        if moved != self._moved:
-            log.info("sub-models that are on other devices than planned: %s", moved or "none")
-        if copies != self._copies:
-            log.info("second copies of sub-models are on: %s", copies or "none")
-        if (moved, copies) == (self._moved, self._copies):
-            return
-        self._moved, self._copies = moved, copies
-        for device in self._devices.values():
-            if device.hold(moved, copies):
-                device.look_at = now
-        self._changed.notify_all()
-
-    def _second_copies(self, moved: Placement) -> Placement:
-        if self._replicas < 2:
-            return {}
-        if not all(device.seen or device.away for device in self._devices.values() if device.planned):
-            return self._copies  # those that come first would take them all
-        holders = {*moved.values(), *self._copies.values()}
-        here = [
-            device.with_room(self._bundle.digest)
-            for name, device in self._devices.items()
-            if not device.away and (device.breaker.closed or name in holders)
-        ]
-        return second_copies(self._demands, here, first={**self._planned, **moved}, copies=self._copies)
+                now = time.monotonic()
+                self._mending.note_who_is_away(now)
+                if in_charge and self._mending.mend(now):
+                    self._changed.notify_all()
 
     # --- one thread for each device --------------------------------------------------------------------
 
@@ -513,22 +445,8 @@ class Reconciler:
             first = device.info is None
             device.info, device.tried = info, device.tried & held
             if first or not in_charge:
-                self._adopt(name, held)
+                self._mending.adopt(name, held)
             self._changed.notify_all()
-
-    def _adopt(self, name: str, held: frozenset[int]) -> None:
-        """Take over where an earlier gateway, or the one in charge, has put sub-models of devices that are gone."""
-        moved = {submodel: where for submodel, where in self._moved.items() if where != name}
-        copies = {submodel: where for submodel, where in self._copies.items() if where != name}
-        for submodel in held - set(self._devices[name].planned):
-            home = self._devices[self._planned[submodel]]
-            if self._replicas > 1 and self._moved.get(submodel) != name:
-                copies.setdefault(submodel, name)
-            elif not home.breaker.closed and submodel not in moved:
-                moved[submodel] = name
-                home.away = True
-        self._moved, self._copies = moved, copies
-        self._devices[name].hold(moved, copies)
 
     def _load(
         self,
