@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
+from collections.abc import Collection
 
 LONGEST_S = 2.0
 """The deadline until enough answers are known, and the longest one that is learned."""
@@ -41,13 +42,13 @@ class Deadline:
 
     def of(self, batch: int) -> float:
         """Seconds that a prediction of so many images may take."""
-        return self._learned.get(_size(batch), self.longest_s)
+        return self._learned.get(size_class(batch), self.longest_s)
 
     def took(self, batch: int, seconds: float) -> None:
         """Learn from an answer that was not held up by a device that hangs."""
         if self._fixed_s is not None:
             return
-        size = _size(batch)
+        size = size_class(batch)
         with self._lock:
             taken = self._taken.setdefault(size, deque(maxlen=WINDOW))
             taken.append(seconds)
@@ -59,10 +60,14 @@ class Deadline:
 
 def learned_s(taken: deque[float]) -> float:
     """How long to wait, by what was waited for before, seconds."""
-    ordered = sorted(taken)
-    p99 = ordered[math.ceil(0.99 * len(ordered)) - 1]
-    return min(max(FACTOR * p99, FLOOR_S), LONGEST_S)
+    return min(max(FACTOR * percentile(taken, 0.99), FLOOR_S), LONGEST_S)
 
 
-def _size(batch: int) -> int:
+def percentile(taken: Collection[float], share: float) -> float:
+    """The smallest of some times that at least this share of them does not exceed."""
+    return sorted(taken)[math.ceil(share * len(taken)) - 1]
+
+
+def size_class(batch: int) -> int:
+    """The same for batches whose sizes are rounded up to the same power of two."""
     return (batch - 1).bit_length()

@@ -6,13 +6,12 @@ longer than the 95th percentile. A budget keeps that from adding to an overload.
 
 from __future__ import annotations
 
-import math
 import threading
 from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from edvit.runtime.gateway.deadline import ENOUGH, EVERY, WINDOW
+from edvit.runtime.gateway.deadline import ENOUGH, EVERY, WINDOW, percentile, size_class
 
 LATE_PERCENTILE = 0.95
 LATE_FLOOR_S = 0.005
@@ -50,7 +49,7 @@ class _Times:
         self.taken.append(seconds)
         self.count += 1
         if self.count >= ENOUGH and (self.late_s is None or self.count % EVERY == 0):
-            self.late_s = late_s(self.taken)
+            self.late_s = percentile(self.taken, LATE_PERCENTILE)
 
 
 class Hedging:
@@ -72,7 +71,7 @@ class Hedging:
 
     def begin(self, devices: Collection[str], batch: int, left_s: float) -> dict[str, float]:
         """A request begins: after how many seconds each of these devices is late, if it has `left_s` seconds in all."""
-        size = _size(batch)
+        size = size_class(batch)
         with self._lock:
             self._budget = min(self._budget + BUDGET * len(devices), float(BURST))
             return {device: self._late_s(device, size, left_s) for device in devices}
@@ -88,7 +87,7 @@ class Hedging:
 
         Without the second kind a percentile of what was waited for would fall further and further.
         """
-        size = _size(batch)
+        size = size_class(batch)
         with self._lock:
             self._devices.setdefault((device, size), _Times()).add(seconds)
             self._fleet.setdefault(size, _Times()).add(seconds)
@@ -110,12 +109,3 @@ class Hedging:
         """The copies of a device that has ended a request are asked: that is not limited."""
         with self._lock:
             self._asked = CopiesAsked(self._asked.late, self._asked.ended + 1)
-
-
-def late_s(taken: Collection[float]) -> float:
-    """The 95th percentile, seconds."""
-    return sorted(taken)[math.ceil(LATE_PERCENTILE * len(taken)) - 1]
-
-
-def _size(batch: int) -> int:
-    return (batch - 1).bit_length()
