@@ -5,12 +5,9 @@ from __future__ import annotations
 import contextlib
 
 from edvit.runtime.deploy.deploys import Deploys
-from edvit.runtime.deploy.switch import Serving
 from edvit.runtime.gateway.gateway import Gateway
 from edvit.runtime.gateway.lease import Lease
-from edvit.runtime.http.app import create_app
 from edvit.runtime.http.server import HttpServer, bind
-from edvit.runtime.http.uploads import Uploads
 
 
 class ServedInMemory:
@@ -26,7 +23,7 @@ class ServedInMemory:
         self._options = {"deadline_s": 60.0, **options}
         self.lease = Lease(bundle.manifest.plan.fleet.name, bundle.digest, self._node)
         stack.callback(self.lease.close)
-        self.deploys = Deploys(bundle, self.lease, self._make)
+        self.deploys = Deploys(bundle, self.lease, self._make_gateway)
         stack.callback(self.deploys.close)
         self.url = stack.enter_context(HttpServer(self.deploys.switch, bind("127.0.0.1", 0))).url
 
@@ -34,13 +31,8 @@ class ServedInMemory:
     def gateway(self):
         return self.deploys.switch.current.gateway
 
-    def _make(self, deploys, bundle, before, away):
-        beside = () if before is None else (before.gateway.bundle.digest,)
-        gateway = Gateway(bundle, self._node, lease=self.lease, beside=beside, away=away, **self._options)
-        how = bundle.manifest.preprocessing
-        shared = before is not None and before.gateway.bundle.manifest.preprocessing == how
-        uploads = before.uploads if shared else Uploads(how)
-        return Serving(gateway, uploads, create_app(gateway, bundle.manifest, uploads, deploys))
+    def _make_gateway(self, bundle, beside, away):
+        return Gateway(bundle, self._node, lease=self.lease, beside=beside, away=away, **self._options)
 
 
 @contextlib.contextmanager

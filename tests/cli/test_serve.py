@@ -101,7 +101,8 @@ def test_state_line(changes, line):
 )
 def test_a_missing_extra_is_named(edvit, bundle, monkeypatch, command, module):
     monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
-    monkeypatch.delitem(sys.modules, "edvit.runtime.http.app", raising=False)
+    for loaded in ("edvit.runtime.http.app", "edvit.runtime.deploy.deploys"):  # what imports it, or what does
+        monkeypatch.delitem(sys.modules, loaded, raising=False)
     code, out, err = edvit(*[bundle.path if word == "BUNDLE" else word for word in command])
     assert (code, out) == (2, "")
     assert err == 'edvit: this command needs the serve extra: pip install "edvit[serve]"\n'

@@ -124,18 +124,14 @@ def serve_on(
     """Serve as `serve` does, on a socket that is bound."""
     try:
         from edvit.runtime.deploy.deploys import Deploys
-        from edvit.runtime.deploy.switch import Serving
-        from edvit.runtime.http.app import create_app
         from edvit.runtime.http.request_log import RequestLog
-        from edvit.runtime.http.uploads import Uploads
     except ImportError:
         raise missing_serve_extra() from None
     wire, https = (protection.wire, protection.https) if protection else (None, None)
     guarded = _guard(protection)
 
-    def make(deploys: Deploys, bundle: Bundle, before: Serving | None, away: Collection[str]) -> Serving:
-        """What serves a bundle, beside what serves another one."""
-        gateway = Gateway(
+    def make_gateway(bundle: Bundle, beside: tuple[str, ...], away: Collection[str]) -> Gateway:
+        return Gateway(
             bundle,
             transport,
             deadline_s=deadline_s,
@@ -143,24 +139,14 @@ def serve_on(
             strict=strict,
             replicas=replicas,
             lease=lease,
-            beside=() if before is None else (before.gateway.bundle.digest,),
+            beside=beside,
             away=away,
         )
-        how = bundle.manifest.preprocessing
-        try:
-            if before is not None and before.gateway.bundle.manifest.preprocessing == how:
-                uploads = before.uploads
-            else:
-                uploads = Uploads(how)
-        except BaseException:
-            gateway.close()
-            raise
-        return Serving(gateway, uploads, create_app(gateway, bundle.manifest, uploads, deploys))
 
     with (
         contextlib.closing(ZenohTransport(listen=[listen], scouting=scouting, tls=wire)) as transport,
         contextlib.closing(Lease(bundle.manifest.plan.fleet.name, bundle.digest, transport)) as lease,
-        contextlib.closing(Deploys(bundle, lease, make)) as deploys,
+        contextlib.closing(Deploys(bundle, lease, make_gateway)) as deploys,
         HttpServer(RequestLog(guarded(deploys.switch)), bound, https) as server,
     ):
         yield Service(server.url, deploys.switch)

@@ -19,15 +19,18 @@ from edvit.runtime.deploy.progress import Progress
 from edvit.runtime.deploy.rollout import changes, check_fits, roll_out
 from edvit.runtime.deploy.switch import Serving, Switch
 from edvit.runtime.deploy.transfer import LENGTH_BYTES, Incoming, size_of
+from edvit.runtime.gateway.gateway import Gateway
 from edvit.runtime.gateway.lease import Lease
 from edvit.runtime.http.answers import DeployAnswer
+from edvit.runtime.http.app import create_app
 from edvit.runtime.http.body import BUNDLE
 from edvit.runtime.http.upload import drain
+from edvit.runtime.http.uploads import Uploads
 
 log = logging.getLogger(__name__)
 
-Make = Callable[["Deploys", Bundle, "Serving | None", Collection[str]], Serving]
-"""Makes what serves a bundle beside another one, from the names of the devices that are away."""
+MakeGateway = Callable[[Bundle, tuple[str, ...], Collection[str]], Gateway]
+"""Makes the gateway of a bundle beside those with these digests, while the devices with these names are away."""
 
 
 class Deploys:
@@ -36,21 +39,36 @@ class Deploys:
     Args:
         bundle: what is served first.
         lease: says which bundle this gateway serves.
-        make: makes what serves a bundle.
+        make_gateway: makes the gateway of a bundle.
 
     Attributes:
         switch: what is served.
     """
 
-    def __init__(self, bundle: Bundle, lease: Lease, make: Make) -> None:
+    def __init__(self, bundle: Bundle, lease: Lease, make_gateway: MakeGateway) -> None:
         self._folder = BundleFolder(bundle.path)
         self._lease = lease
-        self._make = make
-        self.switch = Switch(make(self, bundle, None, ()))
+        self._make_gateway = make_gateway
+        self.switch = Switch(self._serve(bundle, None, ()))
         self._last: Progress | None = None
         self._thread: threading.Thread | None = None
         self._closing = threading.Event()
         self._lock = threading.Lock()
+
+    def _serve(self, bundle: Bundle, before: Serving | None, away: Collection[str]) -> Serving:
+        """What serves a bundle, beside what serves another one."""
+        beside = () if before is None else (before.gateway.bundle.digest,)
+        gateway = self._make_gateway(bundle, beside, away)
+        how = bundle.manifest.preprocessing
+        try:
+            if before is not None and before.gateway.bundle.manifest.preprocessing == how:
+                uploads = before.uploads
+            else:
+                uploads = Uploads(how)
+        except BaseException:
+            gateway.close()
+            raise
+        return Serving(gateway, uploads, create_app(gateway, bundle.manifest, uploads, self))
 
     def answer(self) -> DeployAnswer:
         """The deploy that is under way, or the last one."""
@@ -156,7 +174,7 @@ class Deploys:
             try:
                 roll_out(
                     self.switch,
-                    lambda away: self._make(self, bundle, old, away),
+                    lambda away: self._serve(bundle, old, away),
                     bundle.digest,
                     lease=self._lease,
                     folder=self._folder,

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request, Response
 
 from edvit.errors import ConfigError, UnavailableError
-from edvit.runtime.deploy.deploys import Deploys
 from edvit.runtime.http.answers import DeployAnswer
 from edvit.runtime.http.body import BUNDLE
+
+if TYPE_CHECKING:
+    from edvit.runtime.deploy.deploys import Deploys
 
 TIMEOUT_S = 600.0
 """Seconds that devices may take to load a new bundle, unless the client says otherwise."""

@@ -10,7 +10,7 @@ from collections import Counter
 from contextlib import AsyncExitStack
 from dataclasses import asdict
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import anyio
 import anyio.to_thread
@@ -23,7 +23,6 @@ from starlette.exceptions import HTTPException
 from edvit.bundle import Manifest
 from edvit.errors import DeadlineError, EdvitError, OverloadedError, SlowUploadError
 from edvit.inputs.preprocess import UInt8
-from edvit.runtime.deploy.deploys import Deploys
 from edvit.runtime.deploy.routes import deploy_router
 from edvit.runtime.gateway.device_state import DeviceStatus
 from edvit.runtime.gateway.hedging import CopiesAsked
@@ -44,6 +43,9 @@ from edvit.runtime.http.upload import MAX_BODY_BYTES
 from edvit.runtime.http.uploads import Uploads, client_of
 from edvit.runtime.prediction import Prediction
 from edvit.runtime.request import note
+
+if TYPE_CHECKING:
+    from edvit.runtime.deploy.deploys import Deploys
 
 WORKERS = 16
 """Requests worked on at once; each mostly waits for devices. More wait their turn, without blocking `/health`."""
