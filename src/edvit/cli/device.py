@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from edvit.cli import NaturalInt, PositiveFloat
+from edvit.cli.console.log_options import LogOptions
 from edvit.runtime.device.cache_folder import CACHE_LIMIT_MB
-from edvit.runtime.logs import LogFormat, LogLevel, event, write_logs
+from edvit.runtime.logs import event, write_logs
 
 if TYPE_CHECKING:
     from edvit.runtime.wire.mutual_tls import MutualTls
@@ -65,13 +66,7 @@ def device(
             "never one that is loaded."
         ),
     ] = CACHE_LIMIT_MB,
-    log_format: Annotated[
-        LogFormat,
-        Parameter(help="Of what is said: text for people, or json, one event a line on standard error."),
-    ] = "text",
-    log_level: Annotated[
-        LogLevel | None, Parameter(help="The least that is logged. Default: warning in text, info in json.")
-    ] = None,
+    logs: LogOptions = LogOptions(),
     verbose: Annotated[bool, Parameter(help="The same as --log-level info.")] = False,
 ) -> None:
     """Run the agent on a device: it loads the sub-models that the gateway plans for it, and answers.
@@ -92,10 +87,10 @@ def device(
     for option, value in (("--name", name), ("--fleet", fleet)):
         if re.fullmatch(NAME_PATTERN, value) is None:
             raise ConfigError(f"{option} {value!r}: use letters, digits, '.', '_' and '-', at most 63")
-    write_logs(log_format, log_level or ("info" if verbose else None), device=name, fleet=fleet)
+    write_logs(logs.log_format, logs.log_level or ("info" if verbose else None), device=name, fleet=fleet)
 
     def say(line: str, level: int = logging.INFO) -> None:
-        if log_format == "json":
+        if logs.log_format == "json":
             event(log, level, line)
         else:
             print(f"{name}: {line}", flush=True)

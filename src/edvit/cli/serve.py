@@ -15,9 +15,10 @@ from cyclopts import Parameter
 
 from edvit.cli import Port, PositiveFloat
 from edvit.cli.console.copy_lines import CopyLines
+from edvit.cli.console.log_options import LogOptions
 from edvit.runtime.exposure import is_loopback, wanting_keys
 from edvit.runtime.keys.tokens import RATE
-from edvit.runtime.logs import LogFormat, LogLevel, event, is_json, write_logs
+from edvit.runtime.logs import event, is_json, write_logs
 from edvit.runtime.wire.image_encoding import ImageEncoding
 from edvit.units import counted
 
@@ -96,13 +97,7 @@ def serve(
             help="How images travel to devices: webp is exact and half as large or less, jpeg is smaller and inexact."
         ),
     ] = "raw",
-    log_format: Annotated[
-        LogFormat,
-        Parameter(help="Of what is said: text for people, or json, one event a line on standard error."),
-    ] = "text",
-    log_level: Annotated[
-        LogLevel | None, Parameter(help="The least that is logged. Default: warning in text, info in json.")
-    ] = None,
+    logs: LogOptions = LogOptions(),
 ) -> None:
     """Serve a bundle over HTTP: POST /predict, GET /health, GET /fleet, documentation at /docs."""
     from edvit.bundle import read_bundle
@@ -113,7 +108,7 @@ def serve(
     from edvit.runtime.service import until_signalled
     from edvit.runtime.wire.zenoh_transport import check_endpoint
 
-    write_logs(log_format, log_level)
+    write_logs(logs.log_format, logs.log_level)
     if sys.stdout is None or not sys.stdout.isatty():
         os.environ.setdefault("NO_COLOR", "1")  # for Zenoh, which logs who is refused
     if listen is not None:
