@@ -40,7 +40,7 @@ class DeviceStatus:
     state: State = "ready"
     """`silent`: the network says that it is there, but it does not answer. `refused`: it refuses what is planned."""
     copies: tuple[int, ...] = ()
-    """Of `submodels`, second copies: their first copy is on another device."""
+    """Those of `submodels` that are second copies: their first copy is on another device."""
 
 
 @dataclass
@@ -52,7 +52,7 @@ class DeviceState:
     target: tuple[int, ...]
     """What it shall hold now: `planned`, what it holds for devices that are gone, and second copies."""
     copies: frozenset[int] = frozenset()
-    """Of `target`, second copies."""
+    """Those of `target` that are second copies."""
     present: dict[str, None] = field(default_factory=dict)
     """Every process of this name that the network says is alive, oldest first."""
     instance: str | None = None

@@ -52,7 +52,7 @@ class DeviceAnswer(_Answer):
     submodels: tuple[int, ...]
     """What it holds now."""
     copies: tuple[int, ...] = ()
-    """Of what it holds, second copies: their first copy is on another device."""
+    """What it holds as a second copy: the first copy is on another device."""
     planned: tuple[int, ...]
     """What the plan places on it."""
     memory_bytes: int
