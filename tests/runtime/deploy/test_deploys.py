@@ -284,17 +284,23 @@ def test_a_device_that_refuses_by_itself(served, devices, old, new, monkeypatch)
     stays(served, old, devices.values())
 
 
-def test_a_device_that_dies_while_it_loads(served, devices, old, new, monkeypatch):
+def held_up(monkeypatch, submodel):
+    """Devices that load it wait; whether one has begun to, and what lets them go on."""
     began, let_go = threading.Event(), threading.Event()
     get = ModelCache.get
 
     def slow(self, sha256, size, fetch):
-        if sha256 == new.manifest.submodel(1).model.sha256:
+        if sha256 == submodel.model.sha256:
             began.set()
             let_go.wait(30)
         return get(self, sha256, size, fetch)
 
     monkeypatch.setattr(ModelCache, "get", slow)
+    return began, let_go
+
+
+def test_a_device_that_dies_while_it_loads(served, devices, old, new, monkeypatch):
+    began, let_go = held_up(monkeypatch, new.manifest.submodel(1))
     killer = threading.Thread(target=lambda: (began.wait(30), devices["dev-2"].node.close()))
     killer.start()
     with pytest.raises(DeployError, match=r"device dev-2 went away while it loaded .*; the old bundle stays"):
@@ -342,16 +348,7 @@ def test_a_fusion_that_cannot_be_used(served, devices, old, tmp_path, new):
 
 
 def test_the_gateway_ends_in_the_midst(fleet, old, new, monkeypatch):
-    began, let_go = threading.Event(), threading.Event()
-    get = ModelCache.get
-
-    def slow(self, sha256, size, fetch):
-        if sha256 == new.manifest.submodel(1).model.sha256:
-            began.set()
-            let_go.wait(30)
-        return get(self, sha256, size, fetch)
-
-    monkeypatch.setattr(ModelCache, "get", slow)
+    began, let_go = held_up(monkeypatch, new.manifest.submodel(1))
     agents = [fleet.device("dev-1"), fleet.device("dev-2")]
     with contextlib.ExitStack() as stack:
         served = stack.enter_context(served_in_memory(fleet, old))

@@ -9,6 +9,7 @@ import threading
 import numpy as np
 import pytest
 
+from closed_loop import ClosedLoop
 from device_processes import DeviceProcess, process_fleet
 from edvit.errors import FleetTakenError
 from edvit.runtime.gateway.gateway import Gateway
@@ -45,37 +46,6 @@ def fleet(bundle, tmp_path):
         yield fleet
 
 
-class Load:
-    """Clients that ask one request after the other; every answer is kept with the image it is for."""
-
-    def __init__(self, url, images, clients=8):
-        self.answers, self.errors = [], []
-        self._url, self._images = url, images
-        self._end = threading.Event()
-        self._threads = [threading.Thread(target=self._ask, args=(i,)) for i in range(clients)]
-        for thread in self._threads:
-            thread.start()
-
-    def _ask(self, which):
-        with Client(self._url, timeout_s=LONG_S) as client:
-            while not self._end.is_set():
-                try:
-                    self.answers.append((which, client.predict_array(self._images[which])))
-                except Exception as error:
-                    self.errors.append(error)
-
-    def more(self, count, condition=lambda answer: True):
-        """Wait for so many further answers of a kind."""
-        start = len(self.answers)
-        eventually(lambda: sum(condition(answer) for _, answer in self.answers[start:]) >= count, LONG_S)
-
-    def close(self):
-        self._end.set()
-        for thread in self._threads:
-            thread.join(LONG_S)
-            assert not thread.is_alive(), "a request was lost"
-
-
 @pytest.mark.parametrize("name", DEVICES)
 @pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
 def test_no_request_is_lost_or_wrong_when_a_device_hangs_or_dies(bundle, local, name, number):
@@ -83,7 +53,7 @@ def test_no_request_is_lost_or_wrong_when_a_device_hangs_or_dies(bundle, local, 
     images = some_images(bundle, batch=8)
     gone = DEVICES.index(name)
     expected = {absent: local.run(images, absent=absent).probabilities.max(axis=1) for absent in ((), (gone,))}
-    with serving(bundle.path, "--local") as served, contextlib.closing(Load(served.url, images)) as load:
+    with serving(bundle.path, "--local") as served, contextlib.closing(ClosedLoop(served.url, images)) as load:
         load.more(200)
         served.devices[name].send_signal(number)
         load.more(200, lambda answer: answer.degraded)

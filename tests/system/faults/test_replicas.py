@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import threading
 
 import pytest
 
+from closed_loop import ClosedLoop
 from edvit.runtime.http.client import Client
 from edvit.runtime.predictor import LocalPredictor
 from fleet_in_memory import some_images
@@ -28,36 +28,6 @@ def bundle(tmp_path_factory):
     return write_tiny_bundle(tmp_path_factory.mktemp("replicas") / "bundle", submodels=3, classes=6)
 
 
-class Load:
-    """Clients that ask one request after the other; every answer is kept with the image it is for."""
-
-    def __init__(self, url, images, clients=8):
-        self.answers, self.errors = [], []
-        self._url, self._images = url, images
-        self._end = threading.Event()
-        self._threads = [threading.Thread(target=self._ask, args=(i,)) for i in range(clients)]
-        for thread in self._threads:
-            thread.start()
-
-    def _ask(self, which):
-        with Client(self._url, timeout_s=LONG_S) as client:
-            while not self._end.is_set():
-                try:
-                    self.answers.append((which, client.predict_array(self._images[which])))
-                except Exception as error:
-                    self.errors.append(error)
-
-    def more(self, count):
-        start = len(self.answers)
-        eventually(lambda: len(self.answers) >= start + count or self.errors, LONG_S)
-
-    def close(self):
-        self._end.set()
-        for thread in self._threads:
-            thread.join(LONG_S)
-            assert not thread.is_alive(), "a request was lost"
-
-
 @pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
 def test_no_answer_is_degraded_when_a_device_with_copies_hangs_or_dies(bundle, number):
     images = some_images(bundle, batch=8)
@@ -65,7 +35,7 @@ def test_no_answer_is_degraded_when_a_device_with_copies_hangs_or_dies(bundle, n
     arguments = (bundle.path, "--local", "--replicas", 2, "--deadline-s", DEADLINE_S)
     with serving(*arguments) as served, Client(served.url) as client:
         eventually(lambda: client.health().without_copy == (), LONG_S)
-        with contextlib.closing(Load(served.url, images)) as load:
+        with contextlib.closing(ClosedLoop(served.url, images)) as load:
             load.more(200)
             served.devices["dev-2"].send_signal(number)
             load.more(400)
