@@ -6,6 +6,7 @@ import contextlib
 
 import numpy as np
 
+from edvit.fleet import Device, Fleet
 from edvit.runtime.device.agent import DeviceAgent
 from edvit.runtime.gateway.gateway import Gateway
 from memory_transport import MemoryNetwork, MemoryTransport
@@ -47,6 +48,11 @@ class MemoryFleet:
 def memory_fleet(bundle, cache):
     with contextlib.ExitStack() as stack:
         yield MemoryFleet(stack, bundle, cache)
+
+
+def fleet_of(*devices):
+    """A fleet of devices, each as fleet.yaml has it."""
+    return Fleet(name="local", devices=tuple(Device.model_validate(device) for device in devices))
 
 
 def some_images(bundle, batch=2, seed=0):
