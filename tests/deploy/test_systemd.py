@@ -111,7 +111,7 @@ def test_edvit_takes_the_command(unit, example):
     assert words[0] == "/opt/edvit/bin/edvit"
     called, bound, _ = app.parse_args(words[1:], exit_on_error=False, print_error=False)
     assert called.__name__ == words[1]
-    assert bound.arguments["log_format"] == "json"
+    assert bound.arguments["logs"].log_format == "json"
     if called.__name__ == "device":
         assert bound.arguments["name"] == "pi-1"
         assert bound.arguments["fleet"] == ("shelf" if example else "local")
