@@ -116,7 +116,7 @@ def test_a_changed_byte_is_refused(container, data):
     changed = bytearray(container)
     where = data.draw(st.integers(0, len(container) - 1))
     changed[where] ^= data.draw(st.integers(1, 255))
-    with pytest.raises(ModelError, match="damaged|of version"):
+    with pytest.raises(ModelError, match=r"damaged|of version"):
         unpacked(bytes(changed))
 
 

@@ -142,7 +142,8 @@ def _scale(weights: Float64, importance: Float64) -> Float64:
         better = loss < least
         best[better], least[better] = scale[better], loss[better]
     # As it will be stored, so that what is rounded fits it.
-    return best.astype(np.float32).astype(np.float64)
+    stored: Float64 = best.astype(np.float32).astype(np.float64)
+    return stored
 
 
 def _multipliers(block: Float64, importance: Float64, scale: Float64) -> UInt8:
@@ -158,8 +159,8 @@ def _multipliers(block: Float64, importance: Float64, scale: Float64) -> UInt8:
 
 
 def _loss(block: Float64, importance: Float64, step: Float64) -> Float64:
-    result: Float64 = importance @ (block - _codes(block, step) * step) ** 2
-    return result
+    loss: Float64 = importance @ (block - _codes(block, step) * step) ** 2
+    return loss
 
 
 def _unclipped(block: Float64) -> Float64:

@@ -155,7 +155,7 @@ def _parsed(container: bytes) -> tuple[list[_Place], memoryview, memoryview]:
         raise _damaged("it does not begin as one")
     if version != VERSION:
         raise ModelError(
-            f"a four-bit model of version {version}, and this edvit reads {VERSION}: install the edvit that built it"
+            f"a four-bit model of version {version}, and this edvit reads {VERSION}; install the edvit that built it"
         )
     if hashlib.sha256(view[_HEAD.size :]).digest() != digest:
         raise _damaged("its digest is not that of its content")
