@@ -289,7 +289,7 @@ def test_int4_is_the_int8_graph_with_other_weights(exported, tmp_path):
     quantise_submodel(int8, pixels(6))
     pack_submodel(int4, pixels(6), calibration())
     unpacked = io.BytesIO()
-    unpack(int4.read_bytes(), unpacked)
+    unpack(io.BytesIO(int4.read_bytes()), unpacked)
     graphs = [onnx.load(str(int8)).graph, onnx.load_from_string(unpacked.getvalue()).graph]
     kinds = [[node.op_type for node in graph.node if node.op_type != "Cast"] for graph in graphs]
     assert kinds[0] == kinds[1]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import re
 from pathlib import Path
 
@@ -94,7 +95,7 @@ def packed(tmp_path):
 def test_a_container_answers_as_the_int8_file_in_it_does(packed, tmp_path):
     unpacked = tmp_path / "submodel.onnx"
     with unpacked.open("wb") as file:
-        unpack(packed.read_bytes(), file)
+        unpack(io.BytesIO(packed.read_bytes()), file)
     images = some_images(5, seed=1)
     found, expected = (open_session(path, threads=1).run(None, {"image": images})[0] for path in (packed, unpacked))
     assert np.array_equal(found, expected)

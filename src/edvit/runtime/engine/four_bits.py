@@ -30,6 +30,8 @@ MAX_GRAPH_RATIO = 64
 """How many times as long as it is packed a graph may be."""
 MAX_CODES_RATIO = 8
 """Likewise of codes and multipliers: a Huffman code, of which each byte takes one bit at least."""
+PIECE = 1 << 16
+"""Bytes of a container that are read at a time."""
 
 _HEAD = struct.Struct("<8sI32s")
 _SIZES = struct.Struct("<IIII")
@@ -110,8 +112,8 @@ def pack(onnx: bytes, matrices: Sequence[PackedMatrix]) -> bytes:
     packed_graph = zlib.compress(graph.getvalue(), 9)
     # The most usual of Huffman's codes, without a search for repeats: there are none.
     packer = zlib.compressobj(9, zlib.DEFLATED, 15, 9, zlib.Z_HUFFMAN_ONLY)
-    halves = [_to_nibbles(matrix.codes - LEAST_CODE) for matrix in matrices]
-    halves += [_to_nibbles(matrix.multipliers - 1) for matrix in matrices]
+    halves = [_to_nibbles(matrix.multipliers - 1) for matrix in matrices]
+    halves += [_to_nibbles(matrix.codes - LEAST_CODE) for matrix in matrices]
     packed_codes = packer.compress(b"".join(halves)) + packer.flush()
     body = _SIZES.pack(len(matrices), graph.tell(), len(packed_graph), len(packed_codes))
     body += b"".join(_MATRIX.pack(place.offset, place.inputs, place.outputs) for place in places)
@@ -119,78 +121,127 @@ def pack(onnx: bytes, matrices: Sequence[PackedMatrix]) -> bytes:
     return _HEAD.pack(MAGIC, VERSION, hashlib.sha256(body).digest()) + body
 
 
-def unpack(container: bytes, into: BinaryIO) -> None:
+def unpack(container: BinaryIO, into: BinaryIO) -> None:
     """Write the int8 ONNX file that a container holds.
 
-    What is allocated follows from sizes that were checked against the container's own: at most `MAX_CODES_RATIO` times
-    its codes, `MAX_GRAPH_RATIO` times its graph, and the largest matrix.
+    Both are gone through in pieces: what is allocated at a time is the graph without weights, the multipliers and one
+    matrix, whose sizes were checked against the container's own length (`MAX_GRAPH_RATIO`, `MAX_CODES_RATIO`).
+
+    Args:
+        container: can be sought in.
 
     Raises:
         ModelError: the container is damaged, or of a later version.
     """
-    places, graph, codes = _parsed(container)
-    multipliers = sum(place.code_bytes for place in places)
-    start = code = 0
-    for place in places:
+    sizes = _checked(container)
+    graph = _Stream(container, sizes.packed_graph).whole(sizes.graph)
+    codes = _Stream(container, sizes.packed_codes)
+    multipliers = memoryview(codes.read(sum(place.multiplier_bytes for place in sizes.places)))
+    start = 0
+    for place in sizes.places:
         into.write(graph[start : place.offset])
         start = place.offset
-        of_codes = codes[code : code + place.code_bytes]
-        of_multipliers = codes[multipliers : multipliers + place.multiplier_bytes]
-        code, multipliers = code + place.code_bytes, multipliers + place.multiplier_bytes
         matrix = PackedMatrix(
-            _from_nibbles(of_codes, place.inputs, place.outputs).view(np.int8) + np.int8(LEAST_CODE),
-            _from_nibbles(of_multipliers, blocks_of(place.inputs), place.outputs) + np.uint8(1),
+            _from_nibbles(codes.read(place.code_bytes), place.inputs, place.outputs).view(np.int8)
+            + np.int8(LEAST_CODE),
+            _from_nibbles(multipliers, blocks_of(place.inputs), place.outputs) + np.uint8(1),
         )
+        multipliers = multipliers[place.multiplier_bytes :]
         into.write(matrix.whole().data)
     into.write(graph[start:])
+    codes.end()
 
 
-def _parsed(container: bytes) -> tuple[list[_Place], memoryview, memoryview]:
-    """Matrices, the graph without weights, and codes and multipliers, each as long as the sizes say."""
-    view = memoryview(container)
-    if len(view) < _HEAD.size + _SIZES.size:
+@dataclass(frozen=True)
+class _Sizes:
+    """The head of a container: its matrices, and the lengths of the graph and of both sections as they are packed."""
+
+    places: list[_Place]
+    graph: int
+    packed_graph: int
+    packed_codes: int
+
+
+def _checked(container: BinaryIO) -> _Sizes:
+    """Check a container's digest and sizes; what is read next is the graph."""
+    length = container.seek(0, io.SEEK_END)
+    container.seek(0)
+    table = _HEAD.size + _SIZES.size
+    if length < table:
         raise _damaged("it is too short")
-    magic, version, digest = _HEAD.unpack_from(view)
+    magic, version, digest = _HEAD.unpack(container.read(_HEAD.size))
     if magic != MAGIC:
         raise _damaged("it does not begin as one")
     if version != VERSION:
         raise ModelError(
             f"a four-bit model of version {version}, and this edvit reads {VERSION}; install the edvit that built it"
         )
-    if hashlib.sha256(view[_HEAD.size :]).digest() != digest:
+    found = hashlib.sha256()
+    while piece := container.read(PIECE):
+        found.update(piece)
+    if found.digest() != digest:
         raise _damaged("its digest is not that of its content")
-    count, graph_bytes, packed_graph, packed_codes = _SIZES.unpack_from(view, _HEAD.size)
-    table = _HEAD.size + _SIZES.size
-    body = table + count * _MATRIX.size
-    if len(view) != body + packed_graph + packed_codes:
+    container.seek(_HEAD.size)
+    count, graph, packed_graph, packed_codes = _SIZES.unpack(container.read(_SIZES.size))
+    if length != table + count * _MATRIX.size + packed_graph + packed_codes:
         raise _damaged("its sections do not fill it")
-    places = [_Place(*_MATRIX.unpack_from(view, table + index * _MATRIX.size)) for index in range(count)]
-    _check_places(places, graph_bytes)
-    codes_bytes = sum(place.code_bytes + place.multiplier_bytes for place in places)
-    if graph_bytes > MAX_GRAPH_RATIO * packed_graph or codes_bytes > MAX_CODES_RATIO * packed_codes:
+    places = [_Place(*_MATRIX.unpack(container.read(_MATRIX.size))) for _ in range(count)]
+    _check_places(places, graph)
+    codes = sum(place.code_bytes + place.multiplier_bytes for place in places)
+    if graph > MAX_GRAPH_RATIO * packed_graph or codes > MAX_CODES_RATIO * packed_codes:
         raise _damaged("it claims to hold more than its length allows")
-    graph = _inflated(view[body : body + packed_graph], graph_bytes)
-    return places, graph, _inflated(view[body + packed_graph :], codes_bytes)
+    return _Sizes(places, graph, packed_graph, packed_codes)
 
 
-def _check_places(places: Sequence[_Place], graph_bytes: int) -> None:
+def _check_places(places: Sequence[_Place], graph: int) -> None:
     last = 0
     for place in places:
-        if not (last <= place.offset <= graph_bytes and place.inputs and place.outputs):
+        if not (last <= place.offset <= graph and place.inputs and place.outputs):
             raise _damaged("a matrix lies outside it")
         last = place.offset
 
 
-def _inflated(packed: memoryview, size: int) -> memoryview:
-    """A zlib stream that holds `size` bytes and nothing behind them."""
-    stream = zlib.decompressobj()
-    try:
-        content = stream.decompress(packed, size + 1)  # 0 would be no limit; a longer stream shows itself by one byte
-    except zlib.error:
-        raise _damaged("a section cannot be unpacked") from None
-    if len(content) != size or not stream.eof or stream.unused_data:
-        raise _damaged("a section is of another length than it says")
-    return memoryview(content)
+class _Stream:
+    """A zlib stream in the next `length` bytes of a file; nothing is unpacked before it is asked for."""
+
+    def __init__(self, file: BinaryIO, length: int) -> None:
+        self._file, self._left = file, length
+        self._inflater = zlib.decompressobj()
+
+    def read(self, count: int) -> bytes:
+        """Exactly so many bytes."""
+        content = bytearray()
+        while len(content) < count:
+            content += self._more(count - len(content))
+        return bytes(content)
+
+    def whole(self, size: int) -> bytes:
+        """All of it, which has to be of this size."""
+        content = self.read(size)
+        self.end()
+        return content
+
+    def end(self) -> None:
+        """Check that nothing is left."""
+        while not self._inflater.eof:
+            if self._more(1):
+                raise _damaged("a section is longer than it says")
+        if self._left or self._inflater.unused_data:
+            raise _damaged("there is something behind a section")
+
+    def _more(self, most: int) -> bytes:
+        """At least some progress: up to `most` bytes, or none where only input was taken."""
+        packed = self._inflater.unconsumed_tail
+        if not packed:
+            packed = self._file.read(min(PIECE, self._left))
+            self._left -= len(packed)
+        try:
+            content = self._inflater.decompress(packed, most)
+        except zlib.error:
+            raise _damaged("a section cannot be unpacked") from None
+        if not content and not packed:
+            raise _damaged("a section is shorter than it says")
+        return content
 
 
 def _to_nibbles(values: npt.NDArray[np.integer]) -> bytes:
@@ -200,9 +251,9 @@ def _to_nibbles(values: npt.NDArray[np.integer]) -> bytes:
     return (flat[::2] | flat[1::2] << 4).tobytes()
 
 
-def _from_nibbles(packed: memoryview, rows: int, columns: int) -> UInt8:
-    """The numbers, uint8 `[rows, columns]`."""
-    pairs = np.frombuffer(packed, np.uint8)
+def _from_nibbles(packed: bytes | memoryview, rows: int, columns: int) -> UInt8:
+    """The numbers that `packed` begins with, uint8 `[rows, columns]`."""
+    pairs = np.frombuffer(packed, np.uint8, -(-rows * columns // 2))
     flat = np.empty((len(pairs), 2), np.uint8)
     np.bitwise_and(pairs, 15, out=flat[:, 0])
     np.right_shift(pairs, 4, out=flat[:, 1])

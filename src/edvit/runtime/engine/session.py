@@ -112,7 +112,8 @@ def _as_onnx(path: Path) -> Iterator[Path]:
     # Not given to ONNX Runtime as bytes: its session would keep them.
     with os.fdopen(os.memfd_create("edvit-model"), "wb") as unpacked:
         try:
-            unpack(path.read_bytes(), unpacked)
+            with path.open("rb") as container:
+                unpack(container, unpacked)
             unpacked.flush()
         except ModelError as error:
             raise ModelError(f"{path.name}: {error}") from None
