@@ -122,10 +122,10 @@ def test_a_link_out_of_the_bundle(folder):
         read_bundle(folder)
 
 
-@pytest.mark.parametrize("version", [2, 0, "1", None, [1]])
+@pytest.mark.parametrize("version", [3, 0, "1", None, [1], True, 2.0])
 def test_an_unknown_version(folder, version):
     edit(folder, lambda values: values.update(version=version))
-    with pytest.raises(BundleError, match=r"bundle version .* is unknown to this edvit \(it reads 1\)"):
+    with pytest.raises(BundleError, match=r"bundle version .* is unknown to this edvit \(it reads 1 and 2\)"):
         read_bundle(folder)
 
 

@@ -3,7 +3,7 @@
     bundle/
       manifest.json        what is inside, with the sha256 of every file
       submodel-0.onnx      image uint8 [batch, channels, height, width] -> feature float32 [batch, feature_dim]
-      ...
+      ...                  (submodel-0.q4 in four bits, see edvit.runtime.engine.four_bits)
       fusion.onnx          features float32 [batch, sum of feature_dim], present float32 [batch, submodels]
                            -> logits float32 [batch, classes]
       report.html          for people; not part of the contract
@@ -36,9 +36,11 @@ from edvit.shape.image import ImageSize
 from edvit.shape.vit import Widths
 
 FORMAT = "edvit-bundle"
-VERSION = 1
+VERSIONS = (1, 2)
+"""What is read. 2 is 1 with sub-models in four bits, which an edvit that reads 1 alone cannot open; a bundle without
+them is written as 1."""
 MANIFEST = "manifest.json"
-_SUFFIXES = {".onnx", ".json", ".html"}
+_SUFFIXES = {".onnx", ".q4", ".json", ".html"}
 """Endings of the files in a bundle."""
 
 SHA256_PATTERN = r"^[0-9a-f]{64}$"
@@ -49,7 +51,7 @@ class _Strict(BaseModel):
 
 
 class ModelFile(_Strict):
-    """One ONNX file of the bundle."""
+    """One model's file of the bundle: ONNX, or a container in four bits (`edvit.runtime.engine.four_bits`)."""
 
     file: str
     """Path inside the bundle, `/`-separated, never absolute, no `..`."""
@@ -136,7 +138,7 @@ class Metric(_Strict):
 
 class Manifest(_Strict):
     format: Literal["edvit-bundle"] = "edvit-bundle"
-    version: Literal[1] = 1
+    version: Literal[1, 2] = 1
     base: BaseModelInfo
     data: DataInfo
     preprocessing: Preprocessing
@@ -245,9 +247,11 @@ def parse_manifest(path: Path, text: bytes) -> Manifest:
         raise BundleError(f"{path}: not valid JSON; build the bundle again") from None
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise BundleError(f"{path}: not the manifest of an edvit bundle")
-    if values.get("version") != VERSION:
+    version = values.get("version")
+    if type(version) is not int or version not in VERSIONS:
+        known = " and ".join(map(str, VERSIONS))
         raise BundleError(
-            f"{path}: bundle version {values.get('version')!r} is unknown to this edvit (it reads {VERSION}); "
+            f"{path}: bundle version {version!r} is unknown to this edvit (it reads {known}); "
             "use the edvit that built it, or build it again"
         )
     try:

@@ -253,6 +253,24 @@ def test_a_bundle_in_int8_is_measured_as_it_is_deployed(work, tmp_path):
     assert "ONNX Runtime int8" in (small.path / "report.html").read_text()
 
 
+def test_a_bundle_in_int4_is_of_the_same_sub_models_and_of_version_2(work, tmp_path):
+    settings = {"recover_epochs": 0, "views": 2, "baseline": False}
+    whole, _ = build(tiny_config(**settings), tmp_path / "fp32", work=work)
+    small, built = build(tiny_config(**settings, precision="int4"), tmp_path / "int4", work=work)
+    assert (whole.manifest.version, small.manifest.version) == (1, 2)
+    assert [submodel.model.file for submodel in small.manifest.submodels] == ["submodel-0.q4", "submodel-1.q4"]
+    for one, other in zip(whole.manifest.submodels, small.manifest.submodels, strict=True):
+        assert (one.params, one.widths) == (other.params, other.widths)
+        cost = model_cost(built.fused.architecture(other.id), "int8")
+        assert other.peak_memory_bytes == cost.peak_memory_bytes, "a device holds what it holds in int8"
+    assert whole.manifest.fusion == small.manifest.fusion, "trained on the same features"
+    assert abs(whole.manifest.metric("fused") - small.manifest.metric("fused")) < 0.15
+    assert "ONNX Runtime int8, unpacked from int4" in (small.path / "report.html").read_text()
+    again, _ = build(tiny_config(**settings, precision="int4"), tmp_path / "again", work=work)
+    assert again.digest == small.digest
+    assert len(list(work.glob("quantise-*"))) >= 2
+
+
 def test_fitted_widths_that_pass_a_device_in_int8_are_refused_before_they_are_trained(work, tmp_path, monkeypatch):
     def fleet(megabytes):
         return Fleet(name="one", devices=(Device.model_validate({"name": "only", "memory_mb": megabytes}),))

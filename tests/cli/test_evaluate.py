@@ -22,14 +22,14 @@ from tiny_build import TinyBuild, tiny_config
 from tiny_bundle import write_tiny_bundle
 
 
-@pytest.fixture(scope="module", params=["fp32", "int8"])
+@pytest.fixture(scope="module", params=["fp32", "int8", "int4"])
 def finished(request, tiny_build, tmp_path_factory):
-    """A build of the digits in either precision; int8 from the same recovered sub-models."""
+    """A build of the digits in each precision; int8 and int4 from the same recovered sub-models."""
     if request.param == "fp32":
         return tiny_build
-    folder = tmp_path_factory.mktemp("int8")
+    folder = tmp_path_factory.mktemp(request.param)
     shutil.copytree(tiny_build.work, folder / "work")
-    bundle, built = build(tiny_config(precision="int8"), folder / "bundle", work=folder / "work")
+    bundle, built = build(tiny_config(precision=request.param), folder / "bundle", work=folder / "work")
     return TinyBuild(bundle, built, folder / "work")
 
 

@@ -178,9 +178,10 @@ def test_weights_that_a_build_would_refuse_are_refused(tmp_path):
         run("--data", "digits", "--devices", "2", "--weights", str(tmp_path / "none.pth"))
 
 
-def test_int8_is_refused_where_nothing_would_be_in_int8():
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_a_precision_is_refused_where_nothing_would_be_in_it(precision):
     with pytest.raises(CycloptsError, match="vgg5 is made of convolutions, which stay in fp32"):
-        run("--model", "vgg5", "--classes", "3", "--devices", "2", "--precision", "int8")
+        run("--model", "vgg5", "--classes", "3", "--devices", "2", "--precision", precision)
 
 
 def test_the_guide_shows_what_the_command_prints(tmp_path, monkeypatch):

@@ -135,6 +135,19 @@ def test_bytes_in_int8_are_those_of_quantised_matrices():
     assert (in_int8.params, in_int8.flops) == (in_fp32.params, in_fp32.flops)
 
 
+def test_bytes_in_int4_are_half_of_those_in_int8_and_memory_is_the_same():
+    block = BlockWidths(heads=2, head_dim=16, hidden=48)
+    one = vit(widths=Widths(dim=24, blocks=(block,)))
+    in_fp32, in_int8, in_int4 = (costs.model_cost(one, precision) for precision in ("fp32", "int8", "int4"))
+    weights = 3 * 16 * 16 * 24 + 24 * 96 + 32 * 24 + 24 * 48 + 48 * 24
+    # A multiplier for each output and 32 inputs: 24 blocks of the patches, one of 24 and 32 inputs, two of 48.
+    multipliers = 24 * 24 + 96 + 24 + 48 + 2 * 24
+    outputs = 24 + 96 + 24 + 48 + 24
+    assert in_int4.weight_bytes == (weights + multipliers) // 2 + 2 * outputs + 2 * (in_fp32.params - weights)
+    assert in_int4.peak_memory_bytes == in_int8.peak_memory_bytes
+    assert (in_int4.params, in_int4.flops) == (in_fp32.params, in_fp32.flops)
+
+
 def test_seconds_and_joules():
     device = Device(name="pi", memory_mb=100, gflops=10, watts=5, link={"mbps": 50, "rtt_ms": 2})
     fleet = Fleet(name="f", gateway={"uplink_mbps": 100}, devices=(device,))

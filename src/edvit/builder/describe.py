@@ -83,6 +83,10 @@ def describe_submodels(count: int, with_baseline: bool, config: BuildConfig, poo
     return f"{counted(count, 'sub-model')}{more} · {epochs}, {pool.describe()}"
 
 
+def _as_run(precision: Precision) -> str:
+    return "int8, unpacked from int4" if precision == "int4" else precision
+
+
 def describe_timing(made: Made, noun: str, precision: Precision) -> str:
     """On what and how latencies were measured.
 
@@ -93,7 +97,7 @@ def describe_timing(made: Made, noun: str, precision: Precision) -> str:
     """
     return (
         f"Measured on {made.cpu}, one thread, one {noun} at a time, all models in turns: the base in "
-        f"fp32, sub-models in ONNX Runtime {precision}. Fused is the device that takes longest with all "
+        f"fp32, sub-models in ONNX Runtime {_as_run(precision)}. Fused is the device that takes longest with all "
         "its sub-models, and the fusion, without a network; N = 1 is its one sub-model and its fusion."
     )
 

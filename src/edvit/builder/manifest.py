@@ -39,11 +39,12 @@ def fill_bundle(folder: Path, built: Built, flags: dict[str, Any]) -> Manifest:
     """
     config, source, data = built.config, built.source, built.data
     plan, made = built.plan, built.fused
+    packed = config.precision == "int4"
     infos = []
     for submodel in plan.submodels:
-        path = folder / f"submodel-{submodel.id}.onnx"
+        path = folder / f"submodel-{submodel.id}.{'q4' if packed else 'onnx'}"
         architecture = made.architecture(submodel.id)
-        cost = model_cost(architecture, built.config.precision)
+        cost = model_cost(architecture, config.precision)
         shutil.copyfile(made.submodel_path(submodel.id), path)
         infos.append(
             SubModelInfo(
@@ -61,6 +62,7 @@ def fill_bundle(folder: Path, built: Built, flags: dict[str, Any]) -> Manifest:
     shutil.copyfile(made.fusion_path, fusion)
     base_cost = model_cost(plan.base)
     return Manifest(
+        version=2 if packed else 1,
         base=BaseModelInfo(
             name=source.model,
             image_size=source.preprocessing.image_size,

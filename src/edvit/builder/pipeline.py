@@ -207,7 +207,7 @@ def _run(
 
     count = fusion_views(config, taught)
     exported = export(runner, recovered, views, count, validation=data.validation, preprocessing=how, devices=where)
-    files = quantise(runner, exported, config.precision, data.validation)
+    files = quantise(runner, exported, config.precision, train=data.train, validation=data.validation)
 
     def fused_of(part: slice) -> Fused:
         job = fuse_job(
@@ -320,8 +320,8 @@ def make_plan(config: BuildConfig, source: Source) -> Plan:
 def _check_memory(plan: Plan, pruned: Sequence[Artifact], config: BuildConfig) -> None:
     """Whether each device holds its sub-models as they were pruned.
 
-    Fitted widths take no more memory than the planned ones in fp32; in int8 they may, as what is not quantised
-    takes four bytes a value.
+    Fitted widths take no more memory than the planned ones in fp32; in int8 and int4 they may, as what is not
+    quantised takes four bytes a value.
 
     Raises:
         InfeasibleError: a device does not hold its sub-models.

@@ -17,9 +17,12 @@ from edvit.shape.any import AnyArchitecture
 from edvit.shape.conv import ConvArchitecture
 from edvit.shape.vit import Architecture, BlockWidths
 
-Precision = Literal["fp32", "int8"]
-"""How a sub-model's file stores its weights; `int8` is ONNX Runtime's dynamic quantisation of matrix products."""
+Precision = Literal["fp32", "int8", "int4"]
+"""How a sub-model's file stores its weights; `int8` is ONNX Runtime's dynamic quantisation of matrix products, and
+`int4` the same in half of the bytes, which a device unpacks to int8."""
 
+FOUR_BIT_BLOCK = 32
+"""Inputs of a weight matrix in int4 that share a multiplier."""
 ACTIVATION_BYTES = 4
 """Activations and features are fp32."""
 
@@ -55,7 +58,8 @@ def model_cost(architecture: AnyArchitecture, precision: Precision = "fp32") -> 
         architecture: with `classes=0` for a sub-model as it is exported (it ends at its feature).
         precision: of the weights. In int8 a ViT's matrices take a byte a weight, and a scale and a zero point (int8)
             for each output; scales, position embeddings, biases, norms and convolutions take two bytes in the file,
-            and four once it is loaded.
+            and four once it is loaded. In int4 a matrix takes half a byte a weight, and half a byte for each 32 inputs
+            of an output, a little less as the file is compressed; once it is loaded it is as in int8.
     """
     input_bytes = architecture.channels * architecture.image_size.pixels
     if isinstance(architecture, ConvArchitecture):
@@ -65,12 +69,15 @@ def model_cost(architecture: AnyArchitecture, precision: Precision = "fp32") -> 
         params, flops = vit_params(architecture), vit_flops(architecture)
         activation_bytes = peak_activation_bytes(architecture)
     weight_bytes = loaded_bytes = 4 * params
-    if precision == "int8":
+    if precision != "fp32":
         matrices = [] if isinstance(architecture, ConvArchitecture) else list(_matrices(architecture))
         whole = sum(inputs * outputs for inputs, outputs in matrices)
         scales = sum(outputs for _, outputs in matrices)
         weight_bytes = whole + 3 * scales + 2 * (params - whole)
         loaded_bytes = whole + 5 * scales + 4 * (params - whole)
+        if precision == "int4":
+            blocks = sum(-(-inputs // FOUR_BIT_BLOCK) * outputs for inputs, outputs in matrices)
+            weight_bytes = (whole + blocks + 1) // 2 + 2 * scales + 2 * (params - whole)
     return Cost(
         params=params,
         flops=flops,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import shutil
 import subprocess
 import sys
@@ -14,12 +15,21 @@ from onnx import TensorProto
 from torch import nn
 
 from edvit.builder.export import onnx_file as export
-from edvit.builder.export.onnx_file import FEWEST_HALVED, TOLERANCE, export_fusion, export_submodel, quantise_submodel
+from edvit.builder.export.onnx_file import (
+    FEWEST_HALVED,
+    TOLERANCE,
+    export_fusion,
+    export_submodel,
+    pack_submodel,
+    quantise_submodel,
+)
 from edvit.builder.train.fusion import Fusion
 from edvit.builder.vit import backbone, importance, surgery
 from edvit.builder.vit.backbone import FeatureExtractor
 from edvit.errors import BuildError
 from edvit.plan.cost import model_cost
+from edvit.runtime.engine.four_bits import unpack
+from edvit.runtime.engine.session import open_session
 from edvit.shape.image import ImageSize
 from edvit.shape.vit import pruned_widths
 from vit_variants import images, make
@@ -232,7 +242,7 @@ def test_int8_quantises_the_patch_embedding(exported, tmp_path):
     assert [kinds[name] for name in kinds if "patch_embed" in name and name.endswith("quantized")] == [TensorProto.INT8]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
 def test_a_file_is_as_large_as_the_plan_says(tmp_path, precision):
     base = backbone.describe(backbone.template("vit_digits_patch4_8", image_size=8, channels=3, classes=10))
     cut = base.rotated_form().narrowed(2, "dims").model_copy(update={"classes": 0})
@@ -241,15 +251,57 @@ def test_a_file_is_as_large_as_the_plan_says(tmp_path, precision):
     export_submodel(FeatureExtractor(model, (0.5,) * 3, (0.5,) * 3), pixels(2), path)
     if precision == "int8":
         quantise_submodel(path, pixels(2))
+    if precision == "int4":
+        pack_submodel(path, pixels(2), [pixels(4).numpy()])
     graph = path.stat().st_size - model_cost(cut, precision).weight_bytes
     assert abs(graph) < 30_000
 
 
-def test_features_that_int8_moves_too_far_are_an_error(exported, tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "QUANTISATION_LIMIT", 1e-6)
+def test_features_that_are_moved_too_far_are_an_error(exported, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "QUANTISATION_LIMITS", {"int8": 1e-6, "int4": 1e-6})
     path = Path(shutil.copy(exported("plain"), tmp_path / "submodel.onnx"))
     with pytest.raises(BuildError, match=r"in int8 .*--precision fp32"):
         quantise_submodel(path, pixels(6))
+    path = Path(shutil.copy(exported("plain"), tmp_path / "again.onnx"))
+    with pytest.raises(BuildError, match=r"in int4 .*--precision fp32"):
+        pack_submodel(path, pixels(6), [pixels(6).numpy()])
+
+
+def calibration():
+    return [pixels(32, seed=9).numpy(), pixels(32, seed=10).numpy()]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_int4_keeps_features_closer_than_rounding_to_nearest(exported, tmp_path, variant):
+    before, errors = run(exported(variant), image=pixels(6)), {}
+    for method in ("gptq", "nearest"):
+        path = Path(shutil.copy(exported(variant), tmp_path / f"{method}.q4"))
+        errors[method] = pack_submodel(path, pixels(6), calibration(), method)
+        after = open_session(path, threads=1).run(None, {"image": pixels(6).numpy()})[0]
+        moved = np.linalg.norm(after - before, axis=1) / np.linalg.norm(before, axis=1)
+        assert errors[method] == pytest.approx(float(moved.mean()), rel=1e-4)
+    assert errors["gptq"] < errors["nearest"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["gptq.q4", "nearest.q4"]
+
+
+def test_int4_is_the_int8_graph_with_other_weights(exported, tmp_path):
+    int8, int4 = (Path(shutil.copy(exported("plain"), tmp_path / name)) for name in ("int8.onnx", "int4.q4"))
+    quantise_submodel(int8, pixels(6))
+    pack_submodel(int4, pixels(6), calibration())
+    unpacked = io.BytesIO()
+    unpack(io.BytesIO(int4.read_bytes()), unpacked)
+    graphs = [onnx.load(str(int8)).graph, onnx.load_from_string(unpacked.getvalue()).graph]
+    kinds = [[node.op_type for node in graph.node if node.op_type != "Cast"] for graph in graphs]
+    assert kinds[0] == kinds[1]
+    kept = [{constant.name for constant in graph.initializer if "_scale" not in constant.name} for graph in graphs]
+    assert kept[0] == kept[1]
+
+
+def test_int4_is_the_same_each_time(exported, tmp_path):
+    files = [Path(shutil.copy(exported("plain"), tmp_path / f"{number}.q4")) for number in range(2)]
+    for file in files:
+        pack_submodel(file, pixels(6), calibration())
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 @pytest.mark.parametrize("variant", [*VARIANTS, "distilled", "pre_norm"])

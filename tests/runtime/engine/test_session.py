@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import re
 from pathlib import Path
 
@@ -9,17 +10,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edvit.errors import ModelError
+from edvit.runtime.engine.four_bits import pack, unpack
 from edvit.runtime.engine.session import OLDEST, open_session, why_not_loaded
-from tiny_bundle import quantise, write_fusion, write_submodel
+from tiny_bundle import pack_file, quantise, write_fusion, write_submodel
 
 
-@pytest.fixture(scope="module", params=["fp32", "int8"])
+@pytest.fixture(scope="module", params=["fp32", "int8", "int4"])
 def path(request, tmp_path_factory):
     """A sub-model's file for images of 3x16x16."""
     path = tmp_path_factory.mktemp("session") / "submodel.onnx"
     write_submodel(path, 3, 16, seed=0)
-    if request.param == "int8":
+    if request.param != "fp32":
         quantise(path)
+    if request.param == "int4":
+        pack_file(path)
     return path
 
 
@@ -76,3 +81,44 @@ def test_a_new_one_is_not_blamed_for_its_age(version):
 def test_the_package_asks_for_the_same_onnx_runtime():
     project = (Path(__file__).parents[3] / "pyproject.toml").read_text(encoding="utf-8")
     assert re.search(r'"onnxruntime>=([\d.]+)"', project)[1] == ".".join(map(str, OLDEST))
+
+
+@pytest.fixture
+def packed(tmp_path):
+    path = tmp_path / "submodel.q4"
+    write_submodel(path, 3, 16, seed=0)
+    quantise(path)
+    pack_file(path)
+    return path
+
+
+def test_a_container_answers_as_the_int8_file_in_it_does(packed, tmp_path):
+    unpacked = tmp_path / "submodel.onnx"
+    with unpacked.open("wb") as file:
+        unpack(io.BytesIO(packed.read_bytes()), file)
+    images = some_images(5, seed=1)
+    found, expected = (open_session(path, threads=1).run(None, {"image": images})[0] for path in (packed, unpacked))
+    assert np.array_equal(found, expected)
+
+
+def test_nothing_stays_open_or_on_the_disk_of_an_unpacked_container(packed):
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    session = open_session(packed, threads=1)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert [file.name for file in packed.parent.iterdir()] == [packed.name]
+    session.run(None, {"image": some_images(1, seed=0)})
+
+
+def test_a_damaged_container_is_one_line_that_names_it(packed):
+    content = bytearray(packed.read_bytes())
+    content[-1] ^= 1
+    packed.write_bytes(content)
+    with pytest.raises(ModelError, match=r"^submodel\.q4: a damaged model in four bits .* again$"):
+        open_session(packed, threads=1)
+
+
+def test_a_container_of_no_model_is_one_line(tmp_path):
+    path = tmp_path / "submodel.q4"
+    path.write_bytes(pack(b"no model", []))
+    with pytest.raises(ModelError, match=r"^submodel\.q4: ONNX Runtime cannot load it"):
+        open_session(path, threads=1)

@@ -5,22 +5,30 @@ from __future__ import annotations
 import io
 import logging
 import math
+import tempfile
 import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime
 import torch
+from onnx import numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from torch import Tensor, nn
 
+from edvit.builder.export.calibration import replace_weights
+from edvit.builder.export.gptq import FourBits, gptq, nearest
 from edvit.builder.export.onnx_form import OPSET, onnx_form
 from edvit.builder.train.fusion import Fusion
 from edvit.builder.vit.backbone import FeatureExtractor
 from edvit.errors import BuildError
+from edvit.plan.cost import Precision
+from edvit.runtime.engine.four_bits import pack
 from edvit.runtime.engine.session import open_session
 
 TOLERANCE = 1e-4
@@ -28,8 +36,10 @@ TOLERANCE = 1e-4
 the output where that is above 1: features are not normalised, and float32 rounds in proportion to them."""
 FEWEST_HALVED = 32
 """Constants of fewer values are not worth the operator that widens them."""
-QUANTISATION_LIMIT = 0.3
-"""Largest relative distance between features of int8 and of fp32 that is let through."""
+QUANTISATION_LIMITS: Mapping[Precision, float] = {"int8": 0.3, "int4": 0.5}
+"""Largest relative distance between features of a precision and of fp32 that is let through."""
+Method = Literal["gptq", "nearest"]
+"""How weights are rounded to four bits: so that outputs change least, or each to the nearest value."""
 
 
 def export_submodel(extractor: FeatureExtractor, images: Tensor, path: Path) -> None:
@@ -57,37 +67,102 @@ def quantise_submodel(path: Path, images: Tensor) -> float:
         By how much the features move, relative to their length, mean over the images.
 
     Raises:
-        BuildError: by more than `QUANTISATION_LIMIT`.
+        BuildError: by more than `QUANTISATION_LIMITS`.
     """
     before = _features(path, images)
-    whole = path.with_suffix(".fp32.onnx")
-    path.rename(whole)
+    model = _quantised(onnx.load(str(path)), path.parent)
+    _halve(model)
+    onnx.save(model, str(path))
+    return _moved(path, images, before, "int8")
+
+
+def pack_submodel(
+    path: Path, images: Tensor, calibration: Sequence[npt.NDArray[np.uint8]], method: Method = "gptq"
+) -> float:
+    """Replace an exported model by a container with weights in four bits (`edvit.runtime.engine.four_bits`).
+
+    Args:
+        images: uint8, real images to compare on.
+        calibration: batches of training images, uint8 `[batch, channels, height, width]`.
+        method: how weights are rounded.
+
+    Returns:
+        By how much the features move, relative to their length, mean over the images.
+
+    Raises:
+        BuildError: by more than `QUANTISATION_LIMITS`.
+    """
+    before = _features(path, images)
+    model = onnx.load(str(path))
+    # Its graph and the names of its constants do not depend on the weights.
+    quantised = _quantised(model, path.parent)
+    products = dict(_products(quantised))
+    found: dict[str, FourBits] = {}
+
+    def replace(
+        name: str, weights: npt.NDArray[np.float32], hessian: npt.NDArray[np.float64]
+    ) -> npt.NDArray[np.float32]:
+        wide = weights.astype(np.float64)
+        found[name] = gptq(wide, hessian) if method == "gptq" else nearest(wide, np.ones(len(wide)))
+        return found[name].values()
+
+    replace_weights(model, products, [{"image": batch} for batch in calibration], replace)
+    constants = {constant.name: constant for constant in quantised.graph.initializer}
+    for name, stem in products.items():
+        constants[f"{stem}_quantized"].CopyFrom(
+            numpy_helper.from_array(found[name].packed.whole(), f"{stem}_quantized")
+        )
+        constants[f"{stem}_scale"].CopyFrom(numpy_helper.from_array(found[name].scale, f"{stem}_scale"))
+    _halve(quantised)
+    order = [constant.name for constant in quantised.graph.initializer]
+    matrices = sorted(products, key=lambda name: order.index(f"{products[name]}_quantized"))
+    path.write_bytes(pack(quantised.SerializeToString(), [found[name].packed for name in matrices]))
+    return _moved(path, images, before, "int4")
+
+
+def _quantised(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
+    """ONNX Runtime's dynamic quantisation, which goes by files, here in a scratch folder within `folder`."""
     logging.disable(logging.WARNING)  # it advises to pre-process the model, which changes nothing here
     try:
-        quantize_dynamic(
-            whole, path, weight_type=QuantType.QInt8, per_channel=True, op_types_to_quantize=["MatMul", "Gemm"]
-        )
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            whole, quantised = Path(scratch, "whole.onnx"), Path(scratch, "quantised.onnx")
+            onnx.save(model, str(whole))
+            quantize_dynamic(
+                whole, quantised, weight_type=QuantType.QInt8, per_channel=True, op_types_to_quantize=["MatMul", "Gemm"]
+            )
+            return onnx.load(str(quantised))
     finally:
         logging.disable(logging.NOTSET)
-    whole.unlink()
-    _halve(path)
+
+
+def _products(quantised: onnx.ModelProto) -> Iterator[tuple[str, str]]:
+    """The fp32 name of each weight that was quantised, and what its int8 constants' names begin with."""
+    for constant in quantised.graph.initializer:
+        if constant.data_type == onnx.TensorProto.INT8 and constant.name.endswith("_quantized"):
+            stem = constant.name.removesuffix("_quantized")
+            yield stem.removesuffix("_Transposed"), stem
+
+
+def _moved(path: Path, images: Tensor, before: npt.NDArray[np.float32], precision: Precision) -> float:
+    """By how much features moved from `before`, relative to their length. Raises BuildError where it is too far."""
     moved = np.linalg.norm(_features(path, images) - before, axis=1) / np.linalg.norm(before, axis=1)
     error = float(moved.mean())
-    if not error <= QUANTISATION_LIMIT:  # also where it is NaN
-        raise BuildError(f"in int8 a sub-model's features move by {error:.0%} of their length; use --precision fp32")
+    if not error <= QUANTISATION_LIMITS[precision]:  # also where it is NaN
+        raise BuildError(
+            f"in {precision} a sub-model's features move by {error:.0%} of their length; use --precision fp32"
+        )
     return error
 
 
-def _halve(path: Path) -> None:
+def _halve(model: onnx.ModelProto) -> None:
     """Store what stayed float32, as biases, scales and position embeddings, in two bytes; a session widens it again.
 
     Constants that float16 cannot hold stay as they are: too large ones, and such as the scales of an embedding of
     pixels, which are too small.
     """
-    model = onnx.load(str(path))
     casts = []
     for constant in list(model.graph.initializer):
-        values = onnx.numpy_helper.to_array(constant)
+        values = numpy_helper.to_array(constant)
         if values.dtype != np.float32 or values.size < FEWEST_HALVED:
             continue
         with np.errstate(over="ignore"):
@@ -95,13 +170,12 @@ def _halve(path: Path) -> None:
         if not np.abs(half - values).max() <= 2**-10 * np.abs(values).max():
             continue
         name = constant.name
-        constant.CopyFrom(onnx.numpy_helper.from_array(half, f"{name}_half"))
+        constant.CopyFrom(numpy_helper.from_array(half, f"{name}_half"))
         casts.append(onnx.helper.make_node("Cast", [f"{name}_half"], [name], to=onnx.TensorProto.FLOAT))
     nodes = [*casts, *model.graph.node]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     del model.graph.value_info[:]  # shapes between operators, which a session works out for itself
-    onnx.save(model, str(path))
 
 
 def _features(path: Path, images: Tensor) -> npt.NDArray[np.float32]:

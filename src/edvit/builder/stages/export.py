@@ -34,6 +34,7 @@ from edvit.builder.train.base import features_of
 from edvit.builder.train.device import TorchDevice
 from edvit.inputs.preprocess import Preprocessing
 from edvit.plan.cost import Precision
+from edvit.runtime.engine import four_bits
 
 FEATURE_BATCH = 128
 FEATURES = "features.npy"
@@ -42,6 +43,9 @@ VALIDATION = "validation.npy"
 """Features of the validation images, float32 `[n, dim]`."""
 HEAD = "head.safetensors"
 SUBMODEL_FILE = "submodel.onnx"
+CALIBRATION = 256
+"""Training images that weights in four bits are rounded by."""
+CALIBRATION_BATCH = 32
 SAMPLES = 8
 """Validation images on which an exported file is compared with PyTorch."""
 
@@ -122,6 +126,34 @@ class Quantise(Job):
         return {"quantisation_error": moved}
 
 
+@dataclass(frozen=True)
+class Pack(Job):
+    """Writes an exported sub-model with weights in four bits.
+
+    Attributes:
+        exported: holds the sub-model in fp32.
+        sample: images that the file is compared on.
+        calibration: training images that decide how weights are rounded.
+        container: version of the file's layout.
+    """
+
+    STAGE: ClassVar[str] = "quantise"
+    LIBRARIES: ClassVar[tuple[str, ...]] = ("numpy", "onnx", "onnxruntime")
+
+    exported: Artifact
+    sample: ImageSet
+    calibration: ImageSet
+    container: int = four_bits.VERSION
+
+    def run(self, folder: Path, progress: Progress) -> Note:
+        path = folder / SUBMODEL_FILE
+        shutil.copyfile(self.exported.folder / SUBMODEL_FILE, path)
+        batches = list(self.calibration.batches(CALIBRATION_BATCH))
+        moved = onnx_file.pack_submodel(path, torch.from_numpy(self.sample.pixels()), batches)
+        progress(1, 1)
+        return {"quantisation_error": moved}
+
+
 def export(
     runner: Runner,
     submodels: Sequence[Artifact],
@@ -145,17 +177,30 @@ def export(
 
 
 def quantise(
-    runner: Runner, exported: Sequence[Artifact], precision: Precision, validation: ImageSet
+    runner: Runner, exported: Sequence[Artifact], precision: Precision, *, train: ImageSet, validation: ImageSet
 ) -> tuple[Artifact, ...]:
     """The results that hold the sub-models' files in the precision that devices run.
 
+    Args:
+        train: training images, of which int4 is calibrated on some.
+        validation: validation images, on some of which files are compared.
+
     Raises:
-        BuildError: the features of a sub-model move too far in int8.
+        BuildError: the features of a sub-model move too far.
     """
     if precision == "fp32":
         return tuple(exported)
     compared = _sample(validation)
-    return runner.make_all([Quantise(artifact, compared) for artifact in exported], "int8")
+    if precision == "int8":
+        return runner.make_all([Quantise(artifact, compared) for artifact in exported], "int8")
+    calibration = train.take(calibration_rows(len(train)))
+    return runner.make_all([Pack(artifact, compared, calibration) for artifact in exported], "int4")
+
+
+def calibration_rows(images: int) -> npt.NDArray[np.int64]:
+    """Which of so many training images four bits are calibrated on: at most `CALIBRATION`, evenly spread."""
+    rows: npt.NDArray[np.int64] = np.linspace(0, images - 1, min(CALIBRATION, images)).round().astype(np.int64)
+    return rows
 
 
 def _sample(validation: ImageSet) -> ImageSet:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import mmap
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from edvit.errors import ConfigError, ModelError
+from edvit.runtime.engine.four_bits import MAGIC, is_container, unpack
 
 OLDEST = (1, 23)
 """ONNX Runtime's first version that has every operator of a bundle's files (opset 23)."""
@@ -75,7 +78,7 @@ def open_session(path: Path, threads: int) -> Session:
 
     Raises:
         ConfigError: fewer than one thread.
-        ModelError: the file is no usable ONNX model.
+        ModelError: the file is no usable ONNX model, nor one in four bits (`four_bits`), which is unpacked in memory.
     """
     if threads < 1:
         raise ConfigError(f"threads must be at least 1, not {threads}")
@@ -86,12 +89,35 @@ def open_session(path: Path, threads: int) -> Session:
     options.enable_mem_pattern = False
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
+    with _as_onnx(path) as file:
+        try:
+            session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            # ONNX Runtime's exceptions have no common class, and their text is of many lines.
+            raise ModelError(f"{path.name}: {why_not_loaded(onnxruntime.__version__, error)}") from None
+        return Session(session, mixes_batch=_mixes_batch(file))
+
+
+@contextmanager
+def _as_onnx(path: Path) -> Iterator[Path]:
+    """The model as an ONNX file: itself, or what a container in four bits holds, in a file in memory."""
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        # ONNX Runtime's exceptions have no common class, and their text is of many lines.
-        raise ModelError(f"{path.name}: {why_not_loaded(onnxruntime.__version__, error)}") from None
-    return Session(session, mixes_batch=_mixes_batch(path))
+        with path.open("rb") as file:
+            packed = is_container(file.read(len(MAGIC)))
+    except OSError as error:
+        raise ModelError(f"{path.name}: cannot be read ({error.strerror})") from None
+    if not packed:
+        yield path
+        return
+    # Not given to ONNX Runtime as bytes: its session would keep them.
+    with os.fdopen(os.memfd_create("edvit-model"), "wb") as unpacked:
+        try:
+            with path.open("rb") as container:
+                unpack(container, unpacked)
+            unpacked.flush()
+        except ModelError as error:
+            raise ModelError(f"{path.name}: {error}") from None
+        yield Path(f"/proc/self/fd/{unpacked.fileno()}")
 
 
 def why_not_loaded(version: str, error: Exception) -> str:
