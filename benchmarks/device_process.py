@@ -46,7 +46,7 @@ def measure(bundle: Bundle, cache: Path) -> dict[str, float]:
         process = subprocess.Popen([*command, "--threads", "1"], stdout=subprocess.PIPE, text=True)
         try:
             assert process.stdout is not None
-            if "ready" not in process.stdout.readline():
+            if "started" not in process.stdout.readline():
                 raise SystemExit("the device did not start")
             found = time.perf_counter()
             gateway.wait_ready(30)

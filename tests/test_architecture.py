@@ -32,7 +32,7 @@ def test_every_room_is_named_and_none_is_crowded(room):
     assert len(files) <= 15, f"{room}: {len(files)} files"
 
 
-CONTRACTS = {"errors", "units", "fleet", "bundle", ""}
+CONTRACTS = {"errors", "units", "fleet", "bundle", "validation", "digest", ""}
 MAY_IMPORT = {
     "shape": {"errors"},
     "inputs": {"errors", "units", "shape"},

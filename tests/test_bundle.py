@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edvit.bundle import MANIFEST, check_target, clear_leftovers, read_bundle, sha256_of, write_bundle
+from edvit.bundle import MANIFEST, check_target, clear_leftovers, read_bundle, write_bundle
+from edvit.digest import sha256_of
 from edvit.errors import BundleError
 from edvit.fleet import local_fleet
 from edvit.shape.image import ImageSize

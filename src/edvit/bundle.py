@@ -28,12 +28,14 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from edvit.digest import sha256_of
 from edvit.errors import BundleError
-from edvit.fleet import Fleet, first_problem
+from edvit.fleet import Fleet
 from edvit.inputs.preprocess import Preprocessing
 from edvit.shape.conv import FilterWidths
 from edvit.shape.image import ImageSize
 from edvit.shape.vit import Widths
+from edvit.validation import first_problem
 
 FORMAT = "edvit-bundle"
 VERSIONS = (1, 2)
@@ -197,15 +199,6 @@ class Bundle:
 
     def model_path(self, model: ModelFile) -> Path:
         return self.path / model.file
-
-
-def sha256_of(path: Path) -> str:
-    """sha256 of a file, hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def model_file(path: Path) -> ModelFile:

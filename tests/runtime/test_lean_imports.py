@@ -8,10 +8,9 @@ import sys
 import pytest
 
 BUILD_WORLD = {"torch", "torchvision", "timm", "onnx", "onnxscript", "sklearn", "scipy", "matplotlib"}
-NOT_ON_A_DEVICE = BUILD_WORLD | {"rich", "fastapi", "uvicorn", "httpx", "starlette"}
+NOT_ON_A_DEVICE = BUILD_WORLD | {"rich", "fastapi", "uvicorn", "httpx", "starlette", "PIL", "yaml"}
 
 DEVICE_MODULES = [
-    "edvit.cli.commands",
     "edvit.cli.device",
     "edvit.runtime.device.model_cache",
     "edvit.runtime.device.agent",
@@ -35,6 +34,24 @@ def test_a_device_loads_no_more_than_it_needs():
     loaded = loaded_by(*DEVICE_MODULES)
     assert "onnxruntime" in loaded
     assert not loaded & NOT_ON_A_DEVICE
+
+
+def test_the_command_of_a_device_imports_no_other_command():
+    code = (
+        "import sys; from edvit.cli import main; sys.argv = ['edvit', 'device', '--name', 'x y']\n"
+        "try: main()\n"
+        "except SystemExit as ended: print(ended.code, *sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    code, *modules = done.stdout.split()
+    assert code == "2"
+    assert {name for name in modules if name.startswith("edvit.cli.")} <= {
+        "edvit.cli.device",
+        "edvit.cli.console",
+        "edvit.cli.console.log_options",
+        "edvit.cli.console.output",
+    }
+    assert not {name.partition(".")[0] for name in modules} & NOT_ON_A_DEVICE
 
 
 @pytest.mark.parametrize(

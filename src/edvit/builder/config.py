@@ -8,8 +8,9 @@ from pydantic import ValidationError
 
 from edvit.builder.options import BuildOptions, ChannelCriterion, Fit, Pruner
 from edvit.errors import ConfigError
-from edvit.fleet import Fleet, first_problem
+from edvit.fleet import Fleet
 from edvit.shape.conv import is_convnet
+from edvit.validation import first_problem
 
 LONG_RECOVERY = 16
 """Epochs from which sub-models learn more from images that are changed so much that only the base model can say what

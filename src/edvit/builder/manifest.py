@@ -19,8 +19,8 @@ from edvit.bundle import (
     Manifest,
     SubModelInfo,
     model_file,
-    sha256_of,
 )
+from edvit.digest import sha256_of
 from edvit.plan.cost import model_cost
 from edvit.plan.keep import format_keep
 

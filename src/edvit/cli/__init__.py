@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from edvit import __version__
 from edvit.cli.console.output import lose_what_cannot_be_written
 from edvit.errors import NO_ROOM, ConfigError, EdvitError
-from edvit.fleet import first_problem
+from edvit.validation import first_problem
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,10 +53,14 @@ def plain_console() -> Console:
 
 def main() -> None:
     """Entry point of the `edvit` command."""
-    from edvit.cli.commands import app
-
     if sys.argv[1:2] in (["serve"], ["device"]):
         lose_what_cannot_be_written()
+    if sys.argv[1:2] == ["device"]:  # a device has little memory: what other commands import stays away
+        from edvit.cli.device import device
+
+        app.command(device)
+    else:
+        import edvit.cli.commands  # noqa: F401 - it registers every command
     run_app(app)
 
 

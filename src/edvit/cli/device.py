@@ -80,9 +80,9 @@ def device(
     import sys
 
     from edvit.errors import ConfigError
-    from edvit.fleet import NAME_PATTERN
     from edvit.runtime.device.agent import DeviceAgent
     from edvit.runtime.wire.zenoh_transport import ZenohTransport, check_endpoint
+    from edvit.validation import NAME_PATTERN
 
     for option, value in (("--name", name), ("--fleet", fleet)):
         if re.fullmatch(NAME_PATTERN, value) is None:

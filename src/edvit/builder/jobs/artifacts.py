@@ -22,7 +22,7 @@ from pathlib import Path
 from edvit.builder.jobs.checkpoint import EVERY_S, Checkpoint
 from edvit.builder.jobs.job import Job, Note, Resumable
 from edvit.builder.jobs.parallel import Progress
-from edvit.bundle import sha256_of
+from edvit.digest import sha256_of
 from edvit.errors import NO_ROOM, BuildError, ConfigError, EdvitError
 
 LIBRARIES = ("numpy", "onnx", "onnxruntime", "onnxscript", "pillow", "timm", "torch", "torchvision")

@@ -19,8 +19,8 @@ from edvit.builder.models.processor import Interpolation, Processor, Seen, filte
 from edvit.builder.models.weights_file import SUFFIXES, check_file, read_metadata, taken_of_several
 from edvit.builder.vit.arguments import changes
 from edvit.errors import WeightsError
-from edvit.fleet import first_problem
 from edvit.shape.image import ImageSize
+from edvit.validation import first_problem
 
 HUB = "hf-hub:"
 """What the name of a repository of Hugging Face's hub begins with, as in timm."""

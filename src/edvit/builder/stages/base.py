@@ -28,7 +28,7 @@ from edvit.builder.train.base import BaseTraining, accuracy, logits_of, train_ba
 from edvit.builder.train.device import TorchDevice
 from edvit.builder.train.training import Schedule
 from edvit.builder.vit.backbone import FeatureExtractor
-from edvit.bundle import sha256_of
+from edvit.digest import sha256_of
 from edvit.errors import ConfigError, WeightsError
 from edvit.inputs.preprocess import Preprocessing
 from edvit.plan.cost import model_cost

@@ -16,7 +16,6 @@ from edvit.builder.models.origin import CONFIG, Facts, Origin, find_weights, pre
 from edvit.builder.models.weights import has_fc_norm
 from edvit.builder.options import NEEDS_OF_DATA
 from edvit.errors import ConfigError, DataError, WeightsError
-from edvit.fleet import first_problem
 from edvit.inputs.audio import Spectrogram
 from edvit.inputs.datasets import FileSounds, LabelledImages, channels_of, read_split
 from edvit.inputs.datasets.images import Files, shorten
@@ -24,6 +23,7 @@ from edvit.inputs.datasets.unlabelled import read_unlabelled
 from edvit.inputs.preprocess import Preprocessing
 from edvit.shape.any import AnyArchitecture
 from edvit.shape.vit import Architecture, Pool
+from edvit.validation import first_problem
 
 DEFAULT_MODELS = {"digits": "vit_digits_patch4_8"}
 

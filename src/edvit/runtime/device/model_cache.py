@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from edvit.bundle import sha256_of
+from edvit.digest import sha256_of
 from edvit.errors import DigestError, EdvitError, ServiceError, UnavailableError, WireError
 from edvit.runtime.device.cache_folder import CacheFolder, HeldFile
 from edvit.runtime.wire.header import decode, encode

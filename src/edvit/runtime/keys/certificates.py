@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from edvit.errors import ConfigError
-from edvit.fleet import NAME_PATTERN
+from edvit.validation import NAME_PATTERN
 
 AUTHORITY_SUBJECT = "edvit authority"
 GATEWAY_SUBJECT = "edvit gateway"

@@ -11,8 +11,8 @@ from typing import Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from edvit.errors import VersionError, WireError, printable
-from edvit.fleet import first_problem
 from edvit.runtime.wire.packet import MAX_PAYLOAD_BYTES, Packet
+from edvit.validation import first_problem
 
 WIRE_VERSION: Literal[3] = 3
 """Version of the protocol: the field `wire` of every header and every error."""

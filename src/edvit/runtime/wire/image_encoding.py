@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from typing import Any, Literal, get_args
 
 import numpy as np
-from PIL import Image, features
 
 from edvit.errors import ConfigError, ServiceError, WireError
 from edvit.runtime.prediction import UInt8
@@ -64,7 +63,11 @@ def decode_images(payload: bytes, shape: tuple[int, ...], encoding: ImageEncodin
 
 
 def _can(encoding: ImageEncoding) -> bool:
-    return encoding == "raw" or bool(features.check(_CODEC[encoding]))
+    if encoding == "raw":
+        return True
+    from PIL import features
+
+    return bool(features.check(_CODEC[encoding]))
 
 
 def _files(payload: bytes) -> Iterator[bytes]:
@@ -81,6 +84,8 @@ def _files(payload: bytes) -> Iterator[bytes]:
 
 
 def _encode(image: UInt8, encoding: ImageEncoding) -> bytes:
+    from PIL import Image
+
     stream = io.BytesIO()
     picture = Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))
     picture.save(stream, **_SAVE[encoding])
@@ -88,6 +93,8 @@ def _encode(image: UInt8, encoding: ImageEncoding) -> bytes:
 
 
 def _decode(file: bytes, shape: tuple[int, ...], encoding: ImageEncoding) -> UInt8:
+    from PIL import Image
+
     channels, height, width = shape
     try:
         with Image.open(io.BytesIO(file), formats=[_SAVE[encoding]["format"]]) as picture:

@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, field_validator, model_validator
 
-from edvit.fleet import NAME_PATTERN
 from edvit.runtime.wire.header import Header
 from edvit.runtime.wire.image_encoding import ImageEncoding
 from edvit.runtime.wire.packet import MAX_PAYLOAD_BYTES
 from edvit.shape.image import ImageSize
+from edvit.validation import NAME_PATTERN
 
 MAX_BATCH = 1024
 """Images of one request. Bytes alone are no limit: 312,500 images of 8x8 pixels fit into the largest HTTP body, and
