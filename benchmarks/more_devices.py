@@ -49,7 +49,7 @@ def answers(bundle: Bundle, data: str) -> npt.NDArray[np.bool_]:
     for start in range(0, len(source.labels), BATCH):
         numbers = range(start, min(start + BATCH, len(source.labels)))
         images = np.stack([source.prepared(number, how) for number in numbers])
-        found.append(predictor.predict(images).indices == source.labels[start : start + BATCH])
+        found.append(predictor.run(images).indices == source.labels[start : start + BATCH])
     return np.concatenate(found)
 
 

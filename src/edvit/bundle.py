@@ -29,7 +29,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from edvit.digest import sha256_of
-from edvit.errors import BundleError
+from edvit.errors import BundleError, ConfigError
 from edvit.fleet import Fleet
 from edvit.inputs.preprocess import Preprocessing
 from edvit.shape.conv import FilterWidths
@@ -42,6 +42,8 @@ VERSIONS = (1, 2)
 """What is read. 2 is 1 with sub-models in four bits, which an edvit that reads 1 alone cannot open; a bundle without
 them is written as 1."""
 MANIFEST = "manifest.json"
+UNKNOWN_BELOW = "unknown-below-"
+"""Name of a metric, before a share of the validation images: the probability that the answers to so many stay below."""
 _SUFFIXES = {".onnx", ".q4", ".json", ".html"}
 """Endings of the files in a bundle."""
 
@@ -183,6 +185,24 @@ class Manifest(_Strict):
     def metric(self, name: str, split: str = "test") -> float | None:
         """Value of a metric, None where it was not measured."""
         return next((m.value for m in self.metrics if m.name == name and m.split == split), None)
+
+    def unknown_below(self, share: float) -> float:
+        """The probability below which the answers to this share of the validation images were.
+
+        Raises:
+            ConfigError: the bundle has no such figure.
+        """
+        known = {
+            float(metric.name.removeprefix(UNKNOWN_BELOW)): metric.value
+            for metric in self.metrics
+            if metric.name.startswith(UNKNOWN_BELOW)
+        }
+        if not known:
+            raise ConfigError("the bundle was built by an edvit that did not calibrate: build it again")
+        if share not in known:
+            shares = ", ".join(f"{one:g}" for one in sorted(known))
+            raise ConfigError(f"the bundle has no probability for a share of {share:g}, only for {shares}")
+        return known[share]
 
     def files(self) -> tuple[ModelFile, ...]:
         return (*(submodel.model for submodel in self.submodels), self.fusion.model)

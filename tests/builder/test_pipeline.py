@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from edvit.builder.stages import test as test_stage
 from edvit.builder.stages.base import weights_path
 from edvit.builder.stages.source import open_source
 from edvit.builder.subspace import cut, statistics
+from edvit.builder.train.temperature import Reliability, fit_temperature
 from edvit.builder.vit import backbone
 from edvit.bundle import MANIFEST, read_bundle
 from edvit.errors import BundleError, ConfigError, DataError, InfeasibleError, WeightsError
@@ -79,12 +81,29 @@ def test_the_bundle_describes_what_was_built(tiny_build):
 def test_every_device_and_sub_model_is_measured(tiny_build):
     manifest, test = tiny_build.bundle.manifest, tiny_build.built.test
     names = ["base", "fused", "n1", "submodel-0", "submodel-1", "fused-without-dev-1", "fused-without-dev-2"]
-    assert [metric.name for metric in manifest.metrics] == names
-    assert {metric.split for metric in manifest.metrics} == {"test"}
+    assert [metric.name for metric in manifest.metrics if metric.unit == "fraction"] == [*names, "calibration-error"]
+    assert {metric.split for metric in manifest.metrics if metric.unit == "fraction"} == {"test"}
     assert np.array_equal(test.labels, read_split("digits", "test").labels)
     for name in ("base", "fused", "n1"):
         assert manifest.metric(name) > 0.6, "ten classes, one in ten by chance"
     assert manifest.metric("fused-without-dev-1") < manifest.metric("fused")
+
+
+def test_probabilities_are_calibrated_on_validation_images(tiny_build):
+    """What the bundle says was refused on validation images is refused of them by the bundle's files."""
+    manifest, validation = tiny_build.bundle.manifest, tiny_build.built.data.validation
+    logits = LocalPredictor(tiny_build.bundle).run(validation.pixels()).logits
+    assert manifest.metric("temperature", "validation") == tiny_build.built.fused.fusion.note["temperature"]
+    assert fit_temperature(logits, validation.labels) == pytest.approx(1.0, abs=0.02)
+    for share in (0.05, 0.1, 0.2):
+        predictor = LocalPredictor(tiny_build.bundle, unknown_below=manifest.unknown_below(share))
+        assert predictor.run(validation.pixels()).unknown.mean() == pytest.approx(share, abs=1.5 / len(validation))
+    test = tiny_build.built.test
+    assert manifest.metric("calibration-error") == Reliability.of(test.fused, test.labels).error
+    with pytest.raises(ConfigError, match=re.escape("a share of 0.3, only for 0.01, 0.02, 0.05, 0.1, 0.2")):
+        manifest.unknown_below(0.3)
+    with pytest.raises(ConfigError, match="did not calibrate"):
+        manifest.model_copy(update={"metrics": ()}).unknown_below(0.05)
 
 
 def test_the_files_of_the_bundle_give_what_the_build_measured(tiny_build, test_pixels):

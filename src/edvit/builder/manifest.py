@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,14 @@ from edvit import __version__
 from edvit.builder.built import Built
 from edvit.builder.stages.base import weights_path
 from edvit.builder.stages.data import default_augment
+from edvit.builder.train.temperature import Reliability
 from edvit.bundle import (
+    UNKNOWN_BELOW,
     BaseModelInfo,
     DataInfo,
     FusionInfo,
     Manifest,
+    Metric,
     SubModelInfo,
     model_file,
 )
@@ -87,7 +91,7 @@ def fill_bundle(folder: Path, built: Built, flags: dict[str, Any]) -> Manifest:
             params=int(made.fusion.note["params"]),
         ),
         plan=plan.info(),
-        metrics=built.test.metrics(),
+        metrics=(*built.test.metrics(), *_calibration(built)),
         flags=flags,
         config=_resolved(built),
         versions={
@@ -96,6 +100,15 @@ def fill_bundle(folder: Path, built: Built, flags: dict[str, Any]) -> Manifest:
             **{name: importlib.metadata.version(name) for name in LIBRARIES},
         },
     )
+
+
+def _calibration(built: Built) -> Iterator[Metric]:
+    """What was chosen on validation images so that probabilities can be relied on, and how far they can on test."""
+    note, test = built.fused.fusion.note, built.test
+    yield Metric(name="temperature", value=note["temperature"], unit="", split="validation")
+    for share, probability in note["unknown_below"].items():
+        yield Metric(name=f"{UNKNOWN_BELOW}{share}", value=probability, unit="probability", split="validation")
+    yield Metric(name="calibration-error", value=Reliability.of(test.fused, test.labels).error, split="test")
 
 
 def _resolved(built: Built) -> dict[str, Any]:

@@ -107,7 +107,7 @@ def _plan(manifest: Manifest) -> Table:
 def _metrics(manifest: Manifest) -> Table:
     table = _table("metric", "split", "value")
     for metric in manifest.metrics:
-        value = f"{metric.value:.2%}" if metric.unit == "fraction" else f"{metric.value:g} {metric.unit}"
+        value = f"{metric.value:.2%}" if metric.unit == "fraction" else f"{metric.value:g} {metric.unit}".rstrip()
         table.add_row(metric.name, metric.split, value)
     return table
 

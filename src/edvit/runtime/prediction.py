@@ -15,6 +15,8 @@ Int64 = npt.NDArray[np.int64]
 
 TOP = 5
 """Classes that an answer names."""
+UNKNOWN = "unknown"
+"""Label of an image that is taken for none of the classes. A class may have that name; its index is not -1."""
 
 
 class _Record(BaseModel):
@@ -30,9 +32,15 @@ class Score(_Record):
 
 
 class ImageAnswer(Score):
-    """The most probable class of one image, and the five most probable ones, best first."""
+    """The most probable class of one image, and the five most probable ones, best first.
+
+    Where the image is taken for none of the classes, `label` is `unknown` and `index` -1; `probability` is that of the
+    most probable class.
+    """
 
     top: tuple[Score, ...]
+    unknown: bool = False
+    """The most probable class is less probable than it has to be."""
 
 
 class Completeness(_Record):
@@ -76,6 +84,8 @@ class Prediction:
     timings: Timings
     missing_classes: tuple[str, ...] = ()
     """Names of the classes in the groups of the missing sub-models."""
+    unknown_below: float = 0.0
+    """An image whose most probable class is less probable than this is taken for none of the classes."""
 
     @property
     def degraded(self) -> bool:
@@ -90,24 +100,31 @@ class Prediction:
         return result
 
     @property
+    def unknown(self) -> npt.NDArray[np.bool_]:
+        """Which images are taken for none of the classes, `[batch]`."""
+        result: npt.NDArray[np.bool_] = self.probabilities.max(axis=1) < self.unknown_below
+        return result
+
+    @property
     def indices(self) -> Int64:
-        """Index of the most likely class, int64 `[batch]`; the first of equal ones."""
-        result: Int64 = self.logits.argmax(axis=1)
+        """Index of the most likely class, int64 `[batch]`; the first of equal ones; -1 for none of them."""
+        result: Int64 = np.where(self.unknown, -1, self.logits.argmax(axis=1))
         return result
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Name of the most likely class, one for each image."""
-        return tuple(self.classes[index] for index in self.indices)
+        """Name of the most likely class, or `unknown`, one for each image."""
+        return tuple(self.classes[index] if index >= 0 else UNKNOWN for index in self.indices)
 
     @property
     def images(self) -> tuple[ImageAnswer, ...]:
         """The best classes of each image; equal scores are ordered by class index."""
         order = np.argsort(-self.logits, axis=1, kind="stable")[:, :TOP]
         found = []
-        for probabilities, best in zip(self.probabilities, order, strict=True):
+        for probabilities, best, unknown in zip(self.probabilities, order, self.unknown, strict=True):
             top = tuple(Score(label=self.classes[i], index=int(i), probability=float(probabilities[i])) for i in best)
-            found.append(ImageAnswer(**top[0].model_dump(), top=top))
+            first = top[0].model_dump() | ({"label": UNKNOWN, "index": -1} if unknown else {})
+            found.append(ImageAnswer(**first, top=top, unknown=bool(unknown)))
         return tuple(found)
 
     @property

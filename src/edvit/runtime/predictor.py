@@ -22,13 +22,15 @@ class LocalPredictor:
     Args:
         bundle: a verified bundle.
         threads: CPU threads of one run.
+        unknown_below: an image whose most probable class is less probable than this is taken for none of the classes.
 
     Raises:
         BundleError: a model of the bundle is unusable.
     """
 
-    def __init__(self, bundle: Bundle, *, threads: int = 1) -> None:
+    def __init__(self, bundle: Bundle, *, threads: int = 1, unknown_below: float = 0.0) -> None:
         manifest = bundle.manifest
+        self._unknown_below = unknown_below
         self._preprocessing = manifest.preprocessing
         self._manifest = manifest
         try:
@@ -111,6 +113,7 @@ class LocalPredictor:
             classes=self._manifest.data.classes,
             missing=missing,
             missing_classes=self._manifest.classes_of(missing),
+            unknown_below=self._unknown_below,
             timings=Timings(
                 total_s=end - start, gather_s=gathered - start, slowest_run_s=max(runs), fuse_s=end - gathered
             ),

@@ -19,6 +19,7 @@ from edvit.builder.report.rows import class_rows, latency_rows, result_rows
 from edvit.builder.report.statistics import Difference
 from edvit.builder.report.training import Training
 from edvit.builder.stages.prune import load_kept
+from edvit.builder.train.temperature import Reliability
 from edvit.bundle import (
     Manifest,
 )
@@ -46,6 +47,7 @@ def report_data(built: Built, manifest: Manifest, made: Made, durations: Mapping
         ),
         trainings=tuple(_trainings(built)),
         confusion=confusion,
+        reliability=Reliability.of(test.fused, test.labels),
         kept={
             submodel.id: load_kept(artifact)
             for submodel, artifact in zip(built.plan.submodels, fused.pruned, strict=True)

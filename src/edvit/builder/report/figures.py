@@ -15,6 +15,8 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from edvit.builder.train.temperature import Reliability
+
 _INK = "#010203"
 """Stands for the page's text colour; replaced by `currentColor`."""
 _ACCENT = (0.16, 0.44, 0.72)
@@ -92,6 +94,22 @@ def importance_figure(parts: Sequence[tuple[str, Sequence[Sequence[float]]]]) ->
                 panel.text(column, row, text, ha="center", va="center", color=ink, fontsize=7)
         panels[0].set_ylabel("sub-model")
         return _to_svg(figure, "importance", "Share kept per block, percent")
+
+
+def reliability_figure(reliability: Reliability) -> str:
+    """Reliability diagram: the accuracy of answers by their probability; a disc's area is the share of the images."""
+    shares = reliability.images / max(1, reliability.images.sum())
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(3.6, 3.4), layout="constrained")
+        axes = figure.add_subplot()
+        axes.plot([0, 1], [0, 1], color=_INK, linewidth=0.6, linestyle=":")
+        held = reliability.images > 0
+        accuracy, probability = reliability.accuracy[held], reliability.probability[held]
+        axes.plot(probability, accuracy, color=_ACCENT, linewidth=1.0)
+        axes.scatter(probability, accuracy, s=12 + 500 * shares[held], color=_ACCENT, alpha=0.5, linewidths=0)
+        axes.set(xlabel="probability of the answer", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.05), aspect="equal")
+        axes.spines[["top", "right"]].set_visible(False)
+        return _to_svg(figure, "reliability", "Accuracy of answers by their probability")
 
 
 def channels_figure(kept: Sequence[Sequence[bool]]) -> str:

@@ -21,6 +21,7 @@ from edvit.builder.report.rows import ClassRow, LatencyRow, ResultRow, RowKind
 from edvit.builder.report.statistics import Difference, Share, p_text
 from edvit.builder.report.training import Training, curve_panels
 from edvit.builder.report.verdict import Verdict
+from edvit.builder.train.temperature import Reliability
 from edvit.bundle import Manifest
 from edvit.shape.conv import FilterWidths
 from edvit.shape.vit import Widths
@@ -59,6 +60,7 @@ class ReportData:
     """The fused answer's most confident ones, in their order."""
     trainings: tuple[Training, ...] = ()
     confusion: npt.NDArray[np.int64] | None = None
+    reliability: Reliability | None = None
     """`[true class, predicted class]`, counts on the test split."""
     kept: Mapping[int, Kept] = field(default_factory=dict)
     """What pruning left, by sub-model."""
@@ -172,6 +174,8 @@ def _figures(report: ReportData) -> dict[str, Markup]:
     if panels := curve_panels(report.trainings):
         svgs = (figures.curves_figure(title, curves, f"curve{i}") for i, (title, curves) in enumerate(panels))
         drawn["curves"] = "".join(svgs)
+    if report.reliability is not None:
+        drawn["reliability"] = figures.reliability_figure(report.reliability)
     kept = [report.kept[submodel] for submodel in sorted(report.kept)]
     parts = [
         (title, [list(shares) for shares in column])

@@ -26,6 +26,7 @@ from edvit.builder.train.base import accuracy
 from edvit.builder.train.device import TorchDevice
 from edvit.builder.train.fusion import FusionTraining, Samples, train_fusion
 from edvit.builder.train.teacher import open_views
+from edvit.builder.train.temperature import fit_temperature
 from edvit.builder.train.training import Schedule
 from edvit.shape.any import AnyArchitecture
 
@@ -35,6 +36,8 @@ TRAINED_EPOCHS = 8
 """Epochs of recovery from which one view serves the fusion as well as four (docs/decisions/2026-11-24-recovery.md)."""
 FUSION_EPOCHS = 12
 FUSION_FILE = "fusion.onnx"
+UNKNOWN_SHARES = (0.01, 0.02, 0.05, 0.1, 0.2)
+"""Shares of the validation images for which a bundle says below which probability to answer *unknown*."""
 
 
 @dataclass(frozen=True)
@@ -85,10 +88,11 @@ class Fuse(Resumable):
         how: epochs, learning rate and so on.
         seed: of the initial weights and the order of the images.
         device: what trains.
+        refused: shares of the validation images, each for a probability that so many of them stay below.
     """
 
     STAGE: ClassVar[str] = "fuse"
-    LIBRARIES: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript", "timm", "torch")
+    LIBRARIES: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript", "scipy", "timm", "torch")
 
     exported: tuple[Artifact, ...]
     teacher: tuple[Artifact, ...]
@@ -98,6 +102,7 @@ class Fuse(Resumable):
     how: FusionTraining
     seed: int
     device: TorchDevice = unkeyed()
+    refused: tuple[float, ...] = UNKNOWN_SHARES
 
     def run_from(self, resume: Checkpoint | None, folder: Path, progress: Progress) -> Note:
         outputs = open_views([view.folder for view in self.teacher])
@@ -116,14 +121,21 @@ class Fuse(Resumable):
             progress=progress,
         )
         fusion = trained.model
+        everything = torch.ones(len(held_out), len(self.exported))
+        with torch.inference_mode():
+            temperature = fit_temperature(fusion(held_out, everything).numpy(), self.validation.labels)
+        fusion.cool(temperature)
         onnx_file.export_fusion(fusion, held_out[:SAMPLES], folder / FUSION_FILE)
         with torch.inference_mode():
-            logits = fusion(held_out, torch.ones(len(held_out), len(self.exported)))
+            logits = fusion(held_out, everything)
+        probabilities = logits.softmax(dim=1).amax(dim=1).double().numpy()
         params = sum(parameter.numel() for parameter in fusion.parameters())
         return {
             "validation": accuracy(logits, self.validation),
             "params": params,
             "curve": trained.curve.note(),
+            "temperature": temperature,
+            "unknown_below": {str(share): float(np.quantile(probabilities, share)) for share in self.refused},
         }
 
     def _features(self, name: str) -> np.ndarray:

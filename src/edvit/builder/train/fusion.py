@@ -74,6 +74,13 @@ class Fusion(nn.Module):
         for parameter in self.tower[-1].parameters():
             parameter.zero_()
 
+    @torch.no_grad()
+    def cool(self, temperature: float) -> None:
+        """Divide the scores by a temperature from now on."""
+        for layer in (self.mix, self.tower[-1]):
+            for parameter in layer.parameters():
+                parameter.div_(temperature)
+
 
 @dataclass(frozen=True)
 class Samples:

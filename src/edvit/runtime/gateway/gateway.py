@@ -66,6 +66,7 @@ class Gateway:
             it, after the gateway. None for a lease of its own.
         beside: digests of other bundles whose sub-models devices keep, while a new bundle is deployed.
         away: names of devices whose sub-models are placed on others at once.
+        unknown_below: an image whose most probable class is less probable than this is taken for none of the classes.
 
     Raises:
         BundleError: the fusion model is unusable.
@@ -85,6 +86,7 @@ class Gateway:
         lease: Lease | None = None,
         beside: tuple[str, ...] = (),
         away: Collection[str] = (),
+        unknown_below: float = 0.0,
     ) -> None:
         if deadline_s is not None and not 0 < deadline_s < float("inf"):
             raise ConfigError(f"the deadline must be a positive number of seconds, not {deadline_s:g}")
@@ -96,6 +98,7 @@ class Gateway:
         self._transport = transport
         self._deadline = Deadline(deadline_s)
         self._strict = strict
+        self._unknown_below = unknown_below
         self._encoding = image_encoding
         self._what = what(manifest.preprocessing)
         try:
@@ -242,6 +245,7 @@ class Gateway:
             classes=self._bundle.manifest.data.classes,
             missing=missing,
             missing_classes=self._bundle.manifest.classes_of(missing),
+            unknown_below=self._unknown_below,
             timings=Timings(
                 total_s=end - start,
                 gather_s=gathered_at - start,
