@@ -92,6 +92,52 @@ def test_a_refused_load_is_told_and_does_not_stop_the_others(fleet, bundle, loca
     assert (refused.host, refused.pid) == (socket.gethostname(), os.getpid())
 
 
+class Silent:
+    """Devices that give no answer to so many of the next looks at them."""
+
+    def __init__(self, monkeypatch):
+        self.left = self.asked = 0
+        answers = DeviceAgent._on_info
+
+        def maybe(agent, asked):
+            self.asked += 1
+            if self.left:
+                self.left -= 1
+                return ()
+            return answers(agent, asked)
+
+        monkeypatch.setattr(DeviceAgent, "_on_info", maybe)
+
+
+def test_a_refusal_keeps_its_reason_while_the_device_does_not_answer(fleet, monkeypatch):
+    silent = Silent(monkeypatch)
+    monkeypatch.setattr(reconcile, "INFO_DEADLINE_S", 0.1)
+    fleet.device("dev-2", memory_limit_bytes=1000)
+    gateway = fleet.gateway(ready=False)
+    eventually(lambda: gateway.devices()[1].state == "refused")
+    reason = gateway.devices()[1].problem
+    assert "limit" in reason
+    silent.left = 2
+    told = set()
+    eventually(lambda: told.add(gateway.devices()[1].problem) or (silent.left == 0 and gateway.devices()[1].alive))
+    told.add(gateway.devices()[1].problem)
+    assert told == {reason}
+
+
+def test_one_look_that_is_missed_is_no_news(fleet, bundle, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    silent = Silent(monkeypatch)
+    monkeypatch.setattr(reconcile, "INFO_DEADLINE_S", 0.1)
+    monkeypatch.setattr(reconcile, "LOOK_S", 0.1)
+    fleet.device("dev-1"), fleet.device("dev-2")
+    fleet.gateway()
+    silent.left, asked = 1, silent.asked
+    eventually(lambda: silent.asked >= asked + 5)  # the one that missed it was asked again
+    assert "is not as planned" not in caplog.text
+    silent.left = 1000
+    eventually(lambda: "is not as planned: the device does not answer" in caplog.text)
+
+
 def test_the_older_of_two_devices_keeps_the_name(fleet, bundle):
     older = fleet.device("dev-1")
     fleet.device("dev-2")

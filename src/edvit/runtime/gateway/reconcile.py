@@ -24,7 +24,7 @@ from edvit.errors import (
     WireError,
     printable,
 )
-from edvit.runtime.gateway.device_state import SETTLE_FIRST_S, DeviceState, DeviceStatus, stranger
+from edvit.runtime.gateway.device_state import SETTLE_FIRST_S, DeviceState, DeviceStatus, Refusal, stranger
 from edvit.runtime.gateway.gather import Expected, Gathered, gather
 from edvit.runtime.gateway.lease import Lease
 from edvit.runtime.gateway.mending import MEND_AFTER_S, Mending
@@ -130,7 +130,7 @@ class Reconciler:
         with self._changed:
             self._beside = bundles
             for device in self._devices.values():
-                device.refused, device.look_at = None, now
+                device.refusal, device.look_at = None, now
             self._changed.notify_all()
 
     def lacking(self) -> dict[str, tuple[int, ...]]:
@@ -372,9 +372,7 @@ class Reconciler:
             if device.instance != instance or self._closing.is_set():
                 return
             now = time.monotonic()
-            if problem is not None and str(problem) != device.problem:
-                log.info("device %s is not as planned: %s", name, problem)
-            device.problem = None if problem is None else str(problem)
+            known, device.problem = device.problem, None if problem is None else str(problem)
             suspicion_is_new = device.breaker.suspected and not suspected
             device.look_at = now if suspicion_is_new or device.target != target else now + LOOK_S
             if problem is None and not device.breaker.closed:
@@ -388,7 +386,12 @@ class Reconciler:
             elif problem is not None and not device.answers:
                 device.look_at = now
                 device.breaker = device.breaker.failed_request(now)
-                device.since = device.since if device.breaker.closed else now
+                if device.breaker.closed:  # one look that is missed is no news: it is asked on
+                    device.answers, device.problem = True, known
+                else:
+                    device.since = now
+            if device.problem not in (None, known):
+                log.info("device %s is not as planned: %s", name, device.problem)
             self._changed.notify_all()
 
     def _bring(self, name: str, device: DeviceState, instance: str, suspected: bool) -> None:
@@ -405,13 +408,14 @@ class Reconciler:
             if not self._held(info) and target:
                 raise UnavailableError(f"the gateway on {other.host}, which is in charge, has not loaded it yet")
         elif self._held(info) != {spec.id: spec.sha256 for spec in specs} or self._is_foreign(info):
-            if target == device.refused:
-                raise MemoryLimitError(device.problem or "the device has refused its sub-models")
+            if device.refusal is not None and device.refusal.target == target:
+                raise MemoryLimitError(device.refusal.reason)
             try:
                 info = self._load(name, device, instance, specs, self._beside)
-            except MemoryLimitError:
+            except MemoryLimitError as error:
                 with self._changed:
-                    device.refused = target if device.instance == instance else device.refused
+                    if device.instance == instance:
+                        device.refusal = Refusal(target, str(error))
                 raise
             self._take(name, device, instance, info)
         held = frozenset(self._held(info))
