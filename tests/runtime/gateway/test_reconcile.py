@@ -14,7 +14,7 @@ from edvit.errors import (
 )
 from edvit.runtime.device.agent import DeviceAgent
 from edvit.runtime.engine.submodel import SubModelEngine
-from edvit.runtime.gateway import reconcile
+from edvit.runtime.gateway import deadline, reconcile
 from edvit.runtime.gateway.breaker import MISSES
 from edvit.runtime.predictor import LocalPredictor
 from edvit.runtime.wire.topics import ALIVE, LOAD
@@ -266,6 +266,28 @@ def test_a_device_that_hangs_is_skipped_after_few_misses_and_comes_back_by_itsel
     gateway.wait_ready(30)
     assert not gateway.predict(images).degraded
     assert gateway.devices()[1].problem is None
+
+
+def test_a_device_that_has_become_slower_than_the_learned_deadline_is_waited_for_again(fleet, bundle, monkeypatch):
+    """It answers every request after the deadline, so no answer tells how long the deadline should be."""
+    monkeypatch.setattr(deadline, "FLOOR_S", 0.1)
+    monkeypatch.setattr(deadline, "LONGEST_S", 20.0)
+    fleet.device("dev-1")
+    agent = fleet.device("dev-2")
+    gateway = fleet.gateway(deadline_s=None)
+    images = some_images(bundle)
+    for _ in range(2 * deadline.ENOUGH):
+        gateway.predict(images), gateway.predict(images[:1])
+    engines, run = [held.engine for held in agent._held.values()], SubModelEngine.run_in_chunks
+    slow = threading.Event()  # is never set
+
+    def run_slowly(engine, images, **how):
+        slow.wait(0.3 if engine in engines else 0.0)
+        return run(engine, images, **how)
+
+    monkeypatch.setattr(SubModelEngine, "run_in_chunks", run_slowly)
+    gateway.predict(images)
+    eventually(lambda: not any(gateway.predict(images).degraded for _ in range(5)), 60)
 
 
 def test_a_token_without_answers_is_not_alive(fleet):
