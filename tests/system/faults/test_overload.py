@@ -11,8 +11,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 def test_overload_costs_neither_answers_nor_memory_nor_the_polite_client(tmp_path):
     """The bounds are wide, because other work on this machine changes the capacity from one second to the next.
 
-    Before the gateway bounded how long requests wait and how many are worked on at once, a third of the capacity was
-    left here.
+    Where waiting and work at once have no bounds, 40 % of the capacity is left here.
     """
     with a_fleet(tmp_path, ballast_mb=300) as fleet:
         figures = measure(fleet, seconds=20, times=10, addresses=2, capacity_s=10)
