@@ -213,8 +213,8 @@ def test_the_wait_for_a_decoder_counts_towards_the_deadline(serve, bundle, predi
     assert waited[0] >= 5.0
 
 
-def test_fewer_requests_are_worked_on_at_once_while_answers_take_too_long(serve, bundle, predictor):
-    """Devices that are asked more at once than they can answer in time would answer none in time."""
+def most_at_once(serve, bundle, predictor, image):
+    """How many requests are worked on at once after many that took long, though they were answered."""
     working, most, slow = [], [], threading.Event()  # the event is never set
 
     class Slow(OneProcess):
@@ -231,13 +231,22 @@ def test_fewer_requests_are_worked_on_at_once_while_answers_take_too_long(serve,
 
     def ask(_):
         with Client(url, timeout_s=60) as client, contextlib.suppress(EdvitError):
-            client.predict_array(IMAGE)
+            (client.predict_batch if image.ndim == 4 else client.predict_array)(image)
 
     with ThreadPoolExecutor(WORKERS) as pool:
         list(pool.map(ask, range(6 * WORKERS)))
         most.clear()
         list(pool.map(ask, range(WORKERS)))
-    assert max(most) <= WORKERS // 2
+    return max(most)
+
+
+def test_fewer_requests_are_worked_on_at_once_while_answers_take_too_long(serve, bundle, predictor):
+    """Devices that are asked more at once than they can answer in time would answer none in time."""
+    assert most_at_once(serve, bundle, predictor, IMAGE) <= WORKERS // 2
+
+
+def test_batches_that_take_long_do_not_hold_up_others(serve, bundle, predictor):
+    assert most_at_once(serve, bundle, predictor, np.stack([IMAGE, IMAGE])) >= WORKERS // 4
 
 
 def test_too_many_requests_at_once_are_refused_until_some_are_done(serve, bundle, predictor, monkeypatch):

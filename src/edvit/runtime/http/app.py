@@ -140,7 +140,8 @@ def _router(predictor: Predictor, manifest: Manifest, uploads: Uploads) -> APIRo
                 answered = True
             finally:
                 took_s = time.perf_counter() - began
-                places.resize(pace.after(took_s, predictor.longest_s, answered=answered))
+                if not answered or len(images) == 1:  # a batch may take long by itself, however little else there is
+                    places.resize(pace.after(took_s, predictor.longest_s, answered=answered))
             note(degraded=prediction.degraded, missing=prediction.missing)
             return _json(_answer(prediction, is_batch, start, decoded))
 
