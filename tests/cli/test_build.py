@@ -232,6 +232,17 @@ def test_what_is_built_does_not_lie_among_the_classes(refused, folder, tmp_path)
     ], "nothing was written"
 
 
+def test_what_is_built_does_not_lie_among_the_unlabelled_images(refused, folder, tmp_path):
+    unlabelled = tmp_path / "more"
+    (unlabelled / "deep").mkdir(parents=True)
+    data = ("--devices", "2", *MODEL, "--data", f"imagefolder:{folder}", "--unlabeled", unlabelled)
+    outside = f"would be read as a part of the data in {unlabelled}; give a folder outside it, such as {tmp_path}/"
+    inner = unlabelled / "deep" / "built"
+    assert f"-o {inner}: {outside}built\n" in refused(*data, out=inner)
+    assert f"--work {inner}: {outside}built\n" in refused(*data, "--work", inner)
+    assert [path.name for path in unlabelled.rglob("*")] == ["deep"], "nothing was written"
+
+
 def test_an_infeasible_fleet_says_what_lacks(refused, tmp_path):
     (tmp_path / "shelf.yaml").write_text(
         "name: shelf\ndevices:\n  - {name: chip-1, memory_mb: 0.01}\n  - {name: chip-2, memory_mb: 0.02}\n"

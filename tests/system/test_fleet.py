@@ -66,9 +66,9 @@ def test_what_happens_to_a_device_is_said_once(bundle, start):
         r"pi-1: gone",
         r"pi-9: gone",
     ):
-        assert [bool(re.fullmatch(rf"[\d:]+  {event}", line)) for line in said].count(True) == 1
-    assert sum("need" in line for line in said) == 1
-    assert sum("gone" in line for line in said) == 2
+        assert [bool(re.fullmatch(rf"[\d:]+  {event}", line)) for line in said].count(True) == 1, said
+    assert sum("need" in line for line in said) == 1, said
+    assert sum("gone" in line for line in said) == 2, said
 
 
 def _read_until(served, *texts):

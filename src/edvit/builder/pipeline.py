@@ -56,7 +56,7 @@ from edvit.bundle import (
     write_bundle,
 )
 from edvit.errors import InfeasibleError
-from edvit.inputs.datasets import check_apart
+from edvit.inputs.datasets import check_apart, check_outside
 from edvit.plan import make
 from edvit.plan.cost import model_cost
 from edvit.plan.plan import Plan
@@ -94,6 +94,9 @@ def build(
     target = check_target(out)
     root = (work or target.with_name(f"{target.name}-work")).absolute()
     check_apart(config.data, "--work", root)
+    if config.unlabeled is not None:
+        check_outside(config.unlabeled, "-o", out)
+        check_outside(config.unlabeled, "--work", root)
     # What is missing must come out before anything is decoded.
     where = devices(config.device, config.amp)
     source = open_source(config)

@@ -14,7 +14,7 @@ from edvit.errors import (
 )
 from edvit.runtime.device.agent import DeviceAgent
 from edvit.runtime.engine.submodel import SubModelEngine
-from edvit.runtime.gateway import reconcile
+from edvit.runtime.gateway import deadline, reconcile
 from edvit.runtime.gateway.breaker import MISSES
 from edvit.runtime.predictor import LocalPredictor
 from edvit.runtime.wire.topics import ALIVE, LOAD
@@ -90,6 +90,52 @@ def test_a_refused_load_is_told_and_does_not_stop_the_others(fleet, bundle, loca
     assert "limit" in refused.problem
     assert (refused.memory_limit_bytes, refused.memory_bytes, refused.submodels) == (1000, 0, ())
     assert (refused.host, refused.pid) == (socket.gethostname(), os.getpid())
+
+
+class Silent:
+    """Devices that give no answer to so many of the next looks at them."""
+
+    def __init__(self, monkeypatch):
+        self.left = self.asked = 0
+        answers = DeviceAgent._on_info
+
+        def maybe(agent, asked):
+            self.asked += 1
+            if self.left:
+                self.left -= 1
+                return ()
+            return answers(agent, asked)
+
+        monkeypatch.setattr(DeviceAgent, "_on_info", maybe)
+
+
+def test_a_refusal_keeps_its_reason_while_the_device_does_not_answer(fleet, monkeypatch):
+    silent = Silent(monkeypatch)
+    monkeypatch.setattr(reconcile, "INFO_DEADLINE_S", 0.1)
+    fleet.device("dev-2", memory_limit_bytes=1000)
+    gateway = fleet.gateway(ready=False)
+    eventually(lambda: gateway.devices()[1].state == "refused")
+    reason = gateway.devices()[1].problem
+    assert "limit" in reason
+    silent.left = 2
+    told = set()
+    eventually(lambda: told.add(gateway.devices()[1].problem) or (silent.left == 0 and gateway.devices()[1].alive))
+    told.add(gateway.devices()[1].problem)
+    assert told == {reason}
+
+
+def test_one_look_that_is_missed_is_no_news(fleet, bundle, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    silent = Silent(monkeypatch)
+    monkeypatch.setattr(reconcile, "INFO_DEADLINE_S", 0.1)
+    monkeypatch.setattr(reconcile, "LOOK_S", 0.1)
+    fleet.device("dev-1"), fleet.device("dev-2")
+    fleet.gateway()
+    silent.left, asked = 1, silent.asked
+    eventually(lambda: silent.asked >= asked + 5)  # the one that missed it was asked again
+    assert "is not as planned" not in caplog.text
+    silent.left = 1000
+    eventually(lambda: "is not as planned: the device does not answer" in caplog.text)
 
 
 def test_the_older_of_two_devices_keeps_the_name(fleet, bundle):
@@ -220,6 +266,28 @@ def test_a_device_that_hangs_is_skipped_after_few_misses_and_comes_back_by_itsel
     gateway.wait_ready(30)
     assert not gateway.predict(images).degraded
     assert gateway.devices()[1].problem is None
+
+
+def test_a_device_that_has_become_slower_than_the_learned_deadline_is_waited_for_again(fleet, bundle, monkeypatch):
+    """It answers every request after the deadline, so no answer tells how long the deadline should be."""
+    monkeypatch.setattr(deadline, "FLOOR_S", 0.1)
+    monkeypatch.setattr(deadline, "LONGEST_S", 20.0)
+    fleet.device("dev-1")
+    agent = fleet.device("dev-2")
+    gateway = fleet.gateway(deadline_s=None)
+    images = some_images(bundle)
+    for _ in range(2 * deadline.ENOUGH):
+        gateway.predict(images), gateway.predict(images[:1])
+    engines, run = [held.engine for held in agent._held.values()], SubModelEngine.run_in_chunks
+    slow = threading.Event()  # is never set
+
+    def run_slowly(engine, images, **how):
+        slow.wait(0.3 if engine in engines else 0.0)
+        return run(engine, images, **how)
+
+    monkeypatch.setattr(SubModelEngine, "run_in_chunks", run_slowly)
+    gateway.predict(images)
+    eventually(lambda: not any(gateway.predict(images).degraded for _ in range(5)), 60)
 
 
 def test_a_token_without_answers_is_not_alive(fleet):

@@ -1,10 +1,12 @@
 """The HTTP API over a bundle that runs in this process; tests/system has it over real devices."""
 
+import contextlib
 import io
 import re
 import socket
 import tempfile
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edvit.errors import DeadlineError, OverloadedError, UnavailableError
+from edvit.errors import DeadlineError, EdvitError, OverloadedError, UnavailableError
 from edvit.inputs.preprocess import decode_image
 from edvit.runtime.gateway.device_state import DeviceStatus
 from edvit.runtime.gateway.hedging import CopiesAsked
@@ -20,6 +22,7 @@ from edvit.runtime.http import app as http
 from edvit.runtime.http import upload
 from edvit.runtime.http.app import WORKERS, create_app, fleet_of, health_of
 from edvit.runtime.http.client import Client
+from edvit.runtime.http.decoders import Decoders
 from edvit.runtime.http.server import HttpServer, bind
 from edvit.runtime.http.uploads import Uploads
 from edvit.runtime.prediction import Prediction, Timings
@@ -188,9 +191,62 @@ def test_the_wait_for_a_worker_counts_towards_the_deadline(serve, bundle):
         pending = [pool.submit(ask, i) for i in range(WORKERS + 4)]
         try:
             eventually(lambda: sum(one.done() for one in pending) == 4, 60)
-            assert all("every worker was busy for 0.5 s" in one.result() for one in pending if one.done())
+            assert all("every worker was busy for 0.2 s" in one.result() for one in pending if one.done())
         finally:
             release.set()
+
+
+def test_the_wait_for_a_decoder_counts_towards_the_deadline(serve, bundle, predictor, monkeypatch):
+    waited, decode = [], Decoders.decode
+
+    async def decode_later(self, *asked):
+        array, seconds = await decode(self, *asked)
+        return array, seconds + 5.0
+
+    class Noting(OneProcess):
+        def predict(self, images, *, since=None):
+            waited.append(time.perf_counter() - since)
+            return predictor.predict(images)
+
+    monkeypatch.setattr(Decoders, "decode", decode_later)
+    assert httpx.post(serve(Noting(bundle)) + "/predict", files={"file": ("x.png", png())}).status_code == 200
+    assert waited[0] >= 5.0
+
+
+def most_at_once(serve, bundle, predictor, image):
+    """How many requests are worked on at once after many that took long, though they were answered."""
+    working, most, slow = [], [], threading.Event()  # the event is never set
+
+    class Slow(OneProcess):
+        longest_s = 2.0
+
+        def predict(self, images, *, since=None):
+            working.append(images)
+            most.append(len(working))
+            slow.wait(0.9)
+            working.pop()
+            return predictor.predict(images)
+
+    url = serve(Slow(bundle))
+
+    def ask(_):
+        with Client(url, timeout_s=60) as client, contextlib.suppress(EdvitError):
+            (client.predict_batch if image.ndim == 4 else client.predict_array)(image)
+
+    with ThreadPoolExecutor(WORKERS) as pool:
+        list(pool.map(ask, range(6 * WORKERS)))
+        most.clear()
+        list(pool.map(ask, range(WORKERS)))
+    return max(most)
+
+
+def test_fewer_requests_are_worked_on_at_once_while_answers_take_too_long(serve, bundle, predictor):
+    """Devices that are asked more at once than they can answer in time would answer none in time."""
+    assert most_at_once(serve, bundle, predictor, IMAGE) <= WORKERS // 2
+
+
+def test_batches_that_take_long_do_not_hold_up_others(serve, bundle, predictor):
+    assert most_at_once(serve, bundle, predictor, np.stack([IMAGE, IMAGE])) >= WORKERS // 4
 
 
 def test_too_many_requests_at_once_are_refused_until_some_are_done(serve, bundle, predictor, monkeypatch):

@@ -8,7 +8,15 @@ import numpy as np
 import psutil
 import pytest
 
-from edvit.errors import CostlyFileError, EdvitError, ImageError, ServiceError, TooLargeError, UnsupportedMediaError
+from edvit.errors import (
+    CostlyFileError,
+    EdvitError,
+    ImageError,
+    OverloadedError,
+    ServiceError,
+    TooLargeError,
+    UnsupportedMediaError,
+)
 from edvit.inputs.audio import Spectrogram
 from edvit.inputs.preprocess import Preprocessing, decode_file
 from edvit.runtime.http import decoders as module
@@ -28,8 +36,11 @@ def decoders():
     started.close()
 
 
+LONG_S = 60.0
+
+
 def decode(decoders, data, client="somebody"):
-    return asyncio.run(fresh(decoders).decode(data, client))
+    return asyncio.run(fresh(decoders).decode(data, client, LONG_S))[0]
 
 
 def fresh(decoders):
@@ -103,15 +114,32 @@ def test_a_decoder_has_a_limit_of_memory(decoders, monkeypatch):
         decode(decoders, grey_16_bits(3000, 3000))
 
 
+def test_a_file_waits_no_longer_than_it_may_and_tells_how_long_it_did(decoders):
+    small, large = noise(20, 30), noise(500, 400)
+
+    async def run():
+        fresh(decoders)
+        async with decoders._thorough.place("another"):
+            with pytest.raises(OverloadedError, match=r"no decoder was free for 0\.3 s"):
+                await decoders.decode(large, "polite", 0.3)
+            waiting = asyncio.create_task(decoders.decode(large, "polite", LONG_S))
+            await asyncio.sleep(0.3)
+        return (await waiting)[1], (await decoders.decode(small, "polite", LONG_S))[1]
+
+    waited_s, at_once_s = asyncio.run(run())
+    assert waited_s >= 0.25
+    assert at_once_s < waited_s
+
+
 def test_nobody_waits_for_a_file_that_takes_long(decoders, monkeypatch):
     monkeypatch.setattr(module, "THOROUGH", module.THOROUGH._replace(cpu_s=0.2))
     data = noise(20, 30)
 
     async def run():
         fresh(decoders)
-        long = [asyncio.create_task(decoders.decode(long_comment(5_000_000), "hostile")) for _ in range(4)]
+        long = [asyncio.create_task(decoders.decode(long_comment(5_000_000), "hostile", LONG_S)) for _ in range(4)]
         await asyncio.sleep(0)
-        arrays = [await decoders.decode(data, "polite") for _ in range(20)]
+        arrays = [(await decoders.decode(data, "polite", LONG_S))[0] for _ in range(20)]
         assert not any(task.done() for task in long[1:])
         results = await asyncio.gather(*long, return_exceptions=True)
         assert [type(result) for result in results] == [CostlyFileError] * 4

@@ -178,3 +178,17 @@ async def test_who_is_refused_and_goes_gives_no_place_back():
     newest.cancel()
     await settle()
     assert them.got == ["a"]
+
+
+@crowd
+async def test_fewer_places_take_none_away_and_more_are_given_at_once():
+    them = Crowd(3, 10)
+    await them.come("abcdef")
+    them.places.resize(1)
+    await them.go(2)
+    assert them.got == list("abc")
+    await them.go(1)
+    assert them.got == list("abcd")
+    them.places.resize(3)
+    await settle()
+    assert them.got == list("abcdef")

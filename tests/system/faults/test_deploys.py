@@ -182,6 +182,30 @@ def test_a_device_that_is_killed_while_it_loads(old, new, references):
     assert beside(old) == ["bundle"]
 
 
+def test_a_device_that_is_stopped_while_it_loads(old, new, references):
+    """The old bundle stays and no request is lost; once the device goes on it drops what it has loaded by then."""
+    images = some_images(old, batch=8)
+    with serving(old.path, "--local") as served, Client(served.url, timeout_s=LONG_S) as client:
+        with contextlib.closing(SteadyLoad(served.url, images)) as load:
+            load.more(60)  # so many that the deadline is learned
+            send(client, new)
+            served.devices["dev-2"].send_signal(signal.SIGSTOP)
+            last = ends(client)
+            assert (last.state, last.serving) == ("failed", old.digest)
+            assert "device dev-2" in last.error.message
+            load.more(40)
+            served.devices["dev-2"].send_signal(signal.SIGCONT)
+            planned = old.manifest.submodel(0).peak_memory_bytes
+            eventually(lambda: {one.memory_bytes for one in client.fleet().devices} == {planned}, LONG_S)
+            eventually(lambda: client.health().status == "ready", LONG_S)
+            load.more(40)
+        assert load.errors == []
+        assert len(load.answers) == load.asked
+        assert {answer.missing for _, _, answer in load.answers} <= {(), (1,)}
+        assert all(is_of(answer, which, references, old.digest) for _, which, answer in load.answers)
+    assert beside(old) == ["bundle"]
+
+
 def test_a_gateway_that_is_killed_in_the_midst_comes_back_with_the_old_bundle(old, new, references, tmp_path):
     images = some_images(old, batch=8)
     with process_fleet(old, tmp_path / "cache") as fleet:

@@ -29,7 +29,17 @@ from edvit.errors import ConfigError, DataError
 from edvit.inputs.datasets.groups import groups_of
 from edvit.inputs.datasets.images import FileSounds, LabelledImages, Split
 
-__all__ = ["GREY", "SPECS", "FileSounds", "LabelledImages", "Split", "channels_of", "check_apart", "read_split"]
+__all__ = [
+    "GREY",
+    "SPECS",
+    "FileSounds",
+    "LabelledImages",
+    "Split",
+    "channels_of",
+    "check_apart",
+    "check_outside",
+    "read_split",
+]
 
 SPECS = (
     "digits", "imagefolder:DIR", "audiofolder:DIR", "cifar10", "mnist", "fashion-mnist", "caltech256", "gtzan",
@@ -85,12 +95,21 @@ def check_apart(spec: str, option: str, path: Path) -> None:
     kind, _, argument = spec.partition(":")
     root = Path(argument).expanduser()
     if kind in FOLDERS and argument and would_read(root, path):
-        whole = Path(os.path.realpath(root))
-        beside = whole.with_name(path.name if path.name not in ("", whole.name) else f"{whole.name}-bundle")
-        raise ConfigError(
-            f"{option} {path}: would be read as a part of the data in {root}; give a folder outside it, such as "
-            f"{beside}"
-        )
+        raise _inside(root, option, path)
+
+
+def check_outside(root: Path, option: str, path: Path) -> None:
+    """Raises ConfigError where a folder that is to be written lies in one whose files are all read, now and later."""
+    if Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root.expanduser())):
+        raise _inside(root, option, path)
+
+
+def _inside(root: Path, option: str, path: Path) -> ConfigError:
+    whole = Path(os.path.realpath(root.expanduser()))
+    beside = whole.with_name(path.name if path.name not in ("", whole.name) else f"{whole.name}-bundle")
+    return ConfigError(
+        f"{option} {path}: would be read as a part of the data in {root}; give a folder outside it, such as {beside}"
+    )
 
 
 def _reader(spec: str, split_by: str | None) -> Callable[[Split, Path | None], LabelledImages]:

@@ -17,12 +17,18 @@ WINDOW = 512
 ENOUGH = 50
 EVERY = 16
 """Answers after which the deadline is computed anew."""
+CUTS = 32
+"""So many answers in a row that were cut off say that the deadline is too short: a device that hangs cuts off fewer
+before it is left alone."""
 
 
 class Deadline:
     """The deadline of predictions, seconds. Thread-safe.
 
     Batches are told apart by their size, rounded up to a power of two, because larger ones take longer.
+
+    A deadline that cuts off every answer would never learn what they take. It begins anew with the longest one where
+    `CUTS` answers in a row were cut off, and where a device has answered a probe, but later than the deadline.
 
     Args:
         fixed_s: the deadline of every prediction; None to learn it.
@@ -33,6 +39,7 @@ class Deadline:
         self._taken: dict[int, deque[float]] = {}
         self._learned: dict[int, float] = {}
         self._since: dict[int, int] = {}
+        self._cuts: dict[int, int] = {}
         self._lock = threading.Lock()
 
     @property
@@ -52,10 +59,30 @@ class Deadline:
         with self._lock:
             taken = self._taken.setdefault(size, deque(maxlen=WINDOW))
             taken.append(seconds)
+            self._cuts.pop(size, None)
             self._since[size] = self._since.get(size, 0) + 1
             if len(taken) >= ENOUGH and self._since[size] >= EVERY:
                 self._since[size] = 0
                 self._learned[size] = learned_s(taken)
+
+    def cut(self, batch: int) -> None:
+        """A device that seems to hang has held up an answer until the deadline."""
+        size = size_class(batch)
+        with self._lock:
+            self._cuts[size] = self._cuts.get(size, 0) + 1
+            if self._cuts[size] >= CUTS:
+                self._begin_anew(size)
+
+    def probed(self, seconds: float) -> None:
+        """A device that does not hang took so long for one image."""
+        with self._lock:
+            if seconds > self.of(1):
+                for size in [*self._taken]:
+                    self._begin_anew(size)
+
+    def _begin_anew(self, size: int) -> None:
+        for known in (self._taken, self._learned, self._since, self._cuts):
+            known.pop(size, None)
 
 
 def learned_s(taken: deque[float]) -> float:

@@ -43,6 +43,14 @@ class DeviceStatus:
     """Those of `submodels` that are second copies: their first copy is on another device."""
 
 
+@dataclass(frozen=True)
+class Refusal:
+    """What a device refuses for good, as asking again gives it no more memory, and why, one line."""
+
+    target: tuple[int, ...]
+    reason: str
+
+
 @dataclass
 class DeviceState:
     """What the reconciler knows of one device of the fleet."""
@@ -62,8 +70,7 @@ class DeviceState:
     """Whether it answered when it was last asked anything."""
     seen: bool = False
     """Whether it has ever been ready."""
-    refused: tuple[int, ...] | None = None
-    """The target that it refuses for good: asking again gives it no more memory."""
+    refusal: Refusal | None = None
     info: DeviceInfo | None = None
     tried: frozenset[int] = frozenset()
     """Sub-models of which it has answered a first inference."""
@@ -85,8 +92,13 @@ class DeviceState:
         """Take another process for the device, or none."""
         if self.breaker.closed:
             self.since = now
-        self.instance, self.breaker, self.answers, self.refused = instance, Breaker(), False, None
+        self.instance, self.breaker, self.answers, self.refusal = instance, Breaker(), False, None
         self.info, self.tried, self.problem = None, frozenset(), None
+
+    @property
+    def refuses(self) -> str | None:
+        """Why it refuses its target for good; None where it does not."""
+        return self.refusal.reason if self.refusal is not None and self.refusal.target == self.target else None
 
     @property
     def state(self) -> State:
@@ -95,7 +107,7 @@ class DeviceState:
             return "offline"
         if self.breaker.closed:
             return "ready"
-        if self.refused == self.target:
+        if self.refuses is not None:
             return "refused"
         return "silent" if self.problem is not None and not self.answers else "loading"
 
@@ -113,7 +125,7 @@ class DeviceState:
             memory_limit_bytes=min(self.device.memory_bytes, own or self.device.memory_bytes),
             host=info.host if info is not None else None,
             pid=info.pid if info is not None else None,
-            problem=self.problem,
+            problem=self.refuses if self.state == "refused" else self.problem,
             state=self.state,
             copies=tuple(sorted(self.ready & self.copies)),
         )

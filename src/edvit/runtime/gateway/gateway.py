@@ -117,7 +117,7 @@ class Gateway:
             transport,
             image_encoding,
             lease=lease,
-            probe_s=lambda: self._deadline.of(1),
+            deadline=self._deadline,
             mend_after_s=mend_after_s,
             beside=beside,
             away=away,
@@ -231,6 +231,8 @@ class Gateway:
         hangs = self._reconciler.learn(expected, gathered, fair=left_s >= deadline_s / 2)
         if expected and not hangs:
             self._deadline.took(len(images), waited_s + gathered_at - start)
+        elif gathered.late:
+            self._deadline.cut(len(images))
         missing = tuple(
             submodel.id for submodel in self._bundle.manifest.submodels if submodel.id not in gathered.features
         )

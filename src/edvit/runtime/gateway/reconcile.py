@@ -24,7 +24,8 @@ from edvit.errors import (
     WireError,
     printable,
 )
-from edvit.runtime.gateway.device_state import SETTLE_FIRST_S, DeviceState, DeviceStatus, stranger
+from edvit.runtime.gateway.deadline import Deadline
+from edvit.runtime.gateway.device_state import SETTLE_FIRST_S, DeviceState, DeviceStatus, Refusal, stranger
 from edvit.runtime.gateway.gather import Expected, Gathered, gather
 from edvit.runtime.gateway.lease import Lease
 from edvit.runtime.gateway.mending import MEND_AFTER_S, Mending
@@ -39,7 +40,8 @@ log = logging.getLogger(__name__)
 
 INFO_DEADLINE_S = 1.0
 PROBE_FIRST_S = 10.0
-"""A first inference may take so long; a probe of a device that was ready before has the deadline of a request."""
+"""A first inference may take so long; a probe of a device that was ready before has the longest deadline of a request.
+"""
 PROBE_SUSPECTED_S = 2.0
 """A device that other devices' copies have overtaken has no longer."""
 PROBE_PAUSES_S = (0.0, 0.05, 0.2)
@@ -61,7 +63,7 @@ class Reconciler:
 
     Args:
         lease: which gateway is in charge. The caller closes it, after the reconciler.
-        probe_s: gives the seconds that a device has to answer a probe.
+        deadline: of predictions. It is told what probes take that were longer than it.
         mend_after_s: the grace time, seconds.
         replicas: 2 to keep a second copy of every sub-model where there is room.
         on_doubt: called with a device that is left alone, or suspected, from now on; must not wait.
@@ -76,7 +78,7 @@ class Reconciler:
         encoding: ImageEncoding,
         *,
         lease: Lease,
-        probe_s: Callable[[], float],
+        deadline: Deadline,
         mend_after_s: float = MEND_AFTER_S,
         replicas: int = 1,
         on_doubt: Callable[[str], None] = lambda name: None,
@@ -88,7 +90,7 @@ class Reconciler:
         self._transport = transport
         self._encoding = encoding
         self._fleet = manifest.plan.fleet
-        self._probe_s = probe_s
+        self._deadline = deadline
         self._mend_after_s = mend_after_s
         self._on_doubt = on_doubt
         self._beside = beside
@@ -130,7 +132,7 @@ class Reconciler:
         with self._changed:
             self._beside = bundles
             for device in self._devices.values():
-                device.refused, device.look_at = None, now
+                device.refusal, device.look_at = None, now
             self._changed.notify_all()
 
     def lacking(self) -> dict[str, tuple[int, ...]]:
@@ -372,9 +374,7 @@ class Reconciler:
             if device.instance != instance or self._closing.is_set():
                 return
             now = time.monotonic()
-            if problem is not None and str(problem) != device.problem:
-                log.info("device %s is not as planned: %s", name, problem)
-            device.problem = None if problem is None else str(problem)
+            known, device.problem = device.problem, None if problem is None else str(problem)
             suspicion_is_new = device.breaker.suspected and not suspected
             device.look_at = now if suspicion_is_new or device.target != target else now + LOOK_S
             if problem is None and not device.breaker.closed:
@@ -388,7 +388,12 @@ class Reconciler:
             elif problem is not None and not device.answers:
                 device.look_at = now
                 device.breaker = device.breaker.failed_request(now)
-                device.since = device.since if device.breaker.closed else now
+                if device.breaker.closed:  # one look that is missed is no news: it is asked on
+                    device.answers, device.problem = True, known
+                else:
+                    device.since = now
+            if device.problem not in (None, known):
+                log.info("device %s is not as planned: %s", name, device.problem)
             self._changed.notify_all()
 
     def _bring(self, name: str, device: DeviceState, instance: str, suspected: bool) -> None:
@@ -405,20 +410,24 @@ class Reconciler:
             if not self._held(info) and target:
                 raise UnavailableError(f"the gateway on {other.host}, which is in charge, has not loaded it yet")
         elif self._held(info) != {spec.id: spec.sha256 for spec in specs} or self._is_foreign(info):
-            if target == device.refused:
-                raise MemoryLimitError(device.problem or "the device has refused its sub-models")
+            if device.refusal is not None and device.refusal.target == target:
+                raise MemoryLimitError(device.refusal.reason)
             try:
                 info = self._load(name, device, instance, specs, self._beside)
-            except MemoryLimitError:
+            except MemoryLimitError as error:
                 with self._changed:
-                    device.refused = target if device.instance == instance else device.refused
+                    if device.instance == instance:
+                        device.refusal = Refusal(target, str(error))
                 raise
             self._take(name, device, instance, info)
         held = frozenset(self._held(info))
         if suspected:
-            self._try(name, held, min(self._probe_s(), PROBE_SUSPECTED_S))
+            self._try(name, held, min(self._deadline.of(1), PROBE_SUSPECTED_S))
         elif held and not (device.breaker.closed and held <= device.tried):
-            self._try(name, held, PROBE_FIRST_S if not device.seen else self._probe_s())
+            took_s = self._try(name, held, self._deadline.longest_s if device.seen else PROBE_FIRST_S)
+            if took_s > self._deadline.of(1):
+                # It may have hung and gone on in the midst of that: what it takes now tells.
+                self._deadline.probed(self._try(name, held, self._deadline.longest_s))
         with self._changed:
             if device.instance == instance:
                 device.tried = held
@@ -481,13 +490,18 @@ class Reconciler:
             return info
         raise problem
 
-    def _try(self, name: str, submodels: frozenset[int], deadline_s: float) -> None:
-        """Make an inference from end to end, so that a device that counts as ready has answered."""
+    def _try(self, name: str, submodels: frozenset[int], deadline_s: float) -> float:
+        """Make an inference from end to end, so that a device that counts as ready has answered.
+
+        Returns:
+            The seconds it took.
+        """
         manifest = self._bundle.manifest
         images = np.zeros((1, *manifest.preprocessing.shape), np.uint8)
         expected = {one: Expected(name, manifest.submodel(one).feature_dim) for one in submodels}
         for pause in PROBE_PAUSES_S:
             self._closing.wait(pause)
+            start = time.monotonic()
             tried = gather(
                 self._ask_each,
                 self._fleet.name,
@@ -498,7 +512,7 @@ class Reconciler:
                 deadline_s=deadline_s,
             )
             if len(tried.features) == len(expected):
-                return
+                return time.monotonic() - start
             if tried.problems:
                 raise tried.problems[0]
             if tried.late:

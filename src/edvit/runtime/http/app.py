@@ -38,6 +38,7 @@ from edvit.runtime.http.answers import (
     PredictedBatch,
 )
 from edvit.runtime.http.body import NPY
+from edvit.runtime.http.pace import Pace
 from edvit.runtime.http.places import Places
 from edvit.runtime.http.upload import MAX_BODY_BYTES
 from edvit.runtime.http.uploads import Uploads, client_of
@@ -49,6 +50,10 @@ if TYPE_CHECKING:
 
 WORKERS = 16
 """Requests worked on at once; each mostly waits for devices. More wait their turn, without blocking `/health`."""
+
+WAIT = 0.4
+"""The share of the longest deadline for which a request may wait, for a decoder and for its turn. After a longer wait
+the devices would not answer it in time, and what they do for it would be lost to others."""
 
 MAX_REQUESTS = 80
 """Predictions under way or waiting; more are refused, those of the client first that has the most."""
@@ -114,18 +119,29 @@ def create_app(predictor: Predictor, manifest: Manifest, uploads: Uploads, deplo
 def _router(predictor: Predictor, manifest: Manifest, uploads: Uploads) -> APIRouter:
     router = APIRouter(responses=ERRORS)
     workers = CapacityLimiter(WORKERS)
-    places = Places(WORKERS, MAX_REQUESTS - WORKERS)
+    places, pace = Places(WORKERS, MAX_REQUESTS - WORKERS), Pace(WORKERS)
 
     @router.post("/predict", response_model=Predicted | PredictedBatch, openapi_extra=_request_body(manifest))
     async def predict(request: Request) -> Response:
         """Classify one image or sound, or a batch given as an array."""
         client = client_of(request)
-        async with uploads.read(request, client) as (images, is_batch, start), AsyncExitStack() as held:
+        wait_s = WAIT * predictor.longest_s
+        async with (
+            uploads.read(request, client, wait_s) as (images, is_batch, start, waited_s),
+            AsyncExitStack() as held,
+        ):
             decoded = time.perf_counter()
-            await _place(held, places, client, predictor.longest_s)
+            await _place(held, places, client, wait_s - waited_s)
+            began, answered = time.perf_counter(), False
             # One hop to a worker thread: waiting for devices would stall the event loop.
-            work = partial(predictor.predict, images, since=decoded)
-            prediction = await anyio.to_thread.run_sync(work, limiter=workers, abandon_on_cancel=True)
+            work = partial(predictor.predict, images, since=decoded - waited_s)
+            try:
+                prediction = await anyio.to_thread.run_sync(work, limiter=workers, abandon_on_cancel=True)
+                answered = True
+            finally:
+                took_s = time.perf_counter() - began
+                if not answered or len(images) == 1:  # a batch may take long by itself, however little else there is
+                    places.resize(pace.after(took_s, predictor.longest_s, answered=answered))
             note(degraded=prediction.degraded, missing=prediction.missing)
             return _json(_answer(prediction, is_batch, start, decoded))
 
@@ -146,13 +162,13 @@ def _router(predictor: Predictor, manifest: Manifest, uploads: Uploads) -> APIRo
 # --- POST /predict -----------------------------------------------------------------------------------------
 
 
-async def _place(held: AsyncExitStack, places: Places, client: str, longest_s: float) -> None:
-    """Wait for a place; a request that has not got one by its deadline is told so."""
+async def _place(held: AsyncExitStack, places: Places, client: str, wait_s: float) -> None:
+    """Wait for a place; a request that has not got one in time for the devices to answer is told so."""
     try:
-        with anyio.fail_after(longest_s):
+        with anyio.fail_after(wait_s):
             await held.enter_async_context(places.place(client))
     except TimeoutError:
-        raise DeadlineError(f"every worker was busy for {longest_s:g} s: try again in a moment") from None
+        raise DeadlineError(f"every worker was busy for {wait_s:.2g} s: try again in a moment") from None
 
 
 def _answer(prediction: Prediction, is_batch: bool, start: float, decoded: float) -> Predicted | PredictedBatch:

@@ -14,12 +14,22 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
 import numpy as np
-from anyio import CapacityLimiter, to_thread
+from anyio import CapacityLimiter, fail_after, to_thread
 
-from edvit.errors import CostlyFileError, EdvitError, ImageError, ServiceError, TooLargeError, error_from
+from edvit.errors import (
+    CostlyFileError,
+    EdvitError,
+    ImageError,
+    OverloadedError,
+    ServiceError,
+    TooLargeError,
+    error_from,
+)
 from edvit.inputs.preprocess import Limits, Preprocessing, UInt8
 from edvit.runtime.http import decoder_process
 from edvit.runtime.http.decoder_process import ARRAY, END, HEAD, JOB, STARTED, Order, receive, send
@@ -75,28 +85,38 @@ class Decoders:
         self._threads: CapacityLimiter | None = None
         self._suspects: dict[str, float] = {}
 
-    async def decode(self, data: bytes, client: str) -> UInt8:
+    async def decode(self, data: bytes, client: str, wait_s: float) -> tuple[UInt8, float]:
         """Decode a file of the kind that the model takes, uint8 `[channels, size, size]`.
+
+        Args:
+            client: whose file it is: each client gets as many turns as any other.
+            wait_s: seconds that it may wait for a decoder, which are not those that decoding takes.
+
+        Returns:
+            The array, and the seconds that the file has waited.
 
         Raises:
             ImageError: as `edvit.inputs.preprocess.decode_file`.
             CostlyFileError: decoding took too long.
             TooLargeError: decoding took too much memory.
-            OverloadedError, TooManyRequestsError: as `Places.place`.
+            OverloadedError: no decoder was free in time, or as `Places.place`.
+            TooManyRequestsError: as `Places.place`.
         """
         self._threads = self._threads or CapacityLimiter(QUICK_PROCESSES + 1)
+        waiting = _Waiting(wait_s)
         if len(data) <= QUICK_BYTES and not self._is_suspect(client):
-            async with self._quick.place(client):
+            async with waiting.place(self._quick, client):
                 array = await to_thread.run_sync(partial(self._decode_quickly, data), limiter=self._threads)
             if array is not None:
-                return array
+                return array, waiting.waited_s
             self._suspect(client)
-        async with self._thorough.place(client):
+        async with waiting.place(self._thorough, client):
             try:
-                return await to_thread.run_sync(partial(self._decode_thoroughly, data), limiter=self._threads)
+                array = await to_thread.run_sync(partial(self._decode_thoroughly, data), limiter=self._threads)
             except CostlyFileError:
                 self._suspect(client)
                 raise
+        return array, waiting.waited_s
 
     def close(self) -> None:
         """End every process. A file that is being decoded is given up."""
@@ -141,6 +161,31 @@ class Decoders:
 
     def _array(self, content: bytes) -> UInt8:
         return np.frombuffer(content, dtype=np.uint8).reshape(self._how.shape)
+
+
+class _Waiting:
+    """How long one file has waited for decoders.
+
+    Args:
+        most_s: seconds that it may, together.
+    """
+
+    def __init__(self, most_s: float) -> None:
+        self.waited_s = 0.0
+        self._most_s = most_s
+
+    @asynccontextmanager
+    async def place(self, places: Places, client: str) -> AsyncIterator[None]:
+        """As `Places.place`. Raises OverloadedError where it would wait for too long, too."""
+        start = time.monotonic()
+        async with AsyncExitStack() as held:
+            try:
+                with fail_after(self._most_s - self.waited_s):
+                    await held.enter_async_context(places.place(client))
+            except TimeoutError:
+                raise OverloadedError(f"no decoder was free for {self._most_s:.2g} s: try again in a moment") from None
+            self.waited_s += time.monotonic() - start
+            yield
 
 
 class _LostError(Exception):

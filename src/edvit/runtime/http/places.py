@@ -20,7 +20,8 @@ class Places:
     """
 
     def __init__(self, at_once: int, waiting: int, a_client: int | None = None) -> None:
-        self._free = at_once
+        self._at_once = at_once
+        self._free = at_once  # less than none while there are fewer places than requests that have one
         self._most_waiting = waiting
         self._a_client = a_client or at_once
         self._held: Counter[str] = Counter()
@@ -44,6 +45,13 @@ class Places:
             yield
         finally:
             self._give_back(client)
+
+    def resize(self, at_once: int) -> None:
+        """From now on so many requests have a place at a time. None loses the one that it has."""
+        self._free += at_once - self._at_once
+        self._at_once = at_once
+        while self._free > 0 and self._hand_on():
+            pass
 
     def _has_share(self, client: str) -> bool:
         return self._held[client] < self._a_client
@@ -85,15 +93,21 @@ class Places:
         self._held[client] -= 1
         if not self._held[client]:
             del self._held[client]
+        if self._free > 0:
+            self._hand_on()
+
+    def _hand_on(self) -> bool:
+        """Give a free place to who is next; whether there is anyone."""
         turns = ((name, turn) for name, queue in self._queues.items() if self._has_share(name) for turn in queue)
-        following, turn = next(((name, turn) for name, turn in turns if not turn.done()), (client, None))
+        following, turn = next(((name, turn) for name, turn in turns if not turn.done()), ("", None))
         if turn is None:
-            return
+            return False
         self._forget(following, turn)
         if following in self._queues:
             self._queues.move_to_end(following)
         self._take(following)
         turn.set_result(None)
+        return True
 
     def _forget(self, client: str, turn: asyncio.Future[None]) -> None:
         queue = self._queues[client]

@@ -31,11 +31,13 @@ class Images(NamedTuple):
         images: uint8 `[batch, channels, size, size]`.
         is_batch: the caller sent a batch rather than one image or sound.
         start: when the last byte of the request had come, by `time.perf_counter`.
+        waited_s: seconds for which its file has waited for a decoder.
     """
 
     images: UInt8
     is_batch: bool
     start: float
+    waited_s: float
 
 
 class Uploads:
@@ -52,8 +54,12 @@ class Uploads:
         self._large = Room(LARGE_ROOM, LARGE_ROOM_OF_A_CLIENT)
 
     @asynccontextmanager
-    async def read(self, request: Request, client: str) -> AsyncIterator[Images]:
+    async def read(self, request: Request, client: str, wait_s: float) -> AsyncIterator[Images]:
         """The array of a request's body, for the block: its memory is counted until the block ends.
+
+        Args:
+            client: whose request it is, as `client_of` says.
+            wait_s: seconds for which its file may wait for a decoder.
 
         Raises:
             ImageError, SlowUploadError: as `read_upload` and `read_array`, and as `Decoders.decode` for a file.
@@ -67,10 +73,11 @@ class Uploads:
                 has_room = True
                 upload = await read_upload(request, held)
                 start = time.perf_counter()
-                array = read_array(upload.data, upload.media_type, self._how)
+                array, waited_s = read_array(upload.data, upload.media_type, self._how), 0.0
                 if array is None:
-                    array = ((await self._decoders.decode(upload.data, client))[None], False)
-                yield Images(*array, start)
+                    decoded, waited_s = await self._decoders.decode(upload.data, client, wait_s)
+                    array = (decoded[None], False)
+                yield Images(*array, start, waited_s)
         except (OverloadedError, TooManyRequestsError):
             if not has_room:
                 await discard_body(request)
