@@ -139,6 +139,9 @@ def load_fleet(path: Path | str) -> Fleet:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark is not None else ""
         raise FleetError(f"{path}: not valid YAML{where}") from None
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+        # PyYAML lets these through from values that are not what their tag says, such as `!!bool x` or 2001-99-99.
+        raise FleetError(f"{path}: a value is not valid, or lists are nested too deeply") from None
     if not isinstance(values, dict):
         found = "is empty" if values is None else f"holds no keys but a {type(values).__name__}"
         raise FleetError(

@@ -231,6 +231,8 @@ class _Stream:
 
     def _more(self, most: int) -> bytes:
         """At least some progress: up to `most` bytes, or none where only input was taken."""
+        if self._inflater.eof:  # zlib may keep a tail behind its end, which it never takes
+            raise _damaged("a section is shorter than it says")
         packed = self._inflater.unconsumed_tail
         if not packed:
             packed = self._file.read(min(PIECE, self._left))

@@ -77,7 +77,7 @@ def read_npy(data: bytes, how: Preprocessing) -> UInt8:
     fortran = said["fortran"] == b"True"
     if dtype != np.uint8:
         raise ImageError(f"the array's dtype is {dtype}: send {expected}")
-    if fortran or shape[-3:] != how.shape or len(shape) not in (3, 4):
+    if fortran or shape[-3:] != how.shape or len(shape) not in (3, 4) or min(shape) < 0:
         order = " in Fortran order" if fortran else ""
         raise ImageError(f"the array's shape is {list(shape)}{order}: send {expected}")
     if len(shape) == 4 and shape[0] == 0:
