@@ -1,6 +1,6 @@
 """What keys cost a request: HTTPS, a token and TLS to every device, next to none of it, asked in turns.
 
-    python benchmarks/tls_latency.py [--bundle DIR] [--requests 300] [--runs 3]
+    python -m benchmarks.tls_latency [--bundle DIR] [--requests 300] [--runs 3]
 
 Two services of one bundle run side by side, each with a gateway and a process per device, over the loopback interface:
 one with keys, one without. This process asks them in turns, over one kept connection each, so that whatever else the
