@@ -108,6 +108,18 @@ def test_a_missing_extra_is_named(edvit, bundle, monkeypatch, command, module):
     assert err == 'edvit: this command needs the serve extra: pip install "edvit[serve]"\n'
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--unknown-below", "0.5", "--unknown-rate", "0.05"], "--unknown-below and --unknown-rate: give one of them"),
+        (["--unknown-below", "60"], 'Invalid value "60.0" for --unknown-below. Must be < 1.'),
+        (["--unknown-rate", "0.05"], "the bundle was built by an edvit that did not calibrate: build it again"),
+    ],
+)
+def test_what_may_be_unknown_is_one_thing_that_the_bundle_knows(edvit, bundle, options, message):
+    assert edvit("serve", bundle.path, "--local", "--port", "0", *options) == (2, "", f"edvit: {message}\n")
+
+
 def test_a_gateway_of_a_fleet_that_is_taken_ends():
     class Refused:
         replicas = 1

@@ -34,6 +34,7 @@ app = App(
 PositiveInt = Annotated[int, Parameter(validator=Number(gte=1))]
 NaturalInt = Annotated[int, Parameter(validator=Number(gte=0))]
 Port = Annotated[int, Parameter(validator=Number(gte=0, lte=65535))]
+Share = Annotated[float, Parameter(validator=Number(gt=0, lt=1))]
 PositiveFloat = Annotated[float, Parameter(validator=Number(gt=0, lt=math.inf))]
 Json = Annotated[bool, Parameter(name="--json")]
 
@@ -58,7 +59,8 @@ def main() -> None:
     if sys.argv[1:2] == ["device"]:  # a device has little memory: what other commands import stays away
         from edvit.cli.device import device
 
-        app.command(device)
+        if "device" not in app:
+            app.command(device)
     else:
         import edvit.cli.commands  # noqa: F401 - it registers every command
     run_app(app)

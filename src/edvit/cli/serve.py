@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 from cyclopts import Parameter
 
-from edvit.cli import Port, PositiveFloat
+from edvit.cli import Port, PositiveFloat, Share
 from edvit.cli.console.copy_lines import CopyLines
 from edvit.cli.console.log_options import LogOptions
 from edvit.runtime.exposure import is_loopback, wanting_keys
@@ -91,6 +91,17 @@ def serve(
             "asked where the first one is late or ends."
         ),
     ] = 1,
+    unknown_below: Annotated[
+        Share | None,
+        Parameter(help="Answer `unknown` where the most probable class is less probable than this, 0 to 1."),
+    ] = None,
+    unknown_rate: Annotated[
+        Share | None,
+        Parameter(
+            help="The same, at the probability below which the answers to so large a share of the validation images "
+            "were: 0.01, 0.02, 0.05, 0.1 or 0.2."
+        ),
+    ] = None,
     image_encoding: Annotated[
         ImageEncoding,
         Parameter(
@@ -104,11 +115,13 @@ def serve(
     from edvit.fleet import load_fleet
     from edvit.runtime.deploy.folder import BundleFolder
     from edvit.runtime.local import serve_locally
+    from edvit.runtime.rejection import Rejection
     from edvit.runtime.service import serve as serve_fleet
     from edvit.runtime.service import until_signalled
     from edvit.runtime.wire.zenoh_transport import check_endpoint
 
     write_logs(logs.log_format, logs.log_level)
+    rejection = Rejection(unknown_below, unknown_rate)
     if sys.stdout is None or not sys.stdout.isatty():
         os.environ.setdefault("NO_COLOR", "1")  # for Zenoh, which logs who is refused
     if listen is not None:
@@ -138,6 +151,7 @@ def serve(
                 image_encoding=image_encoding,
                 strict=strict,
                 replicas=replicas,
+                rejection=rejection,
                 protection=own,
             ) as service:
                 announce(service.url, verified)
@@ -149,6 +163,7 @@ def serve(
                 port=port,
                 strict=strict,
                 replicas=replicas,
+                rejection=rejection,
                 listen=listening,
                 deadline_s=deadline_s,
                 image_encoding=image_encoding,

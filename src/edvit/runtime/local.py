@@ -18,6 +18,7 @@ from pathlib import Path
 from edvit.bundle import Bundle
 from edvit.errors import UnavailableError
 from edvit.runtime.http.server import bind
+from edvit.runtime.rejection import NEVER, Rejection
 from edvit.runtime.service import Protection, Service, serve_on
 from edvit.runtime.wire.image_encoding import ImageEncoding
 
@@ -50,6 +51,7 @@ def serve_locally(
     image_encoding: ImageEncoding = "raw",
     strict: bool = False,
     replicas: int = 1,
+    rejection: Rejection = NEVER,
     ready_s: float = READY_S,
     protection: Protection | None = None,
 ) -> Iterator[LocalService]:
@@ -61,6 +63,7 @@ def serve_locally(
         bundle: a verified bundle.
         host, port: the HTTP address; port 0 takes a free one.
         deadline_s, image_encoding, strict, replicas: as for `Gateway`.
+        rejection: which images are taken for none of the classes.
         ready_s: how long the devices may take to load their sub-models, seconds.
         protection: as for `serve`; its `wire` is None, as the devices are reached over the loopback interface alone.
 
@@ -83,6 +86,7 @@ def serve_locally(
             image_encoding=image_encoding,
             strict=strict,
             replicas=replicas,
+            rejection=rejection,
             scouting=False,
             protection=protection,
         ) as service,

@@ -15,6 +15,7 @@ from edvit.runtime.gateway.gateway import Gateway
 from edvit.runtime.gateway.lease import Lease
 from edvit.runtime.http.server import HttpServer, HttpsFiles, bind, missing_serve_extra
 from edvit.runtime.keys.tokens import RATE, TokenList
+from edvit.runtime.rejection import NEVER, Rejection
 from edvit.runtime.wire.image_encoding import ImageEncoding
 from edvit.runtime.wire.mutual_tls import MutualTls
 from edvit.runtime.wire.zenoh_transport import ZenohTransport
@@ -72,6 +73,7 @@ def serve(
     image_encoding: ImageEncoding = "raw",
     strict: bool = False,
     replicas: int = 1,
+    rejection: Rejection = NEVER,
     scouting: bool = True,
     protection: Protection | None = None,
 ) -> Iterator[Service]:
@@ -82,6 +84,7 @@ def serve(
         host, port: the HTTP address; port 0 takes a free one.
         listen: the Zenoh endpoint that devices connect to, e.g. `tcp/0.0.0.0:7447`.
         deadline_s, image_encoding, strict, replicas: as for `Gateway`.
+        rejection: which images are taken for none of the classes.
         scouting: whether devices may find the gateway by multicast.
         protection: what keeps strangers out; with None everybody who reaches an address may use it.
 
@@ -101,6 +104,7 @@ def serve(
             image_encoding=image_encoding,
             strict=strict,
             replicas=replicas,
+            rejection=rejection,
             scouting=scouting,
             protection=protection,
         ) as service,
@@ -118,6 +122,7 @@ def serve_on(
     image_encoding: ImageEncoding,
     strict: bool = False,
     replicas: int = 1,
+    rejection: Rejection = NEVER,
     scouting: bool = True,
     protection: Protection | None = None,
 ) -> Iterator[Service]:
@@ -141,6 +146,7 @@ def serve_on(
             lease=lease,
             beside=beside,
             away=away,
+            unknown_below=rejection.probability(bundle.manifest),
         )
 
     with (
