@@ -88,6 +88,8 @@ def device(**values):
         ("name: [unclosed", r"not valid YAML at line \d"),
         (b"\xff\xfe\x00", "cannot be read|not valid YAML"),
         ("!!python/object/apply:os.getcwd []", "not valid YAML"),
+        ("name: shelf\ndevices: " + "[" * 100_000, "lists and maps are nested over 10 deep at line 2"),
+        ("name: " + "x" * 1_000_000, "has 1,000,006 characters, at most 1,000,000 are read"),
     ],
 )
 def test_a_bad_file_is_one_line_that_names_the_field(load, text, message):

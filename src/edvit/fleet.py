@@ -11,6 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from edvit.errors import FleetError
 from edvit.validation import NAME_PATTERN, first_problem
 
+MOST_CHARACTERS = 1_000_000
+"""Of a fleet.yaml; a device takes some two hundred."""
+MOST_DEPTH = 10
+"""Of lists and maps in each other; a fleet needs four."""
+
 
 class Link(BaseModel):
     """The network between the gateway and one device."""
@@ -123,6 +128,17 @@ def local_fleet(size: int, name: str = "local") -> Fleet:
     return Fleet(name=name, devices=tuple(Device.model_validate({"name": f"dev-{i + 1}"}) for i in range(size)))
 
 
+def _check_depth(path: Path | str, text: str) -> None:
+    """PyYAML takes seconds for thousands of nested lists. Raises FleetError, and what `yaml.parse` raises."""
+    depth = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MOST_DEPTH:
+            raise FleetError(
+                f"{path}: lists and maps are nested over {MOST_DEPTH} deep at line {event.start_mark.line + 1}"
+            )
+
+
 def load_fleet(path: Path | str) -> Fleet:
     """Read `fleet.yaml`.
 
@@ -130,7 +146,11 @@ def load_fleet(path: Path | str) -> Fleet:
         FleetError: the file is missing, not YAML, or describes no valid fleet; the message names the field.
     """
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        if len(text) > MOST_CHARACTERS:
+            raise FleetError(f"{path}: has {len(text):,} characters, at most {MOST_CHARACTERS:,} are read")
+        _check_depth(path, text)
+        values = yaml.safe_load(text)
     except FileNotFoundError:
         raise FleetError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -141,7 +161,7 @@ def load_fleet(path: Path | str) -> Fleet:
         raise FleetError(f"{path}: not valid YAML{where}") from None
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         # PyYAML lets these through from values that are not what their tag says, such as `!!bool x` or 2001-99-99.
-        raise FleetError(f"{path}: a value is not valid, or lists are nested too deeply") from None
+        raise FleetError(f"{path}: a value is not what its tag says") from None
     if not isinstance(values, dict):
         found = "is empty" if values is None else f"holds no keys but a {type(values).__name__}"
         raise FleetError(
