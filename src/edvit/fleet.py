@@ -134,9 +134,11 @@ def _check_depth(path: Path | str, text: str) -> None:
     for event in yaml.parse(text, yaml.SafeLoader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > MOST_DEPTH:
-            raise FleetError(
-                f"{path}: lists and maps are nested over {MOST_DEPTH} deep at line {event.start_mark.line + 1}"
-            )
+            raise FleetError(f"{path}: lists and maps are nested over {MOST_DEPTH} deep{_at_line(event.start_mark)}")
+
+
+def _at_line(mark: Any) -> str:
+    return "" if mark is None else f" at line {mark.line + 1}"
 
 
 def load_fleet(path: Path | str) -> Fleet:
@@ -156,9 +158,7 @@ def load_fleet(path: Path | str) -> Fleet:
     except (OSError, UnicodeDecodeError) as error:
         raise FleetError(f"{path}: cannot be read ({type(error).__name__})") from None
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}" if mark is not None else ""
-        raise FleetError(f"{path}: not valid YAML{where}") from None
+        raise FleetError(f"{path}: not valid YAML{_at_line(getattr(error, 'problem_mark', None))}") from None
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         # PyYAML lets these through from values that are not what their tag says, such as `!!bool x` or 2001-99-99.
         raise FleetError(f"{path}: a value is not what its tag says") from None
