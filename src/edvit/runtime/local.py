@@ -19,6 +19,7 @@ from edvit.bundle import Bundle
 from edvit.errors import UnavailableError
 from edvit.runtime.http.server import bind
 from edvit.runtime.service import Protection, Service, serve_on
+from edvit.runtime.watching.watching import NO_METRICS, MetricsAt
 from edvit.runtime.wire.image_encoding import ImageEncoding
 
 READY_S = 60.0
@@ -52,6 +53,7 @@ def serve_locally(
     replicas: int = 1,
     ready_s: float = READY_S,
     protection: Protection | None = None,
+    metrics: MetricsAt = NO_METRICS,
 ) -> Iterator[LocalService]:
     """Serve a bundle from this machine alone until the block ends; every sub-model is ready when it begins.
 
@@ -63,6 +65,7 @@ def serve_locally(
         deadline_s, image_encoding, strict, replicas: as for `Gateway`.
         ready_s: how long the devices may take to load their sub-models, seconds.
         protection: as for `serve`; its `wire` is None, as the devices are reached over the loopback interface alone.
+        metrics: where metrics are shown.
 
     Raises:
         PortInUseError: the HTTP address is taken; no device was started.
@@ -85,10 +88,11 @@ def serve_locally(
             replicas=replicas,
             scouting=False,
             protection=protection,
+            metrics=metrics,
         ) as service,
     ):
         _wait_ready(service, devices, Path(folder), ready_s)
-        yield LocalService(service.url, service.switch, devices)
+        yield LocalService(service.url, service.switch, service.metrics_url, devices)
 
 
 @contextlib.contextmanager
