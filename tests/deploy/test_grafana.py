@@ -15,9 +15,6 @@ import numpy as np
 import promql_parser
 import pytest
 import yaml
-from grafana_foundation_sdk.cog.encoder import JSONEncoder
-from grafana_foundation_sdk.cog.plugins import register_default_plugins
-from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from edvit.runtime.http.body import NPY, to_npy
 from edvit.runtime.local import serve_locally
@@ -100,6 +97,11 @@ def scrape(tmp_path_factory):
 
 
 def test_the_model_of_grafana_takes_it_and_keeps_all_of_it():
+    pytest.importorskip("grafana_foundation_sdk", reason="Grafana's Foundation SDK needs Python 3.11")
+    from grafana_foundation_sdk.cog.encoder import JSONEncoder
+    from grafana_foundation_sdk.cog.plugins import register_default_plugins
+    from grafana_foundation_sdk.models.dashboard import Dashboard
+
     register_default_plugins()
     kept = json.loads(json.dumps(Dashboard.from_json(DASHBOARD), cls=JSONEncoder))
     assert lost(DASHBOARD, kept) == []
