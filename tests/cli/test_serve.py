@@ -3,7 +3,16 @@ from pathlib import Path
 
 import pytest
 
-from edvit.cli.serve import announcement, check_fleet, device_commands, reachable, report_changes, state_line
+from edvit.cli.serve import (
+    announce,
+    announcement,
+    check_fleet,
+    device_commands,
+    exposed,
+    reachable,
+    report_changes,
+    state_line,
+)
 from edvit.errors import ConfigError, FleetTakenError
 from edvit.fleet import Device, Fleet
 from edvit.runtime.gateway.device_state import DeviceStatus
@@ -129,3 +138,30 @@ def test_a_gateway_of_a_fleet_that_is_taken_ends():
 
     with pytest.raises(FleetTakenError, match="pc-1"):
         report_changes(Refused)
+
+
+def test_a_port_of_metrics_that_others_reach_wants_keys_as_the_api_does():
+    assert exposed("127.0.0.1", None, "0.0.0.0") == ["--metrics-host 0.0.0.0"]
+    assert exposed("0.0.0.0", None, "0.0.0.0") == ["--host 0.0.0.0", "--metrics-host 0.0.0.0"]
+    assert exposed("127.0.0.1", None) == exposed("127.0.0.1", None, "::1") == []
+
+
+def test_metrics_do_not_go_on_a_network_without_keys(edvit, bundle, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    code, _, err = edvit(
+        "serve", bundle.path, "--local", "--port", "0", "--metrics-port", "0", "--metrics-host", "0.0.0.0"
+    )
+    assert code == 2
+    assert err.startswith("edvit: --metrics-host 0.0.0.0 needs keys: run `edvit keys init` first")
+
+
+def test_an_address_of_metrics_without_their_port_is_refused(edvit, bundle):
+    code, _, err = edvit("serve", bundle.path, "--local", "--metrics", "--metrics-host", "0.0.0.0")
+    assert (code, err) == (2, "edvit: --metrics-host is the address of --metrics-port: give that as well\n")
+
+
+def test_where_metrics_are_is_said(bundle, capsys):
+    announce("http://127.0.0.1:8080", bundle, "http://127.0.0.1:9108")
+    assert capsys.readouterr().out.splitlines()[-1] == "Metrics at http://127.0.0.1:9108/metrics"
+    announce("http://127.0.0.1:8080", bundle)
+    assert "Metrics" not in capsys.readouterr().out

@@ -19,6 +19,7 @@ from edvit.cli.console.log_options import LogOptions
 from edvit.runtime.exposure import is_loopback, wanting_keys
 from edvit.runtime.keys.tokens import RATE
 from edvit.runtime.logs import event, is_json, write_logs
+from edvit.runtime.watching.watching import LOOPBACK, MetricsAt
 from edvit.runtime.wire.image_encoding import ImageEncoding
 from edvit.units import counted
 
@@ -108,10 +109,20 @@ def serve(
             help="How images travel to devices: webp is exact and half as large or less, jpeg is smaller and inexact."
         ),
     ] = "raw",
+    metrics: Annotated[
+        bool, Parameter(help="Show metrics for Prometheus at /metrics; with keys, to tokens with scope watch.")
+    ] = False,
+    metrics_port: Annotated[
+        Port | None, Parameter(help="Show metrics on this port, which shows nothing else; 0 takes a free one.")
+    ] = None,
+    metrics_host: Annotated[
+        str, Parameter(help="Address of that port; 0.0.0.0 answers the whole network, to tokens with scope watch.")
+    ] = LOOPBACK,
     logs: LogOptions = LogOptions(),
 ) -> None:
     """Serve a bundle over HTTP: POST /predict, GET /health, GET /fleet, documentation at /docs."""
     from edvit.bundle import read_bundle
+    from edvit.errors import ConfigError
     from edvit.fleet import load_fleet
     from edvit.runtime.deploy.folder import BundleFolder
     from edvit.runtime.local import serve_locally
@@ -126,7 +137,10 @@ def serve(
         os.environ.setdefault("NO_COLOR", "1")  # for Zenoh, which logs who is refused
     if listen is not None:
         check_endpoint(listen)
-    open_to = exposed(host, None if local else listen or NETWORK.format(protocol="tcp"))
+    if metrics_port is None and metrics_host != LOOPBACK:
+        raise ConfigError("--metrics-host is the address of --metrics-port: give that as well")
+    metrics_at = MetricsAt(route=metrics, port=metrics_port, host=metrics_host)
+    open_to = exposed(host, None if local else listen or NETWORK.format(protocol="tcp"), metrics_host)
     folder = keys_folder(keys, insecure, open_to)
     if folder is None and open_to:
         warn(f"INSECURE: {' and '.join(open_to)} without keys. {STRANGERS}")
@@ -153,8 +167,9 @@ def serve(
                 replicas=replicas,
                 rejection=rejection,
                 protection=own,
+                metrics=metrics_at,
             ) as service:
-                announce(service.url, verified)
+                announce(service.url, verified, service.metrics_url)
                 report_changes(lambda: service.gateway)
         else:
             with serve_fleet(
@@ -170,16 +185,18 @@ def serve(
                 # Who looks for others by multicast links to whoever answers: not from a machine that keeps to itself.
                 scouting=own is not None or bool(wanting_keys([listening])),
                 protection=own,
+                metrics=metrics_at,
             ) as service:
-                announce(service.url, verified)
+                announce(service.url, verified, service.metrics_url)
                 lacking = lacking_keys(folder, plan, listening) if folder is not None else []
                 what_to_type(device_commands(plan, listening, insecure), lacking)
                 report_changes(lambda: service.gateway)
 
 
-def exposed(host: str, listen: str | None) -> list[str]:
+def exposed(host: str, listen: str | None, metrics_host: str = LOOPBACK) -> list[str]:
     """The options that want keys, as other machines can reach the gateway by them."""
-    found = [] if is_loopback(host) else [f"--host {host}"]
+    hosts = {"--host": host, "--metrics-host": metrics_host}
+    found = [f"{option} {given}" for option, given in hosts.items() if not is_loopback(given)]
     return found + [f"--listen {endpoint}" for endpoint in wanting_keys([listen] if listen else [])]
 
 
@@ -298,12 +315,15 @@ def announcement(url: str, bundle: Bundle) -> str:
     )
 
 
-def announce(url: str, bundle: Bundle) -> None:
+def announce(url: str, bundle: Bundle, metrics_url: str | None = None) -> None:
     """Say where it answers."""
     if is_json():
-        event(log, logging.INFO, "serving", url=url, bundle=str(bundle.path), digest=bundle.digest)
-    else:
-        print(announcement(url, bundle))
+        more = {} if metrics_url is None else {"metrics": metrics_url}
+        event(log, logging.INFO, "serving", url=url, bundle=str(bundle.path), digest=bundle.digest, **more)
+        return
+    print(announcement(url, bundle))
+    if metrics_url is not None:
+        print(f"Metrics at {metrics_url}/metrics")
 
 
 def what_to_type(commands: list[str], lacking: list[str]) -> None:

@@ -20,6 +20,7 @@ from edvit.errors import UnavailableError
 from edvit.runtime.http.server import bind
 from edvit.runtime.rejection import NEVER, Rejection
 from edvit.runtime.service import Protection, Service, serve_on
+from edvit.runtime.watching.watching import NO_METRICS, MetricsAt
 from edvit.runtime.wire.image_encoding import ImageEncoding
 
 READY_S = 60.0
@@ -54,6 +55,7 @@ def serve_locally(
     rejection: Rejection = NEVER,
     ready_s: float = READY_S,
     protection: Protection | None = None,
+    metrics: MetricsAt = NO_METRICS,
 ) -> Iterator[LocalService]:
     """Serve a bundle from this machine alone until the block ends; every sub-model is ready when it begins.
 
@@ -66,6 +68,7 @@ def serve_locally(
         rejection: which images are taken for none of the classes.
         ready_s: how long the devices may take to load their sub-models, seconds.
         protection: as for `serve`; its `wire` is None, as the devices are reached over the loopback interface alone.
+        metrics: where metrics are shown.
 
     Raises:
         PortInUseError: the HTTP address is taken; no device was started.
@@ -89,10 +92,11 @@ def serve_locally(
             rejection=rejection,
             scouting=False,
             protection=protection,
+            metrics=metrics,
         ) as service,
     ):
         _wait_ready(service, devices, Path(folder), ready_s)
-        yield LocalService(service.url, service.switch, devices)
+        yield LocalService(service.url, service.switch, service.metrics_url, devices)
 
 
 @contextlib.contextmanager

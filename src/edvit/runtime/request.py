@@ -20,10 +20,12 @@ class CurrentRequest:
     Attributes:
         id: as its client has named it, or drawn at random.
         notes: fields for its line in the log.
+        stages: seconds that its stages took outside of the gateway's prediction, by name of the stage.
     """
 
     id: str
     notes: dict[str, Any] = field(default_factory=dict)
+    stages: dict[str, float] = field(default_factory=dict)
 
 
 _current: contextvars.ContextVar[CurrentRequest | None] = contextvars.ContextVar("current_request", default=None)
@@ -59,3 +61,9 @@ def note_wire(wire: str) -> None:
     """Say under which id the devices are asked for the request that is worked on; it may be called several times."""
     if (request := current()) is not None:
         request.notes.setdefault("wire", []).append(wire)
+
+
+def took(stage: str, seconds: float) -> None:
+    """Say how long a stage of the request that is worked on took, if there is one."""
+    if (request := current()) is not None:
+        request.stages[stage] = seconds

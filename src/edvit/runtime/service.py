@@ -16,9 +16,13 @@ from edvit.runtime.gateway.lease import Lease
 from edvit.runtime.http.server import HttpServer, HttpsFiles, bind, missing_serve_extra
 from edvit.runtime.keys.tokens import RATE, TokenList
 from edvit.runtime.rejection import NEVER, Rejection
+from edvit.runtime.watching.watching import NO_METRICS, MetricsAt, Watching
 from edvit.runtime.wire.image_encoding import ImageEncoding
 from edvit.runtime.wire.mutual_tls import MutualTls
 from edvit.runtime.wire.zenoh_transport import ZenohTransport
+
+METRICS_CONNECTIONS = 16
+"""Connections that the port of metrics takes at a time: the API's are not to lack handles for them."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +32,12 @@ class Service:
     Attributes:
         url: where it answers over HTTP.
         switch: what it serves.
+        metrics_url: the port that has metrics alone; None where there is none.
     """
 
     url: str
     switch: Switch
+    metrics_url: str | None
 
     @property
     def gateway(self) -> Gateway:
@@ -76,6 +82,7 @@ def serve(
     rejection: Rejection = NEVER,
     scouting: bool = True,
     protection: Protection | None = None,
+    metrics: MetricsAt = NO_METRICS,
 ) -> Iterator[Service]:
     """Serve a bundle until the block ends; devices may come and go, and find it by multicast or by `listen`.
 
@@ -87,9 +94,10 @@ def serve(
         rejection: which images are taken for none of the classes.
         scouting: whether devices may find the gateway by multicast.
         protection: what keeps strangers out; with None everybody who reaches an address may use it.
+        metrics: where metrics are shown.
 
     Raises:
-        PortInUseError: the HTTP address or the Zenoh endpoint is taken.
+        PortInUseError: an HTTP address or the Zenoh endpoint is taken.
         ConfigError: one of them is no address of this machine, Pillow cannot write that encoding, or a file of
             `protection` cannot be used.
         MissingExtraError: FastAPI or uvicorn is not installed.
@@ -107,6 +115,7 @@ def serve(
             rejection=rejection,
             scouting=scouting,
             protection=protection,
+            metrics=metrics,
         ) as service,
     ):
         yield service
@@ -125,6 +134,7 @@ def serve_on(
     rejection: Rejection = NEVER,
     scouting: bool = True,
     protection: Protection | None = None,
+    metrics: MetricsAt = NO_METRICS,
 ) -> Iterator[Service]:
     """Serve as `serve` does, on a socket that is bound."""
     try:
@@ -147,15 +157,33 @@ def serve_on(
             beside=beside,
             away=away,
             unknown_below=rejection.probability(bundle.manifest),
+            observers=watching.observers,
         )
 
     with (
+        contextlib.closing(Watching(metrics)) as watching,
         contextlib.closing(ZenohTransport(listen=[listen], scouting=scouting, tls=wire)) as transport,
         contextlib.closing(Lease(bundle.manifest.plan.fleet.name, bundle.digest, transport)) as lease,
         contextlib.closing(Deploys(bundle, lease, make_gateway)) as deploys,
-        HttpServer(RequestLog(guarded(deploys.switch)), bound, https) as server,
+        _metrics_server(metrics, watching, guarded, https) as metrics_server,
+        HttpServer(RequestLog(watching.around(guarded(watching.with_page(deploys.switch)))), bound, https) as server,
     ):
-        yield Service(server.url, deploys.switch)
+        watching.follow(lambda: deploys.switch.current.gateway)
+        yield Service(server.url, deploys.switch, None if metrics_server is None else metrics_server.url)
+
+
+def _metrics_server(
+    at: MetricsAt, watching: Watching, guarded: Callable[[ASGIApp], ASGIApp], https: HttpsFiles | None
+) -> contextlib.AbstractContextManager[HttpServer | None]:
+    """What shows metrics on a port of their own. Raises as `bind` and `HttpServer` do."""
+    if at.port is None or watching.metrics is None:
+        return contextlib.nullcontext()
+    from edvit.runtime.http.request_log import RequestLog
+    from edvit.runtime.watching.page import MetricsPage
+
+    page = MetricsPage(watching.metrics.registry)
+    bound = bind(at.host, at.port, options="--metrics-host and --metrics-port")
+    return HttpServer(RequestLog(guarded(page)), bound, https, connections=METRICS_CONNECTIONS)
 
 
 def _guard(protection: Protection | None) -> Callable[[ASGIApp], ASGIApp]:

@@ -165,6 +165,14 @@ def test_requests_of_before_its_return_say_nothing_of_it():
     assert not breaker.suspected
 
 
+def test_the_state_in_a_word():
+    closed = Breaker().passed(100.0)
+    assert (Breaker().state, closed.state, closed.lost(101.0).state) == ("open", "closed", "open")
+    suspected = overtaken(closed, MISSES)
+    assert suspected.state == "suspected"
+    assert suspected.lost(300.0).state == "open"
+
+
 @given(EVENTS)
 def test_a_device_is_suspected_only_while_it_is_asked(events):
     for _, event, before, after_ in history(events):

@@ -57,7 +57,7 @@ def test_encoded_images_give_the_scores_of_the_images_that_arrive(fleet, bundle,
 
 def test_a_device_that_cannot_decode_says_so_before_it_counts_as_ready(fleet, monkeypatch):
     monkeypatch.setattr("edvit.runtime.gateway.gateway.check_encoding", lambda encoding: None)
-    monkeypatch.setattr("edvit.runtime.wire.image_encoding.features.check", lambda name: False)
+    monkeypatch.setattr("PIL.features.check", lambda name: False)
     fleet.device("dev-1")
     gateway = fleet.gateway(ready=False, image_encoding="webp")
     eventually(lambda: gateway.devices()[0].problem)

@@ -58,6 +58,14 @@ def test_a_port_in_use():
         bind("127.0.0.1", bound.getsockname()[1])
 
 
+def test_a_port_in_use_is_named_by_the_option_that_gave_it():
+    options = "--metrics-host and --metrics-port"
+    with bind("127.0.0.1", 0) as bound, pytest.raises(PortInUseError, match=r"choose another --metrics-port, or"):
+        bind("127.0.0.1", bound.getsockname()[1], options=options)
+    with pytest.raises(ConfigError, match="check --metrics-host and --metrics-port"):
+        bind("203.0.113.7", 0, options=options)
+
+
 @pytest.mark.parametrize("host", ["no.such.host.invalid", "203.0.113.7", "\x00", "a" * 300])
 def test_an_address_that_is_not_this_machines(host):
     with pytest.raises(ConfigError, match="check --host"):

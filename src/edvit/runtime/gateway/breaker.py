@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Literal
 
 MISSES = 3
 """Requests in a row without a good answer, after which a device is left alone."""
@@ -12,6 +13,10 @@ MOST_PAUSE_S = 5.0
 """The pause before a probe doubles with each that fails, up to this."""
 STEADY_S = 5.0
 """A device that is left alone again within this time of its return is probed with the pause doubled."""
+
+
+BreakerState = Literal["closed", "suspected", "open"]
+"""`closed`: the device is asked. `suspected`: copies of what it holds are asked first. `open`: it is left alone."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,13 @@ class Breaker:
     def suspected(self) -> bool:
         """Whether copies of what it holds are asked first, until it answers a request or a probe tells what it does."""
         return self.closed and self.overtakes >= MISSES
+
+    @property
+    def state(self) -> BreakerState:
+        """Whether the device is asked, in a word."""
+        if not self.closed:
+            return "open"
+        return "suspected" if self.suspected else "closed"
 
     def due(self, now: float) -> bool:
         """Whether a probe may be made."""

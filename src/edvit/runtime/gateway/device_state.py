@@ -7,7 +7,7 @@ from typing import Literal
 
 from edvit.fleet import Device
 from edvit.plan.plan import Placement
-from edvit.runtime.gateway.breaker import Breaker
+from edvit.runtime.gateway.breaker import Breaker, BreakerState
 from edvit.runtime.wire.messages import DeviceInfo
 
 SETTLE_FIRST_S = 0.1
@@ -41,6 +41,8 @@ class DeviceStatus:
     """`silent`: the network says that it is there, but it does not answer. `refused`: it refuses what is planned."""
     copies: tuple[int, ...] = ()
     """Those of `submodels` that are second copies: their first copy is on another device."""
+    breaker: BreakerState = "closed"
+    """Whether requests go to it."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,7 @@ class DeviceState:
             problem=self.refuses if self.state == "refused" else self.problem,
             state=self.state,
             copies=tuple(sorted(self.ready & self.copies)),
+            breaker=self.breaker.state,
         )
 
     def hold(self, moved: Placement, copies: Placement) -> bool:
@@ -169,4 +172,5 @@ def stranger(name: str) -> DeviceStatus:
         problem=None,
         in_fleet=False,
         state="loading",
+        breaker="open",
     )

@@ -14,6 +14,7 @@ from edvit.errors import (
     BundleError,
     ConfigError,
     DeadlineError,
+    EdvitError,
     ModelError,
     ServiceError,
     TooLargeError,
@@ -28,6 +29,7 @@ from edvit.runtime.gateway.hedging import CopiesAsked, Hedging
 from edvit.runtime.gateway.lease import Lease
 from edvit.runtime.gateway.mending import MEND_AFTER_S
 from edvit.runtime.gateway.model_files import serve_model_files
+from edvit.runtime.gateway.observer import Observed, Observer
 from edvit.runtime.gateway.reconcile import Reconciler
 from edvit.runtime.gateway.silence import Silence
 from edvit.runtime.prediction import Prediction, Timings, UInt8
@@ -67,6 +69,7 @@ class Gateway:
         beside: digests of other bundles whose sub-models devices keep, while a new bundle is deployed.
         away: names of devices whose sub-models are placed on others at once.
         unknown_below: an image whose most probable class is less probable than this is taken for none of the classes.
+        observers: are told of every prediction.
 
     Raises:
         BundleError: the fusion model is unusable.
@@ -87,6 +90,7 @@ class Gateway:
         beside: tuple[str, ...] = (),
         away: Collection[str] = (),
         unknown_below: float = 0.0,
+        observers: Collection[Observer] = (),
     ) -> None:
         if deadline_s is not None and not 0 < deadline_s < float("inf"):
             raise ConfigError(f"the deadline must be a positive number of seconds, not {deadline_s:g}")
@@ -99,6 +103,7 @@ class Gateway:
         self._deadline = Deadline(deadline_s)
         self._strict = strict
         self._unknown_below = unknown_below
+        self._observers = tuple(observers)
         self._encoding = image_encoding
         self._what = what(manifest.preprocessing)
         try:
@@ -211,6 +216,19 @@ class Gateway:
                 strict, one did not.
             UnavailableError: no sub-model answered, for another reason; or, where the gateway is strict, one did not.
         """
+        observed = Observed()
+        try:
+            observed.prediction = self._predict(images, since, observed)
+            return observed.prediction
+        except Exception as error:
+            observed.code = error.code if isinstance(error, EdvitError) else EdvitError.code
+            raise
+        finally:
+            for observer in self._observers:
+                observer.observe(observed)
+
+    def _predict(self, images: UInt8, since: float | None, observed: Observed) -> Prediction:
+        """As `predict`; writes into `observed` how far it has come."""
         check_images(images, self._bundle.manifest.preprocessing.shape)
         most = min(MAX_BATCH, MAX_PAYLOAD_BYTES // images[0].nbytes)
         if len(images) > most:
@@ -218,7 +236,7 @@ class Gateway:
         self.check_lease()
         start = time.perf_counter()
         deadline_s = self._deadline.of(len(images))
-        waited_s = 0.0 if since is None else start - since
+        waited_s = observed.waited_s = 0.0 if since is None else start - since
         # What is kept back is for the fusion and the way of the answer.
         left_s = deadline_s - waited_s - min(RESERVE * deadline_s, RESERVE_MOST_S)
         if left_s <= 0:
@@ -226,7 +244,7 @@ class Gateway:
                 f"the request waited for {waited_s:.2f} s, longer than its deadline of {deadline_s:g} s"
             )
         expected = self._reconciler.routes()
-        gathered = self._gather(images, expected, left_s)
+        gathered = observed.gathered = self._gather(images, expected, left_s)
         gathered_at = time.perf_counter()
         hangs = self._reconciler.learn(expected, gathered, fair=left_s >= deadline_s / 2)
         if expected and not hangs:

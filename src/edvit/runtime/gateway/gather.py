@@ -68,6 +68,10 @@ class Gathered:
     problems: list[EdvitError] = field(default_factory=list)
     asked: dict[str, set[int]] = field(default_factory=dict)
     """Sub-models that each device was asked for."""
+    first_asked_at: dict[str, float] = field(default_factory=dict)
+    """`time.monotonic()` when each device was asked first: one that holds second copies alone may be asked late."""
+    last_given_at: dict[str, float] = field(default_factory=dict)
+    """`time.monotonic()` when the last feature of each device came, of those that gave any."""
     given: dict[str, set[int]] = field(default_factory=dict)
     """Sub-models whose feature each device gave, also where another device had given it before."""
     wrong: set[str] = field(default_factory=set)
@@ -234,6 +238,7 @@ class _FanOut:
         packet = encode(header, self._payload)
         self._replies = self._ask_each([key], packet, deadline_s=left_s, into=self._replies)
         self._gathered.asked.setdefault(device, set()).update(submodels)
+        self._gathered.first_asked_at.setdefault(device, time.monotonic())
         self._questions[device] = self._questions.get(device, 0) + 1
         self._silence.asked([device], self._batch, self._replies)
 
@@ -346,6 +351,7 @@ class _FanOut:
         if not np.isfinite(feature).all():
             raise WireError("features have values that are not finite")
         given.add(submodel)
+        gathered.last_given_at[header.device] = time.monotonic()
         if submodel not in gathered.features:  # the first of two copies to answer is the one that counts
             gathered.features[submodel] = feature
             gathered.runs_s[submodel] = header.seconds

@@ -30,6 +30,7 @@ SCOPE_OF: Mapping[str, Scope] = {
     "/predict": "predict",
     "/health": "watch",
     "/fleet": "watch",
+    "/metrics": "watch",
     "/deploy": "operate",
 }
 """By path; whatever is not named here needs `operate`, so that a new route is not open by mistake."""

@@ -25,8 +25,11 @@ CLOSE_S = 1.0
 """How long `close` lets requests that are under way go on, at most."""
 
 
-def bind(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int, *, options: str = "--host and --port") -> socket.socket:
     """A listening address, taken now. Port 0 takes any free one.
+
+    Args:
+        options: what a user has to check where there is no such address.
 
     Raises:
         PortInUseError: another program has it.
@@ -36,7 +39,7 @@ def bind(host: str, port: int) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         bound = socket.socket(family, kind, protocol)
     except (OSError, OverflowError, UnicodeError):
-        raise ConfigError(f"{host}:{port}: not an address to listen on; check --host and --port") from None
+        raise ConfigError(f"{host}:{port}: not an address to listen on; check {options}") from None
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
@@ -45,9 +48,9 @@ def bind(host: str, port: int) -> socket.socket:
         bound.close()
         if error.errno == errno.EADDRINUSE:
             raise PortInUseError(
-                f"{host}:{port} is in use; choose another --port, or stop what listens there"
+                f"{host}:{port} is in use; choose another {options.rsplit(maxsplit=1)[-1]}, or stop what listens there"
             ) from None
-        raise ConfigError(f"{host}:{port}: cannot listen there ({error.strerror}); check --host and --port") from None
+        raise ConfigError(f"{host}:{port}: cannot listen there ({error.strerror}); check {options}") from None
     return bound
 
 
@@ -73,6 +76,7 @@ class HttpServer:
 
     Args:
         https: the files to serve HTTPS with; None serves HTTP.
+        connections: how many may be open at a time; None for as many as the process has handles for.
 
     Attributes:
         url: where it answers, e.g. `http://127.0.0.1:8080`.
@@ -81,7 +85,9 @@ class HttpServer:
         ConfigError: the files of `https` cannot be used.
     """
 
-    def __init__(self, app: ASGIApp, bound: socket.socket, https: HttpsFiles | None = None) -> None:
+    def __init__(
+        self, app: ASGIApp, bound: socket.socket, https: HttpsFiles | None = None, *, connections: int | None = None
+    ) -> None:
         try:
             import uvicorn
         except ImportError:
@@ -95,11 +101,11 @@ class HttpServer:
         self.url = f"{scheme}://[{reachable}]:{port}" if ":" in reachable else f"{scheme}://{reachable}:{port}"
         from edvit.runtime.http.connections import Connections, Followed, most_connections, protocol_for
 
-        connections = Connections(most_connections())
-        self._requests = Followed(app, connections)
+        followed = Connections(connections or most_connections())
+        self._requests = Followed(app, followed)
         config = uvicorn.Config(
             self._requests,
-            http=protocol_for(connections),
+            http=protocol_for(followed),
             ws="none",
             backlog=ACCEPTED_AT_ONCE,
             log_config=None,  # it goes the way of every other log

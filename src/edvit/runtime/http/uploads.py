@@ -16,6 +16,7 @@ from edvit.runtime.http.body import read_array
 from edvit.runtime.http.decoders import QUICK_BYTES, Decoders
 from edvit.runtime.http.room import Room
 from edvit.runtime.http.upload import MAX_BODY_BYTES, announced_bytes, discard_body, read_upload
+from edvit.runtime.request import took
 
 SMALL_ROOM, SMALL_ROOM_OF_A_CLIENT = 12_000_000, 6_000_000
 """Bytes of all bodies of `QUICK_BYTES` at most, and of those of one client."""
@@ -77,6 +78,7 @@ class Uploads:
                 if array is None:
                     decoded, waited_s = await self._decoders.decode(upload.data, client, wait_s)
                     array = (decoded[None], False)
+                took("decode", time.perf_counter() - start)
                 yield Images(*array, start, waited_s)
         except (OverloadedError, TooManyRequestsError):
             if not has_room:
