@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from prometheus_client import generate_latest
@@ -11,7 +13,7 @@ from edvit.runtime.gateway.gather import Gathered
 from edvit.runtime.gateway.hedging import CopiesAsked
 from edvit.runtime.gateway.observer import Observed
 from edvit.runtime.prediction import Prediction, Timings
-from edvit.runtime.watching.metrics import MOST_CLASSES, OTHER_CLASSES, Metrics
+from edvit.runtime.watching.metrics import MOST_CLASSES, NO_CLASS, OTHER_CLASSES, Metrics
 from scraping import values_of
 from tiny_bundle import write_tiny_bundle
 
@@ -89,6 +91,15 @@ def test_a_name_that_is_no_utf_8_does_not_break_the_scrape():
     metrics = Metrics()
     metrics.observe(Observed(prediction=prediction(["\ud800x", "plain"], [0])))
     assert value(metrics, "edvit_predicted_total", **{"class": "?x"}) == 1
+
+
+def test_what_fits_no_class_is_counted_by_itself():
+    metrics = Metrics()
+    unsure = dataclasses.replace(prediction(["unknown", "b"], [0, 1]), unknown_below=1.0)
+    metrics.observe(Observed(prediction=unsure))
+    metrics.observe(Observed(prediction=prediction(["unknown", "b"], [0])))
+    assert value(metrics, "edvit_predicted_total", **{"class": NO_CLASS}) == 2
+    assert value(metrics, "edvit_predicted_total", **{"class": "unknown"}) == 1
 
 
 def test_the_classes_that_are_counted_by_name_are_bounded():

@@ -23,6 +23,7 @@ SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1
 MOST_CLASSES = 200
 """Classes that are counted by name, over all bundles that are served; later ones are counted together."""
 OTHER_CLASSES = "(other classes)"
+NO_CLASS = "(unknown)"
 
 NO_STATUS = "none"
 """A request that ended before it was answered: its client has gone."""
@@ -122,8 +123,8 @@ class Metrics:
         # A device's clock may run a little faster than ours: a run cannot take longer than the answer to it.
         self._stages.labels("wire").observe(max(0.0, timings.gather_s - timings.slowest_run_s))
         self._stages.labels("fuse").observe(timings.fuse_s)
-        for name in prediction.labels:
-            self._classes.labels(self._class(name)).inc()
+        for name, unknown in zip(prediction.labels, prediction.unknown, strict=True):
+            self._classes.labels(NO_CLASS if unknown else self._class(name)).inc()
 
     def _class(self, name: str) -> str:
         if name not in self._named:
