@@ -54,6 +54,10 @@ class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+MOST_PATH_BYTES = 255
+"""Of a file's path inside a bundle; file systems take no longer names."""
+
+
 class ModelFile(_Strict):
     """One model's file of the bundle: ONNX, or a container in four bits (`edvit.runtime.engine.four_bits`)."""
 
@@ -277,9 +281,20 @@ def parse_manifest(path: Path, text: bytes) -> Manifest:
 def place_of(root: Path, model: ModelFile) -> Path:
     """Where a file of the bundle lies in the folder `root`. Raises BundleError for a path that leads out of it."""
     relative = PurePosixPath(model.file)
-    if relative.is_absolute() or ".." in relative.parts or "\\" in model.file or not relative.parts:
+    if (
+        relative.is_absolute()
+        or ".." in relative.parts
+        or "\\" in model.file
+        or not relative.parts
+        or not _is_name(model.file)
+    ):
         raise BundleError(f"{root / MANIFEST}: unsafe path {model.file!r}; do not use this bundle")
     return root / relative
+
+
+def _is_name(file: str) -> bool:
+    """Whether a file system takes it."""
+    return len(file.encode("utf-8", "replace")) <= MOST_PATH_BYTES and file.isprintable()
 
 
 def _verify_file(root: Path, model: ModelFile) -> None:

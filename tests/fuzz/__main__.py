@@ -6,6 +6,7 @@ Prints executions, coverage, resident memory and the slowest input; an input tha
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import sys
 import tempfile
@@ -26,6 +27,7 @@ def resident_mb() -> float:
 
 
 def main(name: str, minutes: float) -> None:
+    logging.disable()  # lines of a million requests that are refused
     work = Path(tempfile.mkdtemp(prefix=f"fuzz-{name}-"))
     stored = [path.read_bytes() for path in (CORPUS / name).glob("*")]
     for seed in seeds(name) + stored:

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import io
 import tempfile
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from edvit.runtime.http.upload import read_upload
 from edvit.runtime.wire import messages
 from edvit.runtime.wire.header import Header, decode, encode
 from edvit.runtime.wire.packet import Packet
+from fuzz import checkpoints, strangers
 
 _SMALL = Preprocessing(image_size=(8, 8), channels=1, mean=(0.5,), std=(0.5,))
 _SOUND = Preprocessing(
@@ -95,9 +97,21 @@ PARSERS = {
     "four_bits": four_bits_container,
     "image": image,
     "sound": sound,
+    "headers": strangers.headers,
+    "deploy": strangers.deploy,
+    "key_request": strangers.key_request,
+    "certificate": strangers.certificate,
+    "private_key": strangers.private_key,
+    "tensors": checkpoints.tensors,
+    "pytorch": checkpoints.pytorch,
+    "config": checkpoints.config,
+    "index": checkpoints.index,
+    "class_names": checkpoints.class_names,
+    "split_by": checkpoints.split_by,
 }
 
 
+@cache  # keys differ each time that they are made
 def seeds(name: str) -> list[bytes]:
     """Valid samples of a parser, made by the code itself where it writes the format."""
     return {
@@ -115,6 +129,17 @@ def seeds(name: str) -> list[bytes]:
             b"RIFF\x34\0\0\0WAVEfmt \x10\0\0\0\x01\0\x01\0\x40\x1f\0\0\x80\x3e\0\0\x02\0\x10\0data\x10\0\0\0"
             + bytes(16)
         ],
+        "headers": strangers.seeds_of_headers,
+        "deploy": strangers.seeds_of_deploy,
+        "key_request": strangers.seeds_of_key_requests,
+        "certificate": strangers.seeds_of_certificates,
+        "private_key": strangers.seeds_of_private_keys,
+        "tensors": checkpoints.seeds_of_tensors,
+        "pytorch": checkpoints.seeds_of_pytorch,
+        "config": checkpoints.seeds_of_config,
+        "index": checkpoints.seeds_of_index,
+        "class_names": checkpoints.seeds_of_class_names,
+        "split_by": checkpoints.seeds_of_split_by,
     }[name]()
 
 
@@ -125,6 +150,20 @@ def _wire_seeds() -> list[bytes]:
         messages.BlobReply(offset=0, length=4),
         messages.InferReply(shape=(1, 2), request="0" * 16, submodel=0, device="pi-1", seconds=0.1),
         messages.InferRequest(shape=(1, 1, 2, 2), bundle="0" * 64, request="0" * 16, deadline_s=1.0),
+    ]
+    sub = {"id": 0, "sha256": "0" * 64, "memory_bytes": 1}
+    spec = messages.SubModelSpec(**sub, bytes=1, channels=1, image_size=messages.ImageSize(2, 2), feature_dim=1)
+    held = messages.HeldSubModel(bundle="0" * 64, **sub)
+    where = {"host": "h", "pid": 1}
+    made += [
+        messages.GatewayRequest(),
+        messages.GatewayInfo(instance="0" * 16, bundle="0" * 64, age_s=0.5, **where),
+        messages.LoadRequest(
+            gateway="0" * 16, gateway_host="h", instance="0" * 16, bundle="0" * 64, submodels=(spec,), deadline_s=1.0
+        ),
+        messages.RefuseRequest(instance="0" * 16),
+        messages.RefuseReply(),
+        messages.DeviceInfo(device="pi-1", instance="0" * 16, version="1", threads=1, submodels=(held,), **where),
     ]
     packets = [(_KINDS.index(type(message)), encode(message, bytes(message.payload_bytes))) for message in made]
     return [bytes([kind]) + bytes(packet.header) + b"\0" + bytes(packet.payload) for kind, packet in packets]

@@ -20,7 +20,7 @@ def test_a_stored_input_gives_a_value_or_the_senders_error(path):
 
 @pytest.mark.parametrize("name", PARSERS)
 def test_a_valid_sample_with_changed_bytes_gives_a_value_or_the_senders_error(name):
-    @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
     @given(st.data())
     def run(data):
         sample = bytearray(data.draw(st.sampled_from(seeds(name))))

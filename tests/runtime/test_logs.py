@@ -132,3 +132,18 @@ def test_text_is_quiet_below_warnings():
     done = subprocess.run([sys.executable, "-c", PROGRAM, "text"], capture_output=True, text=True, timeout=120)
     assert "told" not in done.stderr
     assert " WARNING warned" in done.stderr
+
+
+def test_malformed_forms_write_no_lines_of_their_own():
+    program = """
+from python_multipart.multipart import MultipartParser
+from edvit.runtime.logs import write_logs
+write_logs("json", "debug")
+try:
+    MultipartParser(b"x", {}).write(b"no form")
+except ValueError:
+    print("malformed")
+"""
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert found.stdout == "malformed\n"
+    assert found.stderr == ""

@@ -24,6 +24,9 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 FIELDS = "fields"
 """The attribute of a log record that has an event's own fields."""
 
+_CHATTY = ("python_multipart",)
+"""Libraries that warn of each malformed request: a client could fill the log. The request's own line says it."""
+
 TAKEN = frozenset({"time", "level", "event", "logger", "traceback"})
 """What every line has; an event's own fields have other names."""
 
@@ -107,6 +110,8 @@ def write_logs(
     handler.setFormatter(JsonLines(**always) if form == "json" else TextLines())
     root = logging.getLogger()
     root.handlers[:] = [handler]
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)
     root.setLevel((level or ("info" if form == "json" else "warning")).upper())
     if form == "json":
         logging.captureWarnings(True)

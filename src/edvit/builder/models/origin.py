@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -37,6 +38,10 @@ _HARMLESS = {
     "drop_path_rate", "weight_init", "fix_init",
 }  # fmt: skip
 """Arguments of a timm model that change nothing but what is read here or what only training has."""
+MOST_DIGITS = 9
+"""Digits of the number of an output; Python refuses to read thousands of them."""
+MOST_NAME = 255
+"""Characters of the name of a file of weights; file systems take no longer ones."""
 MOST_EPS = 1e-5
 """Largest epsilon of a LayerNorm that is taken for timm's 1e-6: variances of a stream are far above both."""
 
@@ -169,7 +174,7 @@ def _weights_in(folder: Path) -> tuple[Path, ...] | None:
         index = folder / f"{name}.index.json"
         if index.is_file():
             shards = sorted(set(_read(index, _Index).weight_map.values()))
-            missing = [shard for shard in shards if not (folder / shard).is_file()]
+            missing = [shard for shard in shards if len(shard) > MOST_NAME or not (folder / shard).is_file()]
             if missing or any(Path(shard).name != shard for shard in shards):
                 raise WeightsError(f"{index}: lists {missing[0] if missing else shards[0]}, which is not beside it")
             return tuple(folder / shard for shard in shards)
@@ -324,7 +329,7 @@ def _read(path: Path, kind: Any) -> Any:
     """A JSON file as a dictionary, or as a model of pydantic's."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(f"{path}: cannot be read as JSON ({type(error).__name__})") from None
     if not isinstance(content, dict):
         raise WeightsError(f"{path}: is no JSON object")
@@ -339,7 +344,7 @@ def _read_as(path: Path, kind: Any, content: Mapping[str, Any]) -> Any:
 
 
 def _number(key: str) -> int:
-    return int(key) if key.isdecimal() else 0
+    return int(key) if key.isdecimal() and len(key) <= MOST_DIGITS else 0
 
 
 def _interpolation(name: str | None) -> Interpolation | None:
@@ -359,7 +364,7 @@ def _facts_of_checkpoint(content: Mapping[str, Any]) -> Facts:
     return Facts(
         source="the checkpoint's arguments",
         model=arch if isinstance(arch, str) and timm.is_model(arch) else None,
-        image_size=_own_size(content) or _image_size(asked.get("img_size") or (asked.get("input_size") or ())[1:]),
+        image_size=_own_size(content) or _image_size(asked.get("img_size") or _last_two(asked.get("input_size"))),
         mean=_numbers(asked.get("mean")),
         std=_numbers(asked.get("std")),
         interpolation=_interpolation(asked.get("interpolation")),
@@ -374,8 +379,13 @@ def _own_size(content: Mapping[str, Any]) -> ImageSize | None:
     """The image size in the architecture that files of ours hold."""
     try:
         return _image_size(json.loads(content["architecture"])["image_size"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return None
+
+
+def _last_two(value: Any) -> Any:
+    """Height and width of a shape that a file says; None where it is no list."""
+    return value[1:] if isinstance(value, list | tuple) else None
 
 
 def _image_size(value: Any) -> ImageSize | None:
@@ -388,7 +398,8 @@ def _image_size(value: Any) -> ImageSize | None:
 
 def _numbers(value: Any) -> tuple[float, ...] | None:
     if isinstance(value, list | tuple) and value and all(isinstance(part, int | float) for part in value):
-        return tuple(float(part) for part in value)
+        with suppress(OverflowError):  # a whole number of hundreds of digits
+            return tuple(float(part) for part in value)
     return None
 
 

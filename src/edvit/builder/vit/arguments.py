@@ -16,6 +16,8 @@ from edvit.errors import ModelError
 
 Traits: TypeAlias = "tuple[dict[str, tuple[type, dict[str, Any]]], dict[str, tuple[int, ...]]]"
 """The kind and settings of each part, and the shape of each tensor."""
+MOST_DEPTH = 100
+"""Blocks of a model that is built to see what it is; timm has none of over 64, and thousands take minutes."""
 _PLAIN = (bool, int, float, str, tuple, type(None))
 
 
@@ -37,7 +39,8 @@ def changes(name: str, arguments: Mapping[str, Any]) -> list[str]:
 def _traits_with(name: str, what: str, value: Any) -> Traits | None:
     """`_traits` of the model that is built with an argument; None: it cannot be built so."""
     # timm takes others as well, among them a file to be loaded, which a config from anywhere must not name.
-    if what not in inspect.signature(VisionTransformer.__init__).parameters:
+    is_too_deep = what == "depth" and isinstance(value, int) and value > MOST_DEPTH
+    if is_too_deep or what not in inspect.signature(VisionTransformer.__init__).parameters:
         return None
     try:
         return _traits(timm_model(name, **{what: value}))

@@ -108,6 +108,10 @@ class Incoming:
                 await to_thread.run_sync(_write_manifest, folder / MANIFEST, text)
         except TimeoutError:
             raise SlowUploadError("the bundle arrives too slowly: send it over a faster link") from None
+        except (FileExistsError, NotADirectoryError, IsADirectoryError):
+            raise BundleError(
+                "the manifest names one path as two files, or as a file and a folder: build it again"
+            ) from None
         except OSError as error:
             raise DeployError(f"the gateway cannot store the new bundle ({error.strerror})") from None
 

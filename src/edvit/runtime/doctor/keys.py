@@ -38,8 +38,6 @@ def check_keys(folder: Path, name: str | None, now: datetime) -> list[Check]:
 
 
 def _device(home: Path, now: datetime) -> Iterator[Check]:
-    from cryptography.exceptions import InvalidSignature
-
     from edvit.runtime.keys import certificates
     from edvit.runtime.wire.mutual_tls import device_tls
 
@@ -53,15 +51,15 @@ def _device(home: Path, now: datetime) -> Iterator[Check]:
             raise ConfigError(f"{home}: a file without a certificate")
         certificate, authority = found[0], authorities[0]
         same_key = certificates.fingerprint_of(certificate) == certificates.fingerprint(key.public_key())
+        owner = certificates.subject_of(certificate).rpartition(" ")[0]
     except (EdvitError, OSError) as error:
         yield bad(title, str(error), again)
         return
     try:
         certificate.verify_directly_issued_by(authority)
-    except (ValueError, TypeError, InvalidSignature):
+    except certificates.UNREADABLE:
         yield bad(title, "the certificate is not of the authority beside it", again)
         return
-    owner = certificates.subject_of(certificate).rpartition(" ")[0]
     if owner != home.name[: certificates.NAME_PART]:
         yield bad(title, f"the certificate is that of device {owner}", again)
     elif not same_key:

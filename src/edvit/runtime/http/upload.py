@@ -19,6 +19,9 @@ from edvit.runtime.http.room import Held
 MAX_BODY_BYTES = 20_000_000
 """Larger request bodies are refused."""
 
+MAX_LENGTH_DIGITS = 20
+"""Digits of a content length that is read; Python refuses to read thousands of them."""
+
 BODY_S = 30.0
 """Seconds that a whole body may take. The largest body needs 5.3 Mbit/s."""
 
@@ -55,7 +58,7 @@ class Upload(NamedTuple):
 def announced_bytes(request: Request) -> int:
     """How long the body says it is; the most that it may be where it does not say."""
     announced = request.headers.get("content-length", "")
-    return int(announced) if announced.isdecimal() else MAX_BODY_BYTES
+    return int(announced) if announced.isdecimal() and len(announced) <= MAX_LENGTH_DIGITS else MAX_BODY_BYTES
 
 
 async def read_upload(request: Request, room: Held | None = None) -> Upload:

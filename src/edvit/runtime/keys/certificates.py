@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -35,6 +35,9 @@ SKEW = timedelta(days=1)
 NAME_PART = 47
 """Characters of a device's name in its subject, which has room for 64: a space and 16 digits follow."""
 
+UNREADABLE = (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm, x509.InvalidVersion)
+"""What cryptography raises of keys, requests and certificates that are damaged, or of a kind that it does not know."""
+
 Key = ec.EllipticCurvePrivateKey
 
 
@@ -54,7 +57,7 @@ def read_key(pem: bytes) -> Key:
     """The key that `key_pem` wrote. Raises ConfigError."""
     try:
         key = serialization.load_pem_private_key(pem, None)
-    except (ValueError, TypeError):
+    except UNREADABLE:
         key = None
     if not isinstance(key, Key):
         raise ConfigError("a private key is damaged: make it again")
@@ -69,13 +72,19 @@ def read_certificates(pem: bytes) -> list[x509.Certificate]:
     """The certificates of a PEM file, in their order. Raises ConfigError."""
     try:
         return x509.load_pem_x509_certificates(pem)
-    except ValueError:
+    except UNREADABLE:
         raise ConfigError("that is no certificate: give the file that `edvit keys issue` wrote") from None
 
 
 def subject_of(certificate: x509.Certificate) -> str:
-    """The common name, which access-control rules go by."""
-    return str(certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)
+    """The common name, which access-control rules go by. Raises ConfigError where there is not one such name."""
+    try:
+        names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    except UNREADABLE:
+        names = []
+    if len(names) != 1:
+        raise ConfigError("that certificate names no owner: give one that `edvit keys issue` wrote")
+    return str(names[0].value)
 
 
 def fingerprint(key: ec.EllipticCurvePublicKey) -> str:
@@ -86,7 +95,10 @@ def fingerprint(key: ec.EllipticCurvePublicKey) -> str:
 
 def fingerprint_of(certificate: x509.Certificate) -> str:
     """The same for the key of a certificate. Raises ConfigError if the key is of another kind than ours."""
-    key = certificate.public_key()
+    try:
+        key = certificate.public_key()
+    except UNREADABLE:
+        key = None
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise ConfigError("that certificate has a key of another kind than `edvit keys request` makes")
     return fingerprint(key)
@@ -112,7 +124,7 @@ def read_request(pem: bytes) -> tuple[str, ec.EllipticCurvePublicKey]:
         names = request.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
         key = request.public_key()
         sound = request.is_signature_valid
-    except (ValueError, InvalidSignature, TypeError):
+    except UNREADABLE:
         raise ConfigError("that is no request: give the file that `edvit keys request` wrote") from None
     name = str(names[0].value) if len(names) == 1 else ""
     if not sound or not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):

@@ -5,8 +5,6 @@ from __future__ import annotations
 from datetime import datetime
 from pathlib import Path
 
-from cryptography.exceptions import InvalidSignature
-
 from edvit.errors import ConfigError
 from edvit.runtime.keys import certificates
 from edvit.runtime.keys.files import PRIVATE, PUBLIC, read, write
@@ -50,7 +48,7 @@ def accept(folder: Path, pem: bytes) -> tuple[str, datetime]:
     certificate, authority = found
     try:
         certificate.verify_directly_issued_by(authority)
-    except (ValueError, TypeError, InvalidSignature):
+    except certificates.UNREADABLE:
         raise ConfigError("the certificate is not of the authority that is beside it: issue it again") from None
     place, key = _requested(folder, certificates.fingerprint_of(certificate))
     data = certificates.certificate_pem(authority)
