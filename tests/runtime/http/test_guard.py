@@ -139,26 +139,6 @@ def test_a_refusal_is_logged_without_the_token_and_on_one_line(serve, token, cap
     assert "token watch lacks predict" in said[1]
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1]", '[{"name": 1}]', "[" * 100_000, None], ids=range(6))
-def test_a_damaged_list_of_tokens_is_the_operators_business(serve, keys, token, caplog, text):
-    url, known = serve(https=False), token("watch")
-    path = keys / "tokens.json"
-    whole = path.read_bytes()
-    path.unlink()
-    if text is None:
-        path.mkdir()
-    else:
-        path.write_text(text)
-    answer = status(url, "/fleet", known)
-    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "unavailable")
-    assert str(keys) not in answer.text
-    assert str(path) in caplog.text
-    assert "Traceback" not in caplog.text
-    path.rmdir() if text is None else path.unlink()
-    path.write_bytes(whole)
-    assert status(url, "/fleet", known).status_code == 200
-
-
 def test_a_large_body_without_a_token_gets_its_answer_and_is_not_decoded(serve):
     answer = httpx.post(serve(https=False) + "/predict", content=bytes(1_500_000), trust_env=False, timeout=60)
     assert answer.status_code == 401

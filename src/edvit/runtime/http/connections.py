@@ -6,16 +6,13 @@ A server that has too many closes one that waits, of the address that has the mo
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import resource
-import socket
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-from anyio import CancelScope, move_on_after
-from anyio.lowlevel import checkpoint
+from anyio import CancelScope
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 if TYPE_CHECKING:
@@ -29,9 +26,6 @@ OTHER_HANDLES = 150
 
 HEADER_S = 10.0
 """Seconds from the first byte of a request, or from the connection, to the end of its headers."""
-
-UNREAD_S = 10.0
-"""Seconds in which a client takes something of an answer that it does not read all at once."""
 
 LOOK_S = 0.5
 """Seconds between two looks at how long connections have been waiting."""
@@ -50,8 +44,7 @@ _BODY = b'{"error":{"code":"overloaded","message":"too many connections are open
 def most_connections() -> int:
     """How many connections the process has handles for."""
     handles = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    # A connection takes two: an answer may be a file.
-    return MOST if handles == resource.RLIM_INFINITY else max(16, min(MOST, (handles - OTHER_HANDLES) // 2))
+    return MOST if handles == resource.RLIM_INFINITY else max(16, min(MOST, handles - OTHER_HANDLES))
 
 
 @dataclass(eq=False)
@@ -63,8 +56,7 @@ class Connection:
         address: of the client.
         since: when it was opened, the first byte of a request came, or a body began; seconds of the monotonic clock.
         state: `header`: a request is to come or its headers are incomplete; `idle`: it had requests, and is kept for
-            more; `body`: the body of a request arrives; `answer`: the request is worked on; `unread`: its client does
-            not read the answer.
+            more; `body`: the body of a request arrives; `answer`: the request is worked on.
     """
 
     transport: asyncio.Transport
@@ -82,22 +74,12 @@ class Connections:
     def __init__(self, most: int) -> None:
         self._most = most
         self._open: dict[Address, Connection] = {}
-        self._accepted: dict[Address, tuple[socket.socket, float]] = {}
-        """Those that are not open yet, with the time: their TLS handshake is not over."""
         self._watching = False
-
-    def accepted(self, connection: socket.socket, address: Address) -> None:
-        """The system has a new connection; where there are too many, one that waits is closed."""
-        self._accepted[address] = connection, time.monotonic()
-        self._watch()
-        if len(self._open) + len(self._accepted) > self._most:
-            self._close_one(but=address)
 
     def opened(self, transport: asyncio.Transport) -> Connection | None:
         """A new connection; None where it is refused, because none of the others can be closed."""
         peer = transport.get_extra_info("peername")
         connection = Connection(transport, peer[:2])
-        self._accepted.pop(connection.address, None)
         self._watch()
         if len(self._open) >= self._most and not self._close_one():
             transport.write(REFUSAL % (len(_BODY), _BODY))
@@ -110,37 +92,21 @@ class Connections:
         if self._open.get(connection.address) is connection:
             del self._open[connection.address]
 
-    def drop(self, connection: Connection) -> None:
-        """Close a connection at once, whatever is still to be sent over it."""
-        if self._open.get(connection.address) is connection:
-            self._abort(connection)
-
     def of(self, scope: Scope) -> Connection | None:
         """The connection that a request came over."""
         client = scope.get("client")
         return None if client is None else self._open.get((client[0], client[1]))
 
-    def _close_one(self, but: Address | None = None) -> bool:
-        """Close the connection that waits longest, of the address that has the most; False where none waits."""
-        self._accepted = {a: (one, since) for a, (one, since) in self._accepted.items() if one.fileno() >= 0}
-        order = {"idle": 0, "handshake": 1, "header": 1, "unread": 2, "body": 3}
-        waiting = [(address, "handshake", since) for address, (_, since) in self._accepted.items() if address != but]
-        waiting += [(one.address, one.state, one.since) for one in self._open.values() if one.state != "answer"]
+    def _close_one(self) -> bool:
+        """Close the connection that waits longest, of the address that has the most."""
+        waiting = [one for one in self._open.values() if one.state != "answer"]
         if not waiting:
             return False
-        of_host = Counter(address[0] for address in (*self._open, *self._accepted))
-        victim, *_ = min(waiting, key=lambda one: (-of_host[one[0][0]], order[one[1]], one[2]))
-        if victim in self._open:
-            self._abort(self._open[victim])
-        else:
-            self._hang_up(victim)
+        of_host = Counter(one.address[0] for one in self._open.values())
+        order = {"idle": 0, "header": 1, "body": 2}
+        victim = min(waiting, key=lambda one: (-of_host[one.address[0]], order[one.state], one.since))
+        self._abort(victim)
         return True
-
-    def _hang_up(self, address: Address) -> None:
-        """End a handshake; asyncio, whose socket it is, then sees its end and closes it."""
-        connection, _ = self._accepted.pop(address)
-        with contextlib.suppress(OSError):
-            connection.shutdown(socket.SHUT_RDWR)
 
     def _abort(self, connection: Connection) -> None:
         del self._open[connection.address]
@@ -156,30 +122,9 @@ class Connections:
         for connection in list(self._open.values()):
             if connection.state == "header" and connection.since < late:
                 self._abort(connection)
-        for address, (_, since) in list(self._accepted.items()):
-            if since < late:
-                self._hang_up(address)
         self._watching = False
-        if self._open or self._accepted:
+        if self._open:
             self._watch()
-
-
-class CountedSocket(socket.socket):
-    """A listening socket that tells `connections` what it accepts.
-
-    Args:
-        bound: the socket that listens; it is taken over.
-    """
-
-    def __init__(self, bound: socket.socket, connections: Connections) -> None:
-        super().__init__(bound.family, bound.type, bound.proto, fileno=bound.detach())
-        self._connections = connections
-
-    def accept(self) -> tuple[socket.socket, Any]:
-        """As `socket.socket.accept`."""
-        connection, address = super().accept()
-        self._connections.accepted(connection, address[:2])
-        return connection, address
 
 
 def protocol_for(connections: Connections) -> type[asyncio.Protocol]:
@@ -255,18 +200,7 @@ class Followed:
         async def send_and_note(message: Message) -> None:
             nonlocal begun
             begun = True
-            if connection is None:
-                await send(message)
-                return
-            state, since = connection.state, connection.since
-            connection.turn("unread")  # seen where the client lets it wait
-            with move_on_after(UNREAD_S) as waiting:
-                await send(message)
-            connection.state, connection.since = state, since
-            if waiting.cancelled_caught:
-                self._connections.drop(connection)
-                under_way.cancel()
-                await checkpoint()
+            await send(message)
 
         with CancelScope() as under_way:
             self._under_way.add(under_way)

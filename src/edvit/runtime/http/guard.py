@@ -15,9 +15,9 @@ from limits import RateLimitItem, RateLimitItemPerSecond, parse
 from limits.storage import MemoryStorage
 from limits.strategies import SlidingWindowCounterRateLimiter
 
-from edvit.errors import ConfigError, EdvitError, ForbiddenError, RateLimitError, UnauthorizedError, UnavailableError
+from edvit.errors import ConfigError, EdvitError, ForbiddenError, RateLimitError, UnauthorizedError
 from edvit.runtime.http.answers import ErrorAnswer, ErrorDetail
-from edvit.runtime.keys.tokens import Scope, Token, TokenList
+from edvit.runtime.keys.tokens import Scope, TokenList
 from edvit.runtime.request import note
 
 if TYPE_CHECKING:
@@ -91,9 +91,8 @@ class Guard:
             UnauthorizedError: there is no such token.
             ForbiddenError: the token lacks the scope.
             RateLimitError: too many requests, of this token or without one from this address.
-            UnavailableError: the list of tokens cannot be read.
         """
-        known = None if token is None else self._find(token, address)
+        known = None if token is None else self._tokens.find(token)
         if known is None:
             self._count(FAILURES, "address", address)
             what = "no token" if token is None else "unknown token"
@@ -108,15 +107,6 @@ class Guard:
         if scope not in known.scopes:
             log.warning("refused a request for %s from %s: token %s lacks %s", ascii(path), address, known.name, scope)
             raise ForbiddenError(f"this token may not do that: {path} needs the scope {scope}")
-
-    def _find(self, token: str, address: str) -> Token | None:
-        try:
-            return self._tokens.find(token)
-        except (ConfigError, OSError) as error:
-            # What is wrong with the gateway's own files is for its operator, not for whoever asks.
-            self._count(FAILURES, "address", address)
-            log.error("the tokens cannot be read: %s", error)
-            raise UnavailableError("the gateway cannot check tokens now: tell its operator") from None
 
     def _count(self, limit: RateLimitItem, *who: str) -> None:
         if not self._limiter.hit(limit, *who):

@@ -99,7 +99,7 @@ class HttpServer:
             https.check()
             scheme = "https"
         self.url = f"{scheme}://[{reachable}]:{port}" if ":" in reachable else f"{scheme}://{reachable}:{port}"
-        from edvit.runtime.http.connections import Connections, CountedSocket, Followed, most_connections, protocol_for
+        from edvit.runtime.http.connections import Connections, Followed, most_connections, protocol_for
 
         followed = Connections(connections or most_connections())
         self._requests = Followed(app, followed)
@@ -119,8 +119,8 @@ class HttpServer:
             ssl_keyfile=None if https is None else https.key,
         )
         self._server = uvicorn.Server(config)
-        self._bound = CountedSocket(bound, followed)
-        self._thread = threading.Thread(target=self._server.run, args=([self._bound],), name="edvit-http", daemon=True)
+        self._bound = bound
+        self._thread = threading.Thread(target=self._server.run, args=([bound],), name="edvit-http", daemon=True)
 
     def start(self) -> HttpServer:
         """Raises UnavailableError when the server does not come up."""

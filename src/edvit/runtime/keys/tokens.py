@@ -76,7 +76,7 @@ def tokens(folder: Path) -> tuple[Token, ...]:
     try:
         values = json.loads(read(path, ""))
         return tuple(Token(**{**value, "scopes": tuple(value["scopes"])}) for value in values)
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, TypeError, KeyError):
         raise ConfigError(f"{path}: damaged; restore it, or remove it and make every token again") from None
 
 
