@@ -7,7 +7,7 @@ import threading
 
 import httpx
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, Response
 
 from edvit.runtime.http import connections
 from edvit.runtime.http.connections import MOST, OTHER_HANDLES, most_connections
@@ -182,3 +182,69 @@ def test_closed_connections_are_forgotten(serve, monkeypatch):
         for one in kept:
             one.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
             eventually(lambda one=one: "hello" in everything(one))
+
+
+BIG = 8_000_000
+"""Bytes of an answer that no buffers of the system hold."""
+
+ASK_BIG = "GET /big HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@pytest.fixture
+def big(serve):
+    """A URL whose `/big` has `BIG` bytes, and counts how often it has been asked."""
+    serve.asked = []
+
+    @serve.app.get("/big")
+    def big() -> Response:
+        serve.asked.append(1)
+        return Response(bytes(BIG))
+
+    return serve
+
+
+def connect_small(url, text, source="127.0.0.1"):
+    """A connection with little room for what is not read."""
+    url = httpx.URL(url)
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.settimeout(60)
+    connection.bind((source, 0))
+    connection.connect((url.host, url.port))
+    connection.sendall(text.encode())
+    return connection
+
+
+def test_answers_that_are_not_read_make_room(big, monkeypatch):
+    monkeypatch.setattr(connections, "MOST", 16)
+    monkeypatch.setattr(connections, "UNREAD_S", 3600)
+    url = big().url
+    with contextlib.ExitStack() as stack:
+        for _ in range(16):
+            stack.enter_context(connect_small(url, ASK_BIG * 4, "127.0.0.2"))
+        eventually(lambda: len(big.asked) == 16)
+        eventually(lambda: httpx.get(url).status_code == 200)
+        assert len(big.asked) == 16  # those behind one that is not read wait
+
+
+def test_an_answer_that_is_not_read_is_given_up(big, monkeypatch):
+    monkeypatch.setattr(connections, "UNREAD_S", 0.2)
+    monkeypatch.setattr(connections, "LOOK_S", 0.05)
+    url = big().url
+    with connect_small(url, ASK_BIG) as lazy:
+        eventually(lambda: len(big.asked) == 1)
+        threading.Event().wait(1)
+        assert len(everything(lazy)) < BIG
+
+
+def test_an_answer_that_is_read_slowly_is_sent_to_its_end(big, monkeypatch):
+    monkeypatch.setattr(connections, "UNREAD_S", 4)
+    monkeypatch.setattr(connections, "LOOK_S", 0.05)
+    url = big().url
+    with connect_small(url, "GET /big HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n") as slow:
+        said = 0
+        for step in range(1, 11):
+            threading.Event().wait(0.5)
+            while said < 200_000 * step:
+                said += len(slow.recv(100_000))
+        assert said + len(everything(slow)) > BIG

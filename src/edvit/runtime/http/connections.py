@@ -1,6 +1,7 @@
 """Connections to the HTTP server: how many there may be, and how long they may stay without a request.
 
 A server that has too many closes one that waits, of the address that has the most, and takes the new one.
+A connection waits for its client before a request, in the midst of one, and while its answer is not read.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ OTHER_HANDLES = 150
 
 HEADER_S = 10.0
 """Seconds from the first byte of a request, or from the connection, to the end of its headers."""
+
+UNREAD_S = 10.0
+"""Seconds in which a client that has an answer to read must read some of it."""
 
 LOOK_S = 0.5
 """Seconds between two looks at how long connections have been waiting."""
@@ -57,15 +61,34 @@ class Connection:
         since: when it was opened, the first byte of a request came, or a body began; seconds of the monotonic clock.
         state: `header`: a request is to come or its headers are incomplete; `idle`: it had requests, and is kept for
             more; `body`: the body of a request arrives; `answer`: the request is worked on.
+        unread: bytes of answers that wait here for the client, when they were last looked at.
+        read_since: when the client last read some of them, or had nothing to read; seconds of the monotonic clock.
+        writable: set unless too much of the answers is unread.
     """
 
     transport: asyncio.Transport
     address: Address
     since: float = field(default_factory=time.monotonic)
     state: str = "header"
+    unread: int = 0
+    read_since: float = field(default_factory=time.monotonic)
+    writable: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.writable.set()
 
     def turn(self, state: str) -> None:
         self.state, self.since = state, time.monotonic()
+
+    def look(self) -> None:
+        """Note how much of the answers is unread."""
+        unread = self.transport.get_write_buffer_size()
+        if unread == 0 or unread != self.unread:
+            self.reads()
+        self.unread = unread
+
+    def reads(self) -> None:
+        self.read_since = time.monotonic()
 
 
 class Connections:
@@ -99,11 +122,13 @@ class Connections:
 
     def _close_one(self) -> bool:
         """Close the connection that waits longest, of the address that has the most."""
-        waiting = [one for one in self._open.values() if one.state != "answer"]
+        for one in self._open.values():
+            one.look()
+        waiting = [one for one in self._open.values() if one.state != "answer" or one.unread > 0]
         if not waiting:
             return False
         of_host = Counter(one.address[0] for one in self._open.values())
-        order = {"idle": 0, "header": 1, "body": 2}
+        order = {"idle": 0, "header": 1, "body": 2, "answer": 3}
         victim = min(waiting, key=lambda one: (-of_host[one.address[0]], order[one.state], one.since))
         self._abort(victim)
         return True
@@ -118,9 +143,11 @@ class Connections:
             asyncio.get_running_loop().call_later(LOOK_S, self._look)
 
     def _look(self) -> None:
-        late = time.monotonic() - HEADER_S
+        now = time.monotonic()
         for connection in list(self._open.values()):
-            if connection.state == "header" and connection.since < late:
+            connection.look()
+            slow = connection.state == "header" and now - connection.since > HEADER_S
+            if slow or now - connection.read_since > UNREAD_S:
                 self._abort(connection)
         self._watching = False
         if self._open:
@@ -144,9 +171,21 @@ def protocol_for(connections: Connections) -> type[asyncio.Protocol]:
                 self.connection.turn("header")
             super().data_received(data)
 
+        def pause_writing(self) -> None:
+            if self.connection is not None:
+                self.connection.writable.clear()
+            super().pause_writing()
+
+        def resume_writing(self) -> None:
+            if self.connection is not None:
+                self.connection.reads()
+                self.connection.writable.set()
+            super().resume_writing()
+
         def connection_lost(self, exc: Exception | None) -> None:
             if self.connection is not None:
                 connections.closed(self.connection)
+                self.connection.writable.set()
             super().connection_lost(exc)
 
     return CountedProtocol
@@ -188,6 +227,9 @@ class Followed:
             return
         connection = self._connections.of(scope)
         if connection is not None:
+            await connection.writable.wait()  # the answer before this one may be unread
+            if connection.transport.is_closing():
+                return
             connection.turn("body" if _has_body(scope) else "answer")
         begun = False
 

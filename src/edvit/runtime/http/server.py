@@ -21,6 +21,8 @@ BACKLOG = 128
 """Connections that the system keeps until they are accepted."""
 ACCEPTED_AT_ONCE = 8
 """Connections that are accepted in one round of the event loop; each has a handle some rounds before it is refused."""
+UNSENT_BYTES = 65_536
+"""What the system keeps for a client that does not read; with more, a slow reader looks like one that does not read."""
 CLOSE_S = 1.0
 """How long `close` lets requests that are under way go on, at most."""
 
@@ -39,6 +41,7 @@ def bind(host: str, port: int) -> socket.socket:
         raise ConfigError(f"{host}:{port}: not an address to listen on; check --host and --port") from None
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNSENT_BYTES)  # accepted connections have it too
         bound.bind(address)
         bound.listen(BACKLOG)
     except OSError as error:
