@@ -3,7 +3,10 @@
 import contextlib
 import resource
 import socket
+import ssl
 import threading
+from datetime import datetime, timezone
+from pathlib import Path
 
 import httpx
 import pytest
@@ -11,7 +14,8 @@ from fastapi import FastAPI, Response
 
 from edvit.runtime.http import connections
 from edvit.runtime.http.connections import MOST, OTHER_HANDLES, most_connections
-from edvit.runtime.http.server import HttpServer, bind
+from edvit.runtime.http.server import HttpServer, HttpsFiles, bind
+from edvit.runtime.keys.authority import make_authority
 from waiting import eventually
 
 
@@ -36,8 +40,8 @@ def serve():
 
     with contextlib.ExitStack() as stack:
 
-        def start():
-            server = HttpServer(app, bind("127.0.0.1", 0))
+        def start(https=None):
+            server = HttpServer(app, bind("127.0.0.1", 0), https)
             stack.callback(server.close)
             return server.start()
 
@@ -248,3 +252,45 @@ def test_an_answer_that_is_read_slowly_is_sent_to_its_end(big, monkeypatch):
             while said < 200_000 * step:
                 said += len(slow.recv(100_000))
         assert said + len(everything(slow)) > BIG
+
+
+@pytest.fixture
+def https(serve, tmp_path):
+    """Starts the server with HTTPS; returns its URL and what a client trusts."""
+    make_authority(tmp_path, ["127.0.0.1"], datetime.now(timezone.utc))
+
+    def start():
+        url = serve(HttpsFiles(tmp_path / "gateway.crt", tmp_path / "gateway.key")).url
+        return url, ssl.create_default_context(cafile=tmp_path / "ca.crt")
+
+    return start
+
+
+def test_handshakes_that_are_never_begun_make_room(https, monkeypatch):
+    monkeypatch.setattr(connections, "MOST", 16)
+    monkeypatch.setattr(connections, "HEADER_S", 3600)
+    url, trusted = https()
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with contextlib.ExitStack() as stack:
+        idle = [stack.enter_context(connect(url, source="127.0.0.2")) for _ in range(60)]
+        assert httpx.get(url, verify=trusted, trust_env=False).json() == "hello"
+        assert everything(idle[0]) == ""
+        eventually(lambda: len(list(Path("/proc/self/fd").iterdir())) <= before + 60 + 20)
+
+
+@pytest.mark.parametrize("text", ["", "\x16\x03\x01", "GET / HTTP/1.1\r\n\r\n"], ids=["nothing", "begun", "plain"])
+def test_a_handshake_that_does_not_end_is_not_waited_for(https, monkeypatch, text):
+    monkeypatch.setattr(connections, "HEADER_S", 0.1)
+    monkeypatch.setattr(connections, "LOOK_S", 0.05)
+    url, _ = https()
+    with connect(url, text) as slow:
+        assert "HTTP" not in everything(slow)
+
+
+def test_a_request_that_comes_with_the_end_of_the_handshake_is_answered(https):
+    url, trusted = https()
+    for _ in range(20):
+        with trusted.wrap_socket(connect(url), server_hostname="127.0.0.1", do_handshake_on_connect=False) as asker:
+            asker.do_handshake()
+            asker.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            assert '"hello"' in everything(asker)

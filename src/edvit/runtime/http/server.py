@@ -63,12 +63,18 @@ class HttpsFiles:
 
     def check(self) -> None:
         """Raises ConfigError if they cannot be used, or do not belong together."""
+        self.context()
+
+    def context(self) -> ssl.SSLContext:
+        """What a server agrees upon TLS with. Raises ConfigError as `check` does."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:
-            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.certificate, self.key, lambda: "")
+            context.load_cert_chain(self.certificate, self.key, lambda: "")
         except OSError as error:
             raise ConfigError(
                 f"{self.certificate}, {self.key}: not a certificate and its unencrypted private key ({error.strerror})"
             ) from None
+        return context
 
 
 class HttpServer:
@@ -91,10 +97,8 @@ class HttpServer:
             raise missing_serve_extra() from None
         host, port = bound.getsockname()[:2]
         reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-        scheme = "http"
-        if https is not None:
-            https.check()
-            scheme = "https"
+        tls = None if https is None else https.context()
+        scheme = "http" if tls is None else "https"
         self.url = f"{scheme}://[{reachable}]:{port}" if ":" in reachable else f"{scheme}://{reachable}:{port}"
         from edvit.runtime.http.connections import Connections, Followed, most_connections, protocol_for
 
@@ -102,7 +106,7 @@ class HttpServer:
         self._requests = Followed(app, connections)
         config = uvicorn.Config(
             self._requests,
-            http=protocol_for(connections),
+            http=protocol_for(connections, tls),
             ws="none",
             backlog=ACCEPTED_AT_ONCE,
             log_config=None,  # it goes the way of every other log
@@ -112,8 +116,6 @@ class HttpServer:
             timeout_graceful_shutdown=1,
             server_header=False,
             timeout_keep_alive=30,
-            ssl_certfile=None if https is None else https.certificate,
-            ssl_keyfile=None if https is None else https.key,
         )
         self._server = uvicorn.Server(config)
         self._bound = bound
