@@ -7,15 +7,20 @@ to do. What is not an `EdvitError` is a defect, and its detail never leaves the 
 
 from __future__ import annotations
 
+import codecs
 import errno
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """A full disk, a quota, the process's own limit: of a write that nothing in this program could have made succeed."""
 
 
+_escaped = codecs.getencoder("unicode_escape")
+"""Looked up now: the first look-up imports a module, which fails where no file handle is left."""
+
+
 def printable(text: str) -> str:
     """The text with everything escaped that a terminal would obey: control characters, line ends, directions."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(c if c.isprintable() else _escaped(c)[0].decode("ascii") for c in text)
 
 
 class EdvitError(Exception):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import logging
@@ -11,7 +12,7 @@ import sys
 
 import pytest
 
-from edvit.runtime.logs import JsonLines, TextLines, event
+from edvit.runtime.logs import JsonLines, SeldomWithoutHandles, TextLines, event
 from edvit.runtime.request import working_on
 
 NASTY = "\x1b[31mred\r\n2026-01-01 INFO forged\u202e \u2028 \x9b31m \ud800"
@@ -147,3 +148,30 @@ except ValueError:
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert found.stdout == "malformed\n"
     assert found.stderr == ""
+
+
+def test_a_line_is_written_where_no_file_handle_is_left():
+    code = """if True:
+        import errno, logging, resource, sys
+        from edvit.runtime.logs import write_logs
+
+        write_logs()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
+        logging.warning("no \\x1b handle")
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
+    assert done.stderr.endswith("no \\x1b handle\n")
+    assert done.stderr.count("\n") == 1
+
+
+def test_missing_file_handles_are_told_of_once_a_minute_by_each_logger():
+    seldom = SeldomWithoutHandles()
+
+    def passes(name, number):
+        error = OSError(number, "")
+        return seldom.filter(logging.LogRecord(name, logging.ERROR, "", 0, "", (), (OSError, error, None)))
+
+    given = [passes("asyncio", errno.EMFILE), passes("asyncio", errno.ENFILE), passes("uvicorn.error", errno.EMFILE)]
+    assert given == [True, False, True]
+    assert passes("asyncio", errno.EPIPE)
+    assert passes("asyncio", errno.EPIPE)

@@ -5,11 +5,13 @@ Whatever a line has from the network is escaped in it. Images, tokens and the qu
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import re
 import sys
 import threading
+import time
 import traceback
 from datetime import datetime, timezone
 from types import TracebackType
@@ -29,6 +31,10 @@ _CHATTY = ("python_multipart",)
 
 TAKEN = frozenset({"time", "level", "event", "logger", "traceback"})
 """What every line has; an event's own fields have other names."""
+
+
+NO_HANDLE_S = 60.0
+"""Seconds between two lines of one logger that say that no file handle is left."""
 
 
 def event(log: logging.Logger, level: int, name: str, /, **fields: Any) -> None:
@@ -51,9 +57,9 @@ class JsonLines(logging.Formatter):
         self._always = always
 
     def format(self, record: logging.LogRecord) -> str:
-        time = datetime.fromtimestamp(record.created, timezone.utc)
+        moment = datetime.fromtimestamp(record.created, timezone.utc)
         line: dict[str, Any] = {
-            "time": time.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "time": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             "level": record.levelname.lower(),
             "event": record.getMessage(),
             "logger": record.name,
@@ -69,9 +75,9 @@ class TextLines(logging.Formatter):
     """A line of text a record: local time, level, event, then the event's own fields as `name=value`."""
 
     def format(self, record: logging.LogRecord) -> str:
-        time = datetime.fromtimestamp(record.created).isoformat(" ", "milliseconds")
+        moment = datetime.fromtimestamp(record.created).isoformat(" ", "milliseconds")
         fields = [f"{name}={_plain(value)}" for name, value in fields_of(record).items()]
-        line = " ".join([time, record.levelname, printable(record.getMessage()), *fields])
+        line = " ".join([moment, record.levelname, printable(record.getMessage()), *fields])
         if record.exc_info:
             # Indented, so that no line of an error's text can be taken for an event.
             lines = "".join(traceback.format_exception(*record.exc_info)).rstrip("\n").split("\n")
@@ -85,6 +91,27 @@ def fields_of(record: logging.LogRecord) -> dict[str, Any]:
     if (request := current()) is not None:
         fields.setdefault("request", request.id)
     return {f"{name}_" if name in TAKEN else name: value for name, value in fields.items()}
+
+
+class SeldomWithoutHandles(logging.Filter):
+    """Lets a record about missing file handles through once in `NO_HANDLE_S` for each logger, and all other records.
+
+    Every connection that cannot be accepted raises such an error, so that anybody could fill the disk with them.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if not isinstance(error, OSError) or error.errno not in (errno.EMFILE, errno.ENFILE):
+            return True
+        now = time.monotonic()
+        if now - self._last.get(record.name, -NO_HANDLE_S) < NO_HANDLE_S:
+            return False
+        self._last[record.name] = now
+        return True
 
 
 def _plain(value: object) -> str:
@@ -108,6 +135,7 @@ def write_logs(
     """
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonLines(**always) if form == "json" else TextLines())
+    handler.addFilter(SeldomWithoutHandles())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     for name in _CHATTY:

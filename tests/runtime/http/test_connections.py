@@ -3,15 +3,19 @@
 import contextlib
 import resource
 import socket
+import ssl
 import threading
+from datetime import datetime, timezone
+from pathlib import Path
 
 import httpx
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, Response
 
 from edvit.runtime.http import connections
 from edvit.runtime.http.connections import MOST, OTHER_HANDLES, most_connections
-from edvit.runtime.http.server import HttpServer, bind
+from edvit.runtime.http.server import HttpServer, HttpsFiles, bind
+from edvit.runtime.keys.authority import make_authority
 from waiting import eventually
 
 
@@ -36,8 +40,8 @@ def serve():
 
     with contextlib.ExitStack() as stack:
 
-        def start():
-            server = HttpServer(app, bind("127.0.0.1", 0))
+        def start(https=None):
+            server = HttpServer(app, bind("127.0.0.1", 0), https)
             stack.callback(server.close)
             return server.start()
 
@@ -182,3 +186,111 @@ def test_closed_connections_are_forgotten(serve, monkeypatch):
         for one in kept:
             one.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
             eventually(lambda one=one: "hello" in everything(one))
+
+
+BIG = 8_000_000
+"""Bytes of an answer that no buffers of the system hold."""
+
+ASK_BIG = "GET /big HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@pytest.fixture
+def big(serve):
+    """A URL whose `/big` has `BIG` bytes, and counts how often it has been asked."""
+    serve.asked = []
+
+    @serve.app.get("/big")
+    def big() -> Response:
+        serve.asked.append(1)
+        return Response(bytes(BIG))
+
+    return serve
+
+
+def connect_small(url, text, source="127.0.0.1"):
+    """A connection with little room for what is not read."""
+    url = httpx.URL(url)
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.settimeout(60)
+    connection.bind((source, 0))
+    connection.connect((url.host, url.port))
+    connection.sendall(text.encode())
+    return connection
+
+
+def test_answers_that_are_not_read_make_room(big, monkeypatch):
+    monkeypatch.setattr(connections, "MOST", 16)
+    monkeypatch.setattr(connections, "UNREAD_S", 3600)
+    url = big().url
+    with contextlib.ExitStack() as stack:
+        for _ in range(16):
+            stack.enter_context(connect_small(url, ASK_BIG * 4, "127.0.0.2"))
+        eventually(lambda: len(big.asked) == 16)
+        eventually(lambda: httpx.get(url).status_code == 200)
+        assert len(big.asked) == 16  # those behind one that is not read wait
+
+
+def test_an_answer_that_is_not_read_is_given_up(big, monkeypatch):
+    monkeypatch.setattr(connections, "UNREAD_S", 0.2)
+    monkeypatch.setattr(connections, "LOOK_S", 0.05)
+    url = big().url
+    with connect_small(url, ASK_BIG) as lazy:
+        eventually(lambda: len(big.asked) == 1)
+        threading.Event().wait(1)
+        assert len(everything(lazy)) < BIG
+
+
+def test_an_answer_that_is_read_slowly_is_sent_to_its_end(big, monkeypatch):
+    monkeypatch.setattr(connections, "UNREAD_S", 4)
+    monkeypatch.setattr(connections, "LOOK_S", 0.05)
+    url = big().url
+    with connect_small(url, "GET /big HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n") as slow:
+        said = 0
+        for step in range(1, 11):
+            threading.Event().wait(0.5)
+            while said < 200_000 * step:
+                said += len(slow.recv(100_000))
+        assert said + len(everything(slow)) > BIG
+
+
+@pytest.fixture
+def https(serve, tmp_path):
+    """Starts the server with HTTPS; returns its URL and what a client trusts."""
+    make_authority(tmp_path, ["127.0.0.1"], datetime.now(timezone.utc))
+
+    def start():
+        url = serve(HttpsFiles(tmp_path / "gateway.crt", tmp_path / "gateway.key")).url
+        return url, ssl.create_default_context(cafile=tmp_path / "ca.crt")
+
+    return start
+
+
+def test_handshakes_that_are_never_begun_make_room(https, monkeypatch):
+    monkeypatch.setattr(connections, "MOST", 16)
+    monkeypatch.setattr(connections, "HEADER_S", 3600)
+    url, trusted = https()
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with contextlib.ExitStack() as stack:
+        idle = [stack.enter_context(connect(url, source="127.0.0.2")) for _ in range(60)]
+        assert httpx.get(url, verify=trusted, trust_env=False).json() == "hello"
+        assert everything(idle[0]) == ""
+        eventually(lambda: len(list(Path("/proc/self/fd").iterdir())) <= before + 60 + 20)
+
+
+@pytest.mark.parametrize("text", ["", "\x16\x03\x01", "GET / HTTP/1.1\r\n\r\n"], ids=["nothing", "begun", "plain"])
+def test_a_handshake_that_does_not_end_is_not_waited_for(https, monkeypatch, text):
+    monkeypatch.setattr(connections, "HEADER_S", 0.1)
+    monkeypatch.setattr(connections, "LOOK_S", 0.05)
+    url, _ = https()
+    with connect(url, text) as slow:
+        assert "HTTP" not in everything(slow)
+
+
+def test_a_request_that_comes_with_the_end_of_the_handshake_is_answered(https):
+    url, trusted = https()
+    for _ in range(20):
+        with trusted.wrap_socket(connect(url), server_hostname="127.0.0.1", do_handshake_on_connect=False) as asker:
+            asker.do_handshake()
+            asker.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            assert '"hello"' in everything(asker)

@@ -219,3 +219,34 @@ def test_files_that_are_no_certificate_and_key_are_refused(keys):
 def test_rates_that_are_none(text):
     with pytest.raises(ConfigError, match="--rate-limit"):
         parse_rate(text)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"",
+        b'[{"name": "a", "sha',
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'[{"name": "a", "sha256": 1, "scopes": [], "made": ""}]',
+        None,
+    ],
+    ids=["empty", "torn", "bytes", "deep", "number", "folder"],
+)
+def test_a_damaged_list_of_tokens_is_told_to_the_operator_alone(serve, keys, token, caplog, damage):
+    url = serve(https=False)
+    right = token("watch")
+    path = keys / "tokens.json"
+    path.unlink()
+    if damage is None:
+        path.mkdir()
+    else:
+        path.write_bytes(damage)
+    for given in (right, "wrong", right):
+        answer = status(url, "/fleet", given)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "unavailable")
+        assert "tokens.json" not in answer.text
+        assert str(keys) not in answer.text
+    (record,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert str(path) in record.getMessage()
+    assert record.exc_info is None

@@ -125,7 +125,8 @@ def _router(predictor: Predictor, manifest: Manifest, uploads: Uploads) -> APIRo
     async def predict(request: Request) -> Response:
         """Classify one image or sound, or a batch given as an array."""
         client = client_of(request)
-        wait_s = WAIT * predictor.longest_s
+        # The first requests that meet a device which has just fallen silent wait until it is left alone.
+        wait_s = (WAIT if pace.is_lowered else 1.0) * predictor.longest_s
         async with (
             uploads.read(request, client, wait_s) as (images, is_batch, start, waited_s),
             AsyncExitStack() as held,

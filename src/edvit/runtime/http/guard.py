@@ -11,13 +11,13 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from limits import RateLimitItem, RateLimitItemPerSecond, parse
+from limits import RateLimitItem, RateLimitItemPerMinute, RateLimitItemPerSecond, parse
 from limits.storage import MemoryStorage
 from limits.strategies import SlidingWindowCounterRateLimiter
 
-from edvit.errors import ConfigError, EdvitError, ForbiddenError, RateLimitError, UnauthorizedError
+from edvit.errors import ConfigError, EdvitError, ForbiddenError, RateLimitError, UnauthorizedError, UnavailableError
 from edvit.runtime.http.answers import ErrorAnswer, ErrorDetail
-from edvit.runtime.keys.tokens import Scope, TokenList
+from edvit.runtime.keys.tokens import Scope, Token, TokenList
 from edvit.runtime.request import note
 
 if TYPE_CHECKING:
@@ -40,6 +40,9 @@ OPEN = re.compile(r"/docs|/openapi\.json|/static-offline-docs/.*")
 
 FAILURES = RateLimitItemPerSecond(5)
 """Requests without a good token that one address is told of and that are logged; more are 429, and not logged."""
+
+DAMAGED = RateLimitItemPerMinute(1)
+"""Lines of the log about a list of tokens that cannot be used."""
 
 REFUSED_BODY_BYTES = 2_000_000
 REFUSED_BODY_S = 2.0
@@ -91,8 +94,9 @@ class Guard:
             UnauthorizedError: there is no such token.
             ForbiddenError: the token lacks the scope.
             RateLimitError: too many requests, of this token or without one from this address.
+            UnavailableError: the list of tokens cannot be used; only the log says why.
         """
-        known = None if token is None else self._tokens.find(token)
+        known = None if token is None else self._find(token)
         if known is None:
             self._count(FAILURES, "address", address)
             what = "no token" if token is None else "unknown token"
@@ -107,6 +111,16 @@ class Guard:
         if scope not in known.scopes:
             log.warning("refused a request for %s from %s: token %s lacks %s", ascii(path), address, known.name, scope)
             raise ForbiddenError(f"this token may not do that: {path} needs the scope {scope}")
+
+    def _find(self, token: str) -> Token | None:
+        try:
+            return self._tokens.find(token)
+        except ConfigError as error:
+            if self._limiter.hit(DAMAGED, "damaged"):
+                log.error("no token can be checked: %s", error)
+            raise UnavailableError(
+                "the gateway cannot check tokens now: its operator finds the reason in its log"
+            ) from None
 
     def _count(self, limit: RateLimitItem, *who: str) -> None:
         if not self._limiter.hit(limit, *who):

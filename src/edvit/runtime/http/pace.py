@@ -19,6 +19,11 @@ class Pace:
         self._most = float(most)
         self._at_once = float(most)
 
+    @property
+    def is_lowered(self) -> bool:
+        """Whether answers have lately taken too long."""
+        return self._at_once < self._most
+
     def after(self, seconds: float, longest_s: float, *, answered: bool) -> int:
         """How many requests to work on at once, now that one was worked on for so many seconds.
 

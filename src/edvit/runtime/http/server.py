@@ -21,6 +21,8 @@ BACKLOG = 128
 """Connections that the system keeps until they are accepted."""
 ACCEPTED_AT_ONCE = 8
 """Connections that are accepted in one round of the event loop; each has a handle some rounds before it is refused."""
+UNSENT_BYTES = 65_536
+"""What the system keeps for a client that does not read; with more, a slow reader looks like one that does not read."""
 CLOSE_S = 1.0
 """How long `close` lets requests that are under way go on, at most."""
 
@@ -42,6 +44,7 @@ def bind(host: str, port: int, *, options: str = "--host and --port") -> socket.
         raise ConfigError(f"{host}:{port}: not an address to listen on; check {options}") from None
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNSENT_BYTES)  # accepted connections have it too
         bound.bind(address)
         bound.listen(BACKLOG)
     except OSError as error:
@@ -63,12 +66,18 @@ class HttpsFiles:
 
     def check(self) -> None:
         """Raises ConfigError if they cannot be used, or do not belong together."""
+        self.context()
+
+    def context(self) -> ssl.SSLContext:
+        """What a server agrees upon TLS with. Raises ConfigError as `check` does."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:
-            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.certificate, self.key, lambda: "")
+            context.load_cert_chain(self.certificate, self.key, lambda: "")
         except OSError as error:
             raise ConfigError(
                 f"{self.certificate}, {self.key}: not a certificate and its unencrypted private key ({error.strerror})"
             ) from None
+        return context
 
 
 class HttpServer:
@@ -94,10 +103,8 @@ class HttpServer:
             raise missing_serve_extra() from None
         host, port = bound.getsockname()[:2]
         reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-        scheme = "http"
-        if https is not None:
-            https.check()
-            scheme = "https"
+        tls = None if https is None else https.context()
+        scheme = "http" if tls is None else "https"
         self.url = f"{scheme}://[{reachable}]:{port}" if ":" in reachable else f"{scheme}://{reachable}:{port}"
         from edvit.runtime.http.connections import Connections, Followed, most_connections, protocol_for
 
@@ -105,7 +112,7 @@ class HttpServer:
         self._requests = Followed(app, followed)
         config = uvicorn.Config(
             self._requests,
-            http=protocol_for(followed),
+            http=protocol_for(followed, tls),
             ws="none",
             backlog=ACCEPTED_AT_ONCE,
             log_config=None,  # it goes the way of every other log
@@ -115,8 +122,6 @@ class HttpServer:
             timeout_graceful_shutdown=1,
             server_header=False,
             timeout_keep_alive=30,
-            ssl_certfile=None if https is None else https.certificate,
-            ssl_keyfile=None if https is None else https.key,
         )
         self._server = uvicorn.Server(config)
         self._bound = bound

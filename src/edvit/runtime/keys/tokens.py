@@ -75,9 +75,12 @@ def tokens(folder: Path) -> tuple[Token, ...]:
         return ()
     try:
         values = json.loads(read(path, ""))
-        return tuple(Token(**{**value, "scopes": tuple(value["scopes"])}) for value in values)
-    except (ValueError, TypeError, KeyError):
+        known = tuple(Token(**{**value, "scopes": tuple(value["scopes"])}) for value in values)
+        if not all(isinstance(token.sha256, str) and isinstance(token.name, str) for token in known):
+            raise TypeError
+    except (ValueError, TypeError, KeyError, RecursionError):
         raise ConfigError(f"{path}: damaged; restore it, or remove it and make every token again") from None
+    return known
 
 
 class TokenList:
@@ -93,7 +96,7 @@ class TokenList:
         """The token that this is, or None. It takes the same time however much of it is right.
 
         Raises:
-            ConfigError: the list is damaged.
+            ConfigError: the list is damaged or cannot be read.
         """
         given = _hash(token)
         found = None
@@ -108,6 +111,8 @@ class TokenList:
             stamp = (state.st_mtime_ns, state.st_ino)
         except FileNotFoundError:
             return ()
+        except OSError as error:
+            raise ConfigError(f"{self._folder / 'tokens.json'}: cannot be read ({error.strerror})") from None
         with self._lock:
             if stamp != self._stamp:
                 self._tokens = tokens(self._folder)
