@@ -191,7 +191,7 @@ def test_the_wait_for_a_worker_counts_towards_the_deadline(serve, bundle):
         pending = [pool.submit(ask, i) for i in range(WORKERS + 4)]
         try:
             eventually(lambda: sum(one.done() for one in pending) == 4, 60)
-            assert all("every worker was busy for 0.2 s" in one.result() for one in pending if one.done())
+            assert all("every worker was busy for 0.5 s" in one.result() for one in pending if one.done())
         finally:
             release.set()
 

@@ -52,8 +52,9 @@ WORKERS = 16
 """Requests worked on at once; each mostly waits for devices. More wait their turn, without blocking `/health`."""
 
 WAIT = 0.4
-"""The share of the longest deadline for which a request may wait, for a decoder and for its turn. After a longer wait
-the devices would not answer it in time, and what they do for it would be lost to others."""
+"""The share of the longest deadline for which a request may wait, for a decoder and for its turn, while answers take
+too long (`Pace`). After a longer wait the devices would not answer it in time, and what they do for it would be lost to
+others."""
 
 MAX_REQUESTS = 80
 """Predictions under way or waiting; more are refused, those of the client first that has the most."""
