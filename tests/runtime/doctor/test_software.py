@@ -18,6 +18,17 @@ def test_the_requirements_are_those_of_the_package():
     assert ("cryptography", None) not in found
 
 
+def test_what_an_extra_needs_is_the_extras_alone_whatever_else_its_line_says(monkeypatch):
+    lines = [
+        "numpy>=1.24",
+        "grafana-foundation-sdk>=1769699998!10.1.0; python_version >= '3.11' and extra == 'dev'",
+        'ray>=2.40 ; extra == "ray" and sys_platform != "win32"',
+    ]
+    monkeypatch.setattr(software.metadata, "requires", lambda name: lines)
+    found = [(one.distribution, one.extra) for one in software.requirements()]
+    assert found == [("numpy", None), ("grafana-foundation-sdk", "dev"), ("ray", "ray")]
+
+
 def test_everything_that_is_needed_is_here():
     checks = software.check_libraries()
     assert [check for check in checks if check.state != "good"] == []

@@ -57,9 +57,10 @@ def requirements() -> list[Requirement]:
     """What the installed package says that it needs."""
     found = []
     for line in metadata.requires("edvit") or ():
-        match = re.match(r"([A-Za-z0-9._-]+)>=([\d.]+)(?:;.*extra == ['\"]([\w-]+)['\"])?", line.replace(" >=", ">="))
+        match = re.match(r"([A-Za-z0-9._-]+)>=([\d.]+)", line.replace(" >=", ">="))
+        extra = re.search(r"extra == ['\"]([\w-]+)['\"]", line)
         if match is not None:
-            found.append(Requirement(match[1].lower(), _numbers(match[2]), match[3]))
+            found.append(Requirement(match[1].lower(), _numbers(match[2]), extra[1] if extra else None))
     return found
 
 
