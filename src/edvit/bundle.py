@@ -55,7 +55,7 @@ class _Strict(BaseModel):
 
 
 MOST_PATH_BYTES = 255
-"""Of a file's path inside a bundle; file systems take no longer names."""
+"""A file's path inside a bundle has so many bytes at most; file systems take no longer names."""
 
 
 class ModelFile(_Strict):

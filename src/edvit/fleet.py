@@ -12,9 +12,9 @@ from edvit.errors import FleetError
 from edvit.validation import NAME_PATTERN, first_problem
 
 MOST_CHARACTERS = 1_000_000
-"""Of a fleet.yaml; a device takes some two hundred."""
+"""A fleet.yaml has so many at most; a device takes some two hundred."""
 MOST_DEPTH = 10
-"""Of lists and maps in each other; a fleet needs four."""
+"""Lists and maps stand in each other so deep at most; a fleet needs four."""
 
 
 class Link(BaseModel):

@@ -16,7 +16,6 @@ from edvit.runtime.gateway.breaker import MISSES
 from edvit.runtime.gateway.deadline import ENOUGH
 from edvit.runtime.gateway.gateway import Gateway
 from edvit.runtime.http.app import fleet_of, health_of
-from edvit.runtime.predictor import LocalPredictor
 from edvit.runtime.wire.header import decode, encode
 from edvit.runtime.wire.messages import DeviceInfo, HeldSubModel, InferReply, InferRequest, LoadRequest, to_payload
 from edvit.runtime.wire.topics import ALIVE, INFER, INFO, LOAD
@@ -34,17 +33,6 @@ LONG_S = 60.0
 def bundle(tmp_path_factory):
     """Sub-model i on device i + 1 of three."""
     return write_tiny_bundle(tmp_path_factory.mktemp("replicas") / "bundle", submodels=3, classes=6)
-
-
-@pytest.fixture
-def fleet(bundle, tmp_path):
-    with memory_fleet(bundle, tmp_path / "cache") as fleet:
-        yield fleet
-
-
-@pytest.fixture
-def local(bundle):
-    return LocalPredictor(bundle)
 
 
 def held(gateway):

@@ -18,7 +18,7 @@ Floats = npt.NDArray[np.floating]
 LEAST, MOST = 0.25, 4.0
 """Bounds: images that are all answered accurately would ask for a temperature of 0."""
 BINS = 15
-"""Of the reliability diagram, of equal width."""
+"""The reliability diagram has so many bins, of equal width."""
 
 
 def fit_temperature(logits: Floats, labels: npt.NDArray[np.int64]) -> float:
@@ -55,7 +55,7 @@ class Reliability:
 
     @classmethod
     def of(cls, logits: Floats, labels: npt.NDArray[np.int64]) -> Reliability:
-        """Of `logits`, `[images, classes]`."""
+        """How `logits`, `[images, classes]`, agree with `labels`, `[images]`."""
         best = np.exp(log_softmax(np.asarray(logits, dtype=np.float64), axis=1).max(axis=1))
         correct = np.asarray(logits).argmax(axis=1) == labels
         where = np.minimum((best * BINS).astype(np.int64), BINS - 1)
